@@ -1,0 +1,1 @@
+"""Generative augmentation for atypical femoral fractures: what the notebooks call."""

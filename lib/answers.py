@@ -1,0 +1,343 @@
+"""The answers: RQ1, RQ2 and RQ3 in plain sentences, every number taken from the tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from lib.metrics import KEY_SECONDARY, PRIMARY
+from lib.statistics import MARGIN, QUESTIONS
+
+GENERATORS = {"cyclegan": "CycleGAN", "cyclediff": "CycleDiff"}
+WITH = {  # completes "with …"
+    "cyclegan": "images added by CycleGAN",
+    "cyclediff": "images added by CycleDiff",
+    "real": "real images alone",
+    "standard": "rotation, flipping and cropping",
+    "oversampling": "as many duplicates of real AFF images",
+}
+METRICS = {
+    "auroc": "AUROC",
+    "image_auroc": "AUROC of images",
+    "sensitivity_at_90_specificity": "sensitivity at 90 % specificity",
+    "auprc": "AUPRC",
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "balanced_accuracy": "balanced accuracy",
+    "mcc": "MCC",
+    "brier": "Brier score (lower is better)",
+}
+FIDELITY = {
+    "kid": "KID (lower is better)",
+    "fid": "FID (lower is better)",
+    "precision": "precision",
+    "recall": "recall",
+    "transfer": "taken for the target class by the judge",
+    "ssim_outside": "SSIM to the source outside the fracture zone",
+    "counterfactual_inside": "agreement with the counterfactual inside the fracture zone",
+    "counterfactual_outside": "agreement with the counterfactual outside it",
+}
+METHODS = {
+    **GENERATORS,
+    "noise": "sampled from noise",
+    "real": "real against real",
+    "source": "untranslated",
+}
+TESTS = {
+    "DeLong, patients": "DeLong's test",
+    "clustered AUC, patients": "clustered AUC test",
+    "corrected t": "corrected t-test over {n} cells",
+    "patient bootstrap": "patient bootstrap",
+}
+TITLES = {
+    "RQ1": "RQ1. Which of CycleGAN and CycleDiff makes the better synthetic images?",
+    "RQ2": "RQ2. Is a classifier better for adding generated images to the real ones?",
+    "RQ3": "RQ3. Is generative augmentation better than rotation, flipping and cropping?",
+    "oversampling": "Beyond the three: is it better than oversampling?",
+}
+
+
+def answer(comparisons: pd.DataFrame, fidelity: pd.DataFrame, metrics: pd.DataFrame, facts: dict) -> str:
+    """The text of `answers.md`.
+
+    Parameters
+    ----------
+    comparisons : what `lib.statistics.compare` returned; the rows of RQ1 on KID come from its `extra`
+    fidelity : `method, repeat, fold, direction, features, metric, value, ci_low, ci_high, n`
+    metrics : `condition, repeat, fold, seed, metric, value`
+    facts : `data` ("phantom" or "own radiographs"), `profile`, `cells`, `test_patients`, `test_aff_patients`, `seeds`,
+        `architecture`, `weights`, and where `compare` was given another than the default, its `margin`
+
+    Returns
+    -------
+    str, markdown
+    """
+    sections, short = [], []
+    for question, title in TITLES.items():
+        parts = [_pair(comparisons, metrics, facts, *pair[1:]) for pair in QUESTIONS if pair[1] == question]
+        if question == "RQ1":
+            parts = [_fidelity(comparisons, fidelity), *parts]
+        headlines = [headline for headline, _ in parts]
+        short.append(f"- {question.capitalize() if question.islower() else question}: {'; '.join(headlines)}.")
+        text = [f"**{_sentence(headline)}.** {body}" for headline, body in parts]
+        if question == "RQ1" and (remark := _disagreement(comparisons)):
+            text.append(remark)
+        sections += [f"## {title}", *text]
+    return "\n\n".join(
+        ["# Answers", _setting(facts), "\n".join(short), *sections, "## Scores", _scores(metrics, facts),
+         "## How to read this", _reading(facts)]
+    ) + "\n"  # fmt: skip
+
+
+def _setting(facts: dict) -> str:
+    """What was studied, and how far it carries."""
+    if facts["data"] == "phantom":
+        data = "Data: simulated radiographs (the phantom), so these answers are about drawn femurs, not about patients"
+    else:
+        data = f"Data: {facts['data']}"
+    sentences = [
+        f"{data}; profile {facts['profile']}.",
+        f"The classifier is {facts['architecture']} (initial weights: {facts['weights']}), "
+        f"{_count(facts['seeds'], 'seed')} a condition.",
+        f"It was tested on real images of {_count(facts['test_patients'], 'patient')}, "
+        f"{facts['test_aff_patients']} of them with AFF.",
+    ]
+    if facts["cells"] == 1:
+        sentences.append(
+            "There is one hold-out split, so everything here is conditional on the trained generators and on that "
+            "split: the same methods trained once more could come out otherwise."
+        )
+    else:
+        sentences.append(
+            f"There are {facts['cells']} cells (repeats × folds), each with generators trained on its own training "
+            "patients, so the answers are about the methods, not about one training of them."
+        )
+    if facts["test_aff_patients"] < 20:
+        sentences.append("So few patients with AFF leave wide intervals.")
+    return " ".join(sentences)
+
+
+def _pair(comparisons, metrics, facts, question, a, b) -> tuple[str, str]:
+    """Headline and text of one declared comparison of classifiers."""
+    name = "usefulness to the classifier" if question == "RQ1" else GENERATORS[a]
+    rows = comparisons[(comparisons.question == question) & (comparisons.a == a) & (comparisons.b == b)]
+    rows = rows.set_index("metric")
+    if PRIMARY not in rows.index:
+        missing = [f"`{condition}`" for condition in (a, b) if condition not in set(metrics.condition)]
+        if not missing:
+            return f"{name}: not compared", f"The comparisons have no {METRICS[PRIMARY]} of `{a}` against `{b}`."
+        were = "condition was" if len(missing) == 1 else "conditions were"
+        return f"{name}: not answered", f"The {were} not run: {' and '.join(missing)}."
+    primary = rows.loc[PRIMARY]
+    better, worse = (
+        ("CycleDiff's images are worth more", "CycleGAN's images are worth more")
+        if question == "RQ1"
+        else ("yes, it is better", "no, it is worse")
+    )
+    headlines = {"better": better, "worse": worse, "equivalent": "no difference that matters", "undecided": "undecided"}
+    text = [
+        f"With {WITH[a]}, the AUROC of patients {_than(primary.difference)} with {WITH[b]} ({_interval(primary)}, "
+        f"{_p(primary.p_holm)}; {TESTS[primary.test].format(n=primary.n)}, {_count(primary.patients, 'test patient')}, "
+        f"{facts['test_aff_patients']} with AFF).",
+        _meaning(primary, facts.get("margin", MARGIN)),
+    ]
+    secondary = [
+        f"{METRICS[metric]} {_signed(row.difference)} ({_interval(row)}; {row.verdict})"
+        for metric, row in rows.iterrows()
+        if metric in KEY_SECONDARY
+    ]
+    if secondary:
+        text.append(f"Secondary: {', '.join(secondary)}.")
+    return f"{name}: {headlines[primary.verdict]}", " ".join(text)
+
+
+def _meaning(row, margin: float) -> str:
+    """What the interval of an AUROC difference leaves possible."""
+    low, high = row.ci_low, row.ci_high
+    if row.verdict in ("better", "worse"):
+        least, most = sorted((abs(low), abs(high)))
+        kind = "gain" if row.verdict == "better" else "loss"
+        return f"The {kind} is between {least:.3f} and {most:.3f}, as far as the interval tells."
+    if row.verdict == "equivalent":
+        return f"The 90 % interval lies within ±{margin:g}, the margin below which a difference is of no consequence."
+    if low == high:
+        return "The data cannot decide: nothing varies between the two, so there is no spread to judge by."
+    if low < 0 < high:
+        return (
+            f"The data cannot decide: the interval runs from {_signed(low)} to {_signed(high)}, "
+            f"so a gain of up to {high:.3f} is still possible, and so is a loss of up to {-low:.3f}."
+        )
+    kind = "gain" if high > 0 else "loss"
+    return (
+        f"The data cannot decide: this comparison's own interval points to a {kind} of up to {max(-low, high):.3f}, "
+        f"but it is not significant once the family's other comparisons are allowed for (Holm)."
+    )
+
+
+def _fidelity(comparisons: pd.DataFrame, fidelity: pd.DataFrame) -> tuple[str, str]:
+    """Headline and text of how real the generated images look."""
+    ran = [name for method, name in GENERATORS.items() if method in set(fidelity.method)]
+    tests = _kid_tests(comparisons)
+    text = []
+    if len(ran) < 2:
+        headline = "likeness to real images: not answered"
+        missing = [name for name in GENERATORS.values() if name not in ran]
+        text.append(f"{' and '.join(missing)} made no images, so there is nothing to compare.")
+    elif not len(tests):
+        headline = "likeness to real images: described, not tested"
+        text.append("No test compared the two generators' KID; the values below describe these images alone.")
+    else:
+        first = tests.iloc[0].verdict
+        headline = "likeness to real images: " + {
+            "better": "CycleDiff's are closer", "worse": "CycleGAN's are closer",
+            "equivalent": "no difference that matters", "undecided": "undecided",
+        }[first]  # fmt: skip
+        text += [_kid_sentence(row) for row in tests.itertuples()]
+    if len(fidelity):
+        text.append(_transfer(fidelity))
+    blocks = [" ".join(filter(None, text))]
+    for (direction, features), group in fidelity.groupby(["direction", "features"], sort=False):
+        blocks.append(f"{direction}, features of the {features} network:\n\n{_fidelity_table(group)}")
+    return headline, "\n\n".join(blocks)
+
+
+def _kid_tests(comparisons: pd.DataFrame) -> pd.DataFrame:
+    return comparisons[(comparisons.question == "RQ1") & comparisons.metric.str.startswith("kid")]
+
+
+def _kid_sentence(row) -> str:
+    features = row.metric.removeprefix("kid").strip()
+    order = "lower" if row.difference < 0 else "higher"
+    meaning = {
+        "better": "CycleDiff's images lie closer to real ones",
+        "worse": "CycleGAN's images lie closer to real ones",
+        "equivalent": "the difference is of no consequence",
+        "undecided": "the data cannot decide which lie closer to real ones",
+    }[row.verdict]
+    size = "the same for both" if row.difference == 0 else f"{_significant(abs(row.difference))} {order} for CycleDiff"
+    low, high = (_significant(value, "+") for value in (row.ci_low, row.ci_high))
+    interval = "" if np.isnan(row.ci_low) else f"95 % interval of the difference {low} to {high}, "
+    return (
+        f"The KID{' ' + features if features else ''} is {size} ({interval}{_p(row.p_holm)}, "
+        f"{_count(row.patients, 'patient')}): {meaning}."
+    )
+
+
+def _transfer(fidelity: pd.DataFrame) -> str:
+    """How often the judge takes a translation for the target class, beside its references."""
+    transfer = fidelity[fidelity.metric == "transfer"]
+    sentences = []
+    for direction, group in transfer.groupby("direction", sort=False):
+        share = group.groupby("method").value.mean()
+        target = direction[-3:]
+        made = [f"{share[m] * 100:.0f} % of {name}'s images" for m, name in GENERATORS.items() if m in share]
+        if "noise" in share:
+            made.append(f"{share['noise'] * 100:.0f} % of the images sampled from noise")
+        beside = []
+        if "source" in share:
+            beside.append(f"{share['source'] * 100:.0f} % of the untranslated {direction[:3]} images")
+        if "real" in share:
+            beside.append(f"{share['real'] * 100:.0f} % of real {target} images")
+        if made:
+            beside = f" (for comparison: {' and '.join(beside)})" if beside else ""
+            sentences.append(f"The judge takes {_list(made)} for {target}{beside}.")
+    return " ".join(sentences)
+
+
+def _fidelity_table(group: pd.DataFrame) -> str:
+    """Methods × metrics: value and 95 % interval of one cell, or mean and range over several."""
+    several = len(group[["repeat", "fold"]].drop_duplicates()) > 1
+
+    def cell(values: pd.DataFrame) -> str:
+        if not len(values):
+            return "–"
+        low, high = (values.value.min(), values.value.max()) if several else values[["ci_low", "ci_high"]].iloc[0]
+        interval = "" if np.isnan(low) or np.isnan(high) else f" ({_significant(low)} to {_significant(high)})"
+        return _significant(values.value.mean()) + interval
+
+    shown = [metric for metric in FIDELITY if metric in set(group.metric)]
+    rows = [
+        [name, *(cell(group[(group.method == method) & (group.metric == metric)]) for metric in shown)]
+        for method, name in METHODS.items()
+        if method in set(group.method)
+    ]
+    brackets = "range over cells" if several else "95 % interval"
+    return _table([f"images ({brackets} in brackets)", *(FIDELITY[metric] for metric in shown)], rows)
+
+
+def _disagreement(comparisons: pd.DataFrame) -> str:
+    """A remark where the better looking images are not the more useful ones."""
+    looks = _kid_tests(comparisons).verdict
+    use = comparisons[(comparisons.question == "RQ1") & (comparisons.metric == PRIMARY)].verdict
+    if len(looks) and len(use) and {looks.iloc[0], use.iloc[0]} == {"better", "worse"}:
+        return "So the generator whose images look more real is not the one whose images are worth more."
+    return ""
+
+
+def _scores(metrics: pd.DataFrame, facts: dict) -> str:
+    """Conditions × metrics, averaged over trials."""
+    metrics = metrics[metrics.metric.isin(METRICS)]
+    means = metrics.pivot_table(index="condition", columns="metric", values="value", sort=False)
+    shown = [metric for metric in METRICS if metric in means]
+    rows = [[f"`{c}`", *(f"{means.loc[c, m]:.3f}".replace("-", "−") for m in shown)] for c in means.index]
+    note = "Means over cells and seeds, patients as units unless it says images."
+    if facts["cells"] == 1 and facts["seeds"] > 1:
+        note += (
+            " The AUROC compared above is that of probabilities averaged over seeds, so its differences may deviate "
+            "from those of these means."
+        )
+    return f"{note}\n\n{_table(['condition', *(METRICS[m] for m in shown)], rows)}"
+
+
+def _reading(facts: dict) -> str:
+    margin = facts.get("margin", MARGIN)
+    return (
+        "The comparisons of RQ1 to RQ3 were declared beforehand, with the AUROC of patients as the primary metric. "
+        "The p-values of those that were run are adjusted together (Holm), those against oversampling in a family of "
+        "their own, those of KID in another. Better or worse means an adjusted p below 0.05. No difference that "
+        f"matters means that the 90 % interval of the AUROC difference lies within ±{margin:g}. Otherwise the data "
+        "cannot decide, which is not the same as no difference. Intervals are 95 % unless it says otherwise, and not "
+        "adjusted. All other metrics and conditions are supporting or descriptive."
+    )
+
+
+def _interval(row) -> str:
+    return f"95 % interval {_signed(row.ci_low)} to {_signed(row.ci_high)}"
+
+
+def _p(p: float) -> str:
+    return f"Holm-adjusted p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+
+
+def _than(difference: float) -> str:
+    """'is 0.021 higher than', or 'is the same as' where three decimals show no difference."""
+    if round(difference, 3) == 0:
+        return "is, to three decimals, the same as"
+    return f"is {abs(difference):.3f} {'higher' if difference > 0 else 'lower'} than"
+
+
+def _signed(value: float) -> str:
+    value = round(value, 3) + 0.0
+    return "0.000" if value == 0 else f"{value:+.3f}".replace("-", "−")
+
+
+def _significant(value: float, sign: str = "") -> str:
+    return f"{value:{sign}.{'0f' if abs(value) >= 1000 else '3g'}}".replace("-", "−")
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{int(n):,} {noun}{'' if n == 1 else 's'}"
+
+
+def _list(items: list[str]) -> str:
+    return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else items[0]
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows])

@@ -1,0 +1,149 @@
+"""The cohort: the one thing that travels from notebook to notebook.
+
+A cohort is a table (one row an image) and the pixels of those images. Real, phantom and synthetic radiographs
+are all cohorts, so every step takes a cohort and gives a cohort or a table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+LABELS = ("NFF", "AFF")  # a label's position is the number networks are trained on: AFF is the positive class
+COLUMNS = ("image_id", "patient_id", "label", "view", "side")
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Radiographs and what is known of each.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row an image, with at least `image_id` (unique), `patient_id`, `label` ("AFF" or "NFF"), `view` and `side`.
+    pixels : array (N, H, W)
+        uint8 (0 … 255) or uint16 (0 … 65535), row by row the images of `table`; may be memory-mapped.
+
+    Raises
+    ------
+    ValueError
+        Where table and pixels do not fit each other, a column is missing, an id repeats, or a label is unknown.
+    """
+
+    table: pd.DataFrame
+    pixels: np.ndarray
+
+    def __post_init__(self):
+        object.__setattr__(self, "table", self.table.reset_index(drop=True))
+        if missing := [column for column in COLUMNS if column not in self.table]:
+            raise ValueError(f"cohort table lacks the column {', '.join(missing)}")
+        if self.pixels.ndim != 3 or len(self.pixels) != len(self.table):
+            raise ValueError(f"{len(self.table)} table rows do not fit pixels of shape {self.pixels.shape} (N, H, W)")
+        if self.pixels.dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"pixels must be uint8 or uint16, not {self.pixels.dtype}")
+        if unknown := sorted(set(self.table.label) - set(LABELS)):
+            raise ValueError(f"unknown label {unknown[0]!r}: labels are {' and '.join(LABELS)}")
+        if (repeated := self.table.image_id.duplicated()).any():
+            raise ValueError(f"image_id {self.table.image_id[repeated].iloc[0]!r} stands in the table more than once")
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def size(self) -> int:
+        """Side of the (square) images in pixels."""
+        return self.pixels.shape[-1]
+
+    @property
+    def targets(self) -> np.ndarray:
+        """(N,) int64: 1 for AFF, 0 for NFF."""
+        return self.table.label.map(LABELS.index).to_numpy(np.int64)
+
+    @property
+    def patients(self) -> pd.Series:
+        """patient_id → label; a patient with an AFF in any image is an AFF patient."""
+        return self.table.groupby("patient_id", sort=True).label.agg(
+            lambda labels: "AFF" if "AFF" in set(labels) else "NFF"
+        )
+
+    def take(self, rows) -> Cohort:
+        """The images at these positions, or where this boolean mask is true."""
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(int)
+        return Cohort(self.table.iloc[rows], self.pixels[rows])
+
+    def select(self, **columns) -> Cohort:
+        """The images whose columns have the given value, or one of the given values.
+
+        >>> cohort.select(label="AFF", view="AP", patient_id=training_patients)  # doctest: +SKIP
+        """
+        keep = np.ones(len(self), bool)
+        for column, wanted in columns.items():
+            if column not in self.table:
+                raise ValueError(f"the cohort has no column {column!r}; it has {', '.join(self.table)}")
+            wanted = [wanted] if np.isscalar(wanted) else list(wanted)
+            keep &= self.table[column].isin(wanted).to_numpy()
+        return self.take(keep)
+
+    def join(self, *others: Cohort) -> Cohort:
+        """This cohort followed by others; columns that one of them lacks become missing values."""
+        cohorts = [self, *others]
+        if len({(c.pixels.dtype, c.pixels.shape[1:]) for c in cohorts}) > 1:
+            raise ValueError("cohorts of different image size or bit depth cannot be joined")
+        return Cohort(
+            pd.concat([c.table for c in cohorts], ignore_index=True), np.concatenate([c.pixels for c in cohorts])
+        )
+
+    def part(self, splits: pd.DataFrame, repeat: int, fold: int, part: str) -> Cohort:
+        """The training, validation or test images of one cell (see `lib.splits`)."""
+        cell = splits[(splits.repeat == repeat) & (splits.fold == fold) & (splits.part == part)]
+        return self.select(patient_id=cell.patient_id)
+
+    def images(self) -> np.ndarray:
+        """(N, 1, H, W) float32 in [-1, 1], as networks take them."""
+        top = np.iinfo(self.pixels.dtype).max
+        return (np.asarray(self.pixels, np.float32) * (2 / top) - 1)[:, None]
+
+    def translated(self, images: np.ndarray, to: str, method: str) -> Cohort:
+        """The synthetic cohort that a translator made of this one, image by image.
+
+        Each synthetic image keeps its source's patient, view and side, and says which method made it from which image.
+
+        Parameters
+        ----------
+        images : array (N, 1, H, W) in [-1, 1]
+        to : the label the images were translated to
+        method : the translator's name
+        """
+        table = self.table.assign(
+            source_image_id=self.table.image_id,
+            source_label=self.table.label,
+            image_id=[f"{method}-{to}-{source}" for source in self.table.image_id],
+            label=to,
+            method=method,
+        )
+        return Cohort(table, to_pixels(images, self.pixels.dtype))
+
+    def save(self, folder: str | Path) -> None:
+        """Write `table.csv` and `pixels.npy` into a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "pixels.npy", self.pixels)
+        self.table.to_csv(folder / "table.csv", index=False)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Cohort:
+        """Read what `save` wrote; the pixels stay on disk until they are used."""
+        folder = Path(folder)
+        ids = dict.fromkeys(("image_id", "patient_id", "source_image_id"), str)
+        table = pd.read_csv(folder / "table.csv", dtype=ids, keep_default_na=False, na_values=[""])
+        return cls(table, np.load(folder / "pixels.npy", mmap_mode="r"))
+
+
+def to_pixels(images: np.ndarray, dtype) -> np.ndarray:
+    """(N, 1, H, W) in [-1, 1] to (N, H, W) in the integer range of `dtype`, rounded, not truncated."""
+    top = np.iinfo(dtype).max
+    return np.rint((np.clip(images[:, 0], -1, 1) + 1) * (top / 2)).astype(dtype)

@@ -1,0 +1,267 @@
+"""Figures and tables as the thesis prints them; importing this file sets the house style."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython import get_ipython
+from IPython.display import Markdown, display
+from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
+
+from lib.cohort import LABELS, Cohort
+from lib.runs import Run, write_text
+
+WIDTH = 6.3  # inches: the text width of the thesis
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
+
+plt.rcParams.update(
+    {
+        "figure.figsize": (WIDTH, WIDTH * 0.6),
+        "figure.dpi": 130,
+        "figure.constrained_layout.use": True,
+        "savefig.dpi": 300,
+        "pdf.fonttype": 42,  # TrueType: printers and LaTeX can search and embed the text
+        "ps.fonttype": 42,
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.labelsize": 9,
+        "legend.fontsize": 8,
+        "xtick.labelsize": 8,
+        "ytick.labelsize": 8,
+        "legend.frameon": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.prop_cycle": plt.cycler(color=PALETTE),
+        "lines.linewidth": 1.2,
+    }
+)
+
+
+def save_figure(fig: Figure, run: Run, name: str, caption: str) -> None:
+    """Write `figures/NAME.pdf`, `.png` and the caption as `.txt` into the run, and show the figure once."""
+    for kind in ("pdf", "png"):  # without dates, the same figure is the same file
+        path = run.path("figures", f"{name}.{kind}")
+        fig.savefig(path, metadata={"CreationDate": None} if kind == "pdf" else None)
+    write_text(run.path("figures", f"{name}.txt"), caption + "\n")
+    if get_ipython() is not None:
+        display(fig, metadata={"image/png": {"alt": caption}})
+        display(Markdown(f"*{caption}*"))
+    plt.close(fig)
+
+
+def save_table(frame: pd.DataFrame, run: Run, name: str, caption: str, digits: int = 3) -> None:
+    """Write `tables/NAME.csv` (all digits) and `.tex` (booktabs, rounded) into the run, and show the table once.
+
+    The index is printed where it has a name.
+    """
+    write_text(run.path("tables", f"{name}.csv"), frame.to_csv(index=frame.index.name is not None))
+    style = frame.style.format(precision=digits, escape="latex", na_rep="–").format_index(escape="latex", axis=1)
+    style = style.format_index(escape="latex", axis=0) if frame.index.name is not None else style.hide(axis="index")
+    latex = style.to_latex(hrules=True, position_float="centering", caption=_latex(caption), label=f"tab:{name}")
+    write_text(run.path("tables", f"{name}.tex"), latex)
+    if get_ipython() is not None:
+        shown = frame.style.format(precision=digits, na_rep="–").set_caption(caption)
+        display(shown if frame.index.name is not None else shown.hide(axis="index"))
+
+
+def image_page(
+    images, titles: Sequence[str] | None = None, columns: int = 8, column_titles: Sequence[str] | None = None
+) -> Figure:
+    """A page of radiographs, row by row.
+
+    Parameters
+    ----------
+    images : Cohort, or array (N, H, W) or (N, 1, H, W)
+        Integers span their type's range from black to white, floats -1 … 1.
+    titles : N texts, each above its image
+    columns : images in a row
+    column_titles : one text a column, above the first row
+    """
+    pixels = _pixels(images)
+    columns = min(columns, len(pixels))
+    fig, axes = _grid(-(-len(pixels) // columns), columns, pixels, bool(titles), bool(titles or column_titles))
+    for i, ax in enumerate(axes.flat):
+        if i < len(pixels):
+            _draw(ax, pixels[i])
+            if titles is not None:
+                ax.set_title(titles[i], fontsize=7, pad=2)
+    for ax, title in zip(axes[0], column_titles or (), strict=False):
+        ax.set_title(title, pad=3)
+    return fig
+
+
+def image_rows(rows: Mapping[str, np.ndarray]) -> Figure:
+    """Labelled rows of radiographs, one column a patient: source, CycleGAN, CycleDiff, counterfactual …
+
+    Parameters
+    ----------
+    rows : label → Cohort or array as for `image_page`; every row with the same number of images
+    """
+    pixels = {label: _pixels(images) for label, images in rows.items()}
+    counts = {label: len(row) for label, row in pixels.items()}
+    if len(set(counts.values())) != 1:
+        raise ValueError(f"every row needs the same number of images, not {counts}")
+    left = 0.1 + max(TextPath((0, 0), label, size=plt.rcParams["font.size"]).get_extents().width for label in rows) / 72
+    first = next(iter(pixels.values()))
+    fig, axes = _grid(len(rows), len(first), first, False, False, left)
+    for (label, row), line in zip(pixels.items(), axes, strict=True):
+        for image, ax in zip(row, line, strict=True):
+            _draw(ax, image)
+        line[0].annotate(
+            label, (0, 0.5), (-5, 0), xycoords="axes fraction", textcoords="offset points", ha="right", va="center"
+        )
+    return fig
+
+
+def loss_curves(history: pd.DataFrame, columns: Sequence[str | Sequence[str]]) -> Figure:
+    """A training's losses over its steps: every value faint, their running mean on top.
+
+    Parameters
+    ----------
+    history : table with `step` and the named columns; missing values are left out
+    columns : one panel each; columns named together share a panel
+    """
+    panels = [[panel] if isinstance(panel, str) else list(panel) for panel in columns]
+    across = min(len(panels), 3)
+    down = -(-len(panels) // across)
+    fig, axes = plt.subplots(down, across, figsize=(WIDTH, 1.9 * down), squeeze=False, sharex=True)
+    for ax, panel in zip(axes.flat, panels, strict=False):
+        for colour, column in zip(PALETTE, panel, strict=False):
+            curve = history.set_index("step")[column].dropna()
+            smooth = curve.rolling(max(1, len(curve) // 30), center=True, min_periods=1).mean()
+            ax.plot(curve.index, curve, color=colour, alpha=0.25, linewidth=0.6)
+            ax.plot(smooth.index, smooth, color=colour, label=column)
+        if len(panel) > 1:
+            ax.legend()
+        else:
+            ax.set_title(panel[0])
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
+    fig.supxlabel("step", fontsize=9)
+    return fig
+
+
+def images_per_patient(cohort: Cohort) -> Figure:
+    """Share of each class's patients by their number of radiographs."""
+    fig, ax = plt.subplots(figsize=(WIDTH * 0.6, 2.0))
+    most = int(cohort.table.patient_id.value_counts().max())
+    for colour, shift, label in zip(PALETTE, (-0.2, 0.2), LABELS, strict=False):
+        counts = cohort.select(label=label).table.patient_id.value_counts().value_counts(normalize=True)
+        ax.bar(counts.index + shift, counts, 0.4, color=colour, label=label)
+    ax.set(xlabel="radiographs", ylabel="share of patients", xticks=range(1, most + 1))
+    ax.legend()
+    return fig
+
+
+def fidelity_bars(fidelity: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+    """One panel a metric and direction: each method's value, mean over cells, with the interval of one cell."""
+    directions = list(dict.fromkeys(fidelity.direction))
+    fig, axes = plt.subplots(
+        len(directions), len(metrics), figsize=(WIDTH, 1.5 * len(directions) + 0.3), squeeze=False, sharex="col"
+    )
+    for line, direction in zip(axes, directions, strict=True):
+        for ax, metric in zip(line, metrics, strict=True):
+            rows = fidelity[(fidelity.direction == direction) & (fidelity.metric == metric)]
+            rows = (
+                rows[rows.features != "inception"].groupby("method", sort=False)[["value", "ci_low", "ci_high"]].mean()
+            )
+            errors = np.abs(rows[["ci_low", "ci_high"]].to_numpy().T - rows.value.to_numpy())
+            colours = ["0.6" if method in ("real", "source") else PALETTE[0] for method in rows.index]
+            ax.barh(rows.index, rows.value, xerr=errors, color=colours, error_kw={"linewidth": 0.8})
+            ax.axvline(0, color="black", linewidth=0.6)
+            ax.invert_yaxis()
+            if ax is line[0]:
+                ax.set_ylabel(direction)
+            if line is axes[-1]:
+                ax.set_xlabel(metric.replace("_", " "))
+    return fig
+
+
+def condition_points(metrics: pd.DataFrame, names: Sequence[str]) -> Figure:
+    """One panel a metric: every trial a dot, the mean of each condition a bar."""
+    conditions = list(dict.fromkeys(metrics.condition))
+    fig, axes = plt.subplots(1, len(names), figsize=(WIDTH, 0.24 * len(conditions) + 0.8), sharey=True, squeeze=False)
+    for ax, name in zip(axes[0], names, strict=True):
+        for row, condition in enumerate(conditions):
+            values = metrics.value[(metrics.condition == condition) & (metrics.metric == name)]
+            ax.plot(values, [row] * len(values), "o", color=PALETTE[0], markersize=3, alpha=0.6)
+            ax.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color="black")
+        ax.set(yticks=range(len(conditions)), yticklabels=conditions, xlabel=name.replace("_", " "))
+    axes[0][0].invert_yaxis()
+    return fig
+
+
+def validation_curves(history: pd.DataFrame) -> Figure:
+    """AUROC of validation patients over the steps, a line a condition, mean over cells and seeds."""
+    fig, ax = plt.subplots(figsize=(WIDTH, 2.6))
+    curves = history.groupby(["condition", "step"], sort=False).validation_auroc.mean()
+    styles = [(colour, line) for line in ("-", "--") for colour in PALETTE]
+    for (condition, curve), (colour, line) in zip(curves.groupby("condition", sort=False), styles, strict=False):
+        ax.plot(curve.droplevel(0), color=colour, linestyle=line, label=condition)
+    ax.set(xlabel="optimiser step", ylabel="AUROC (validation)")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return fig
+
+
+def forest_plot(comparisons: pd.DataFrame, margin: float) -> Figure:
+    """Each comparison's difference with its 95 % interval, beside the band of ±margin."""
+    fig, ax = plt.subplots(figsize=(WIDTH, 0.28 * len(comparisons) + 0.7))
+    ax.axvspan(-margin, margin, color="0.9")
+    ax.axvline(0, color="black", linewidth=0.6)
+    for row, c in enumerate(comparisons.itertuples()):
+        ax.plot([c.ci_low, c.ci_high], [row, row], color=PALETTE[0])
+        ax.plot(c.difference, row, "o", color=PALETTE[0], markersize=4)
+    names = [f"{c.question}: {c.a} − {c.b}" for c in comparisons.itertuples()]
+    ax.set(yticks=range(len(names)), yticklabels=names, xlabel="difference in AUROC")
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    return fig
+
+
+def _latex(text: str) -> str:
+    """Text with LaTeX's special characters escaped, outside $equations$."""
+    parts = text.split("$")
+    parts[::2] = [re.sub(r"(?<!\\)[&%#_]", r"\\\g<0>", part) for part in parts[::2]]
+    return "$".join(parts)
+
+
+def _pixels(images) -> np.ndarray:
+    """(N, H, W) from a cohort, (N, H, W) or (N, 1, H, W)."""
+    pixels = np.asarray(getattr(images, "pixels", images))
+    return pixels[:, 0] if pixels.ndim == 4 else pixels
+
+
+def _draw(ax, image: np.ndarray) -> None:
+    low, high = (0, np.iinfo(image.dtype).max) if image.dtype.kind == "u" else (-1, 1)
+    ax.imshow(image, cmap="gray", vmin=low, vmax=high)
+
+
+def _grid(rows: int, columns: int, pixels: np.ndarray, row_titles: bool, top_title: bool, left: float = 0.0):
+    """Axes without frames, a hair apart; inches for titles and for labels at the left."""
+    gap, title = 0.03, 0.16
+    width = (WIDTH - left - gap * (columns - 1)) / columns
+    width = min(width, 1.4)
+    height = width * pixels.shape[1] / pixels.shape[2]
+    between = gap + title * row_titles
+    total = (left + columns * width + gap * (columns - 1), rows * height + between * (rows - 1) + title * top_title)
+    fig = plt.figure(figsize=total, layout="none")
+    axes = fig.subplots(
+        rows,
+        columns,
+        squeeze=False,
+        gridspec_kw={
+            "left": left / total[0],
+            "right": 1,
+            "bottom": 0,
+            "top": 1 - title * top_title / total[1],
+            "wspace": gap / width,
+            "hspace": between / height,
+        },
+    )
+    for ax in axes.flat:
+        ax.set_axis_off()
+    return fig, axes

@@ -1,0 +1,226 @@
+"""The judge: says of a radiograph whether it shows an AFF, an NFF, or neither.
+
+A classifier of two classes accepts whatever is left when a fracture line is merely erased, so the judge learns a third
+class from failed translations: fracture erased, blurred, doubled or half drawn. On the phantom these are rendered; on
+real radiographs they are made from the images. It is trained on the training part of a cell only, is another network
+than the classifier under study, and serves three ends: transfer success, features for KID and FID, and nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import nn
+from torch.nn import functional as F
+
+from lib import training
+from lib.cohort import LABELS, Cohort
+from lib.phantom import FAILURES, Phantom
+from lib.runs import progress
+
+CLASSES = (*LABELS, "neither")
+DEFAULT_ZONE = (0.3, 0.7)  # rows (fractions of the height) taken for the fracture zone where the table names none
+
+
+def zones(table: pd.DataFrame) -> np.ndarray:
+    """(N, 2) top and bottom of each image's fracture zone as fractions of the height."""
+    if "zone_top" not in table:
+        return np.tile(DEFAULT_ZONE, (len(table), 1))
+    return np.stack([table.zone_top.fillna(DEFAULT_ZONE[0]), table.zone_bottom.fillna(DEFAULT_ZONE[1])], 1)
+
+
+# Examples ------------------------------------------------------------------------------------------------------------
+
+
+def made_failure(image: np.ndarray, other: np.ndarray, zone: tuple[float, float], kind: str, rng) -> np.ndarray:
+    """A failed translation made from a real radiograph.
+
+    Parameters
+    ----------
+    image : (H, W) the radiograph
+    other : (H, W) a radiograph of the other class, whose fracture shines through where `kind` is "doubled"
+    zone : top and bottom of the fracture zone as fractions of the height
+    kind : one of `lib.phantom.FAILURES`
+    """
+    height, width = image.shape
+    top, bottom = int(zone[0] * height), max(int(zone[1] * height), int(zone[0] * height) + 2)
+    image = image.astype(np.float32)
+    weight = np.zeros_like(image)
+    weight[top:bottom] = 1
+    weight = gaussian_filter(weight, height / 40)
+    if kind == "blurred":
+        changed = gaussian_filter(image, height * rng.uniform(0.03, 0.05))
+    elif kind == "doubled":
+        changed = (image + other.astype(np.float32)) / 2
+    else:  # erased: the shaft above the zone is blended into the shaft below it
+        above, below = image[max(top - 2, 0)], image[min(bottom + 1, height - 1)]
+        share = np.clip((np.arange(height) - top) / (bottom - top), 0, 1)[:, None]
+        changed = (1 - share) * above + share * below + rng.normal(0, image.std() * 0.03, image.shape)
+        if kind == "half drawn":
+            side = np.arange(width) < width * 0.5
+            weight = weight * (side if rng.random() < 0.5 else ~side)
+    return image + weight * (changed - image)
+
+
+def examples(cohort: Cohort, seed: int, phantom: Phantom | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """What the judge learns from, or is tested on: one failure for every image beside the images themselves.
+
+    On the phantom the failures are rendered, and every patient is also rendered with the other fracture, which gives
+    the judge as many AFF as NFF. On real radiographs there are only the images and failures made from them.
+
+    Returns
+    -------
+    pixels : (M, H, W) in the cohort's integer range
+    classes : (M,) position in `CLASSES`
+    """
+    rng = training.generator(seed)
+    kinds = rng.permutation(np.resize(FAILURES, len(cohort)))
+    pixels, classes = [cohort.pixels], [cohort.targets]
+    if phantom is not None:
+        counterfactual = phantom.counterfactual(cohort)
+        pixels += [counterfactual.pixels, phantom.render(cohort.table.image_id, kinds)]
+        classes += [counterfactual.targets]
+    else:
+        top = np.iinfo(cohort.pixels.dtype).max
+        others = [rng.choice(np.flatnonzero(cohort.targets != target)) for target in cohort.targets]
+        failures = [
+            made_failure(image, cohort.pixels[other], zone, kind, rng)
+            for image, other, zone, kind in zip(cohort.pixels, others, zones(cohort.table), kinds, strict=True)
+        ]
+        pixels.append(np.clip(np.rint(failures), 0, top).astype(cohort.pixels.dtype))
+    classes.append(np.full(len(cohort), CLASSES.index("neither")))
+    return np.concatenate(pixels), np.concatenate(classes)
+
+
+def to_images(pixels: np.ndarray) -> torch.Tensor:
+    """(N, H, W) integers to (N, 1, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.asarray(pixels, np.float32) * (2 / np.iinfo(pixels.dtype).max) - 1)[:, None]
+
+
+# The network ---------------------------------------------------------------------------------------------------------
+
+
+class JudgeNetwork(nn.Module):
+    """A plain convolutional network of four stages; (B, 1, H, W) in [-1, 1] to three logits."""
+
+    def __init__(self, channels: int = 16, features: int = 64):
+        super().__init__()
+
+        def stage(c_in, c_out, stride):
+            return nn.Sequential(
+                nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(),
+                nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(),
+            )  # fmt: skip
+
+        c = channels
+        self.stages = nn.Sequential(
+            stage(1, c, 1), stage(c, 2 * c, 2), stage(2 * c, 4 * c, 2), stage(4 * c, features, 2)
+        )
+        self.head = nn.Linear(features, len(CLASSES))
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, features): the average of the last stage, what KID and FID are computed on."""
+        return self.stages(images).mean((2, 3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images))
+
+
+def jittered(images: torch.Tensor, *key: int) -> torch.Tensor:
+    """Mirrored, shifted by up to 1/16 of the frame, with other brightness, contrast and noise: what must not matter."""
+    rng = training.torch_generator(*key)
+    images = training.flipped(images, *key, 1)
+    reach = images.shape[-1] // 16
+    row, column = torch.randint(-reach, reach + 1, (2,), generator=rng).tolist()
+    images = F.pad(images, (reach,) * 4, mode="replicate")
+    images = images.roll((row, column), (2, 3))[..., reach:-reach, reach:-reach]
+    contrast, brightness, grain = torch.rand(3, len(images), 1, 1, 1, generator=rng)
+    noise = torch.randn(images.shape, generator=rng) * 0.04 * grain
+    return (images * (0.85 + 0.3 * contrast) + 0.2 * (brightness - 0.5) + noise).clamp(-1, 1)
+
+
+class Judge:
+    """Three-class judge of one cell."""
+
+    def __init__(self, channels: int = 16, features: int = 64):
+        self.settings = {"channels": channels, "features": features}
+        self.network = JudgeNetwork(**self.settings)
+
+    def fit(self, cohort: Cohort, folder: Path, steps: int, seed: int, phantom: Phantom | None = None, batch: int = 48):
+        """Train on a cell's training part and write `judge.safetensors` into `folder`; returns the history."""
+        torch.manual_seed(seed)
+        self.network = JudgeNetwork(**self.settings)
+        accelerator = training.accelerator()
+        device = accelerator.device
+        network = self.network.to(device, memory_format=torch.channels_last)
+        optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=4e-3, total_steps=steps, pct_start=0.2)
+        history = training.History()
+        inputs = {"settings": self.settings, "steps": steps, "batch": batch, "seed": seed, "phantom": repr(phantom),
+                  "data": training.cohort_hash(cohort), "source": training.source_hash("judge")}  # fmt: skip
+        objects = {"network": network, "optimiser": optimiser, "schedule": schedule, "history": history}
+        checkpoint = training.Checkpoint(Path(folder) / "checkpoint.pt", inputs, objects)
+        start = checkpoint.load()
+
+        if start < steps:
+            pixels, classes = examples(cohort, seed, phantom)
+            images, classes = to_images(pixels), torch.from_numpy(classes)
+            weight = len(classes) / (len(CLASSES) * torch.bincount(classes, minlength=len(CLASSES)).float())
+        bar = progress(steps, start, "judge")
+        network.train()
+        for step in range(start, steps):
+            rows = training.batch_rows(len(images), batch, step, seed)
+            x = jittered(images[rows], seed, step).to(device, memory_format=torch.channels_last)
+            with accelerator.autocast():
+                logits = network(x)
+            loss = F.cross_entropy(logits.float(), classes[rows].to(device), weight.to(device), label_smoothing=0.05)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            bar.update()
+            if step % 20 == 0 or step == steps - 1:
+                history.record(step, loss=loss)
+            if checkpoint.due() or step == steps - 1:
+                checkpoint.save(step + 1)
+        bar.close()
+        network.eval()
+        metadata = {"settings": self.settings, "seed": seed, "steps": steps, "patients": training.patients_hash(cohort)}
+        training.save_weights(Path(folder) / "judge.safetensors", {"network": network}, metadata)
+        return history.frame()
+
+    @classmethod
+    def load(cls, folder: Path) -> Judge:
+        path = Path(folder) / "judge.safetensors"
+        judge = cls(**training.weights_metadata(path)["settings"])
+        training.load_weights(path, {"network": judge.network})
+        return judge
+
+    @torch.no_grad()
+    def _run(self, function, images: torch.Tensor, batch: int = 256) -> np.ndarray:
+        self.network.eval()
+        device = next(self.network.parameters()).device
+        return np.concatenate([function(part.to(device)).float().cpu().numpy() for part in images.split(batch)])
+
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        """(N, H, W) integer pixels to (N, features) float32."""
+        return self._run(self.network.features, to_images(pixels))
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """(N, H, W) integer pixels to (N, 3) probabilities of NFF, AFF and neither."""
+        return self._run(lambda images: self.network(images).softmax(1), to_images(pixels))
+
+    def verdicts(self, pixels: np.ndarray) -> np.ndarray:
+        """(N,) "NFF", "AFF" or "neither", whichever is most probable."""
+        return np.array(CLASSES)[self.probabilities(pixels).argmax(1)]
+
+    def confusion(self, cohort: Cohort, seed: int, phantom: Phantom | None = None) -> pd.DataFrame:
+        """How often each true class (rows) is judged to be each class (columns), on images the judge has not seen."""
+        pixels, classes = examples(cohort, seed, phantom)
+        verdicts = pd.Series(self.verdicts(pixels), name="judged")
+        truth = pd.Series(np.array(CLASSES)[classes], name="true")
+        return pd.crosstab(truth, verdicts, normalize="index").reindex(index=CLASSES, columns=CLASSES, fill_value=0.0)

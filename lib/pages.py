@@ -1,0 +1,200 @@
+"""Pages: a run's executed notebooks as HTML that a supervisor reads in a browser, without Jupyter and offline.
+
+Everything lies in the file itself: images as data, equations as MathML, code folded away, no script at all.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+
+import jinja2
+import nbformat
+from latex2mathml.converter import convert as to_mathml
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from pygments.formatters import HtmlFormatter
+from traitlets.config import Config
+
+from lib.runs import Run, write_text
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1d2125; --soft: #667078; --page: #fff; --box: #f5f6f7; --line: #dde1e4;
+  --link: #0b62a8; --good: #1a7f4b; --bad: #b3261e; }
+body { margin: 0 auto; padding: 2rem 1.25rem 5rem; max-width: 52rem; background: var(--page); color: var(--text);
+  font: 1rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+h1, h2, h3 { line-height: 1.25; margin: 2.2em 0 .6em; text-wrap: balance; }
+h1 { font-size: 1.8rem; margin-top: .5em; }
+h2 { font-size: 1.3rem; border-bottom: 1px solid var(--line); padding-bottom: .2em; }
+h3 { font-size: 1.08rem; }
+a { color: var(--link); }
+nav, footer, .soft, figcaption { color: var(--soft); font-size: .9rem; }
+img { max-width: 100%; height: auto; }
+.output img { background: #fff; border-radius: 4px; padding: 4px; box-sizing: border-box; }
+.output { margin: .8rem 0 1.4rem; overflow-x: auto; }
+pre, code { font: .86em/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0; }
+:not(pre) > code { background: var(--box); padding: .1em .3em; border-radius: 3px; }
+details.code { margin: .3rem 0; }
+details.code > summary { cursor: pointer; color: var(--soft); font-size: .8rem; width: max-content; }
+.highlight { background: var(--box); padding: .5rem .8rem; border-radius: 4px; }
+.stderr pre { color: var(--soft); }
+.error pre { color: var(--bad); background: var(--box); padding: .6rem .8rem; border-left: 3px solid var(--bad); }
+table { border-collapse: collapse; font-size: .9rem; margin: .8rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; text-align: right; border: 0; }
+th:first-child, td:first-child { text-align: left; }
+thead { border-top: 2px solid var(--text); border-bottom: 1px solid var(--text); }
+tbody { border-bottom: 2px solid var(--text); }
+table.facts, table.facts tbody { border: 0; }
+table.facts th { font-weight: 600; vertical-align: top; }
+table.facts td { text-align: left; overflow-wrap: anywhere; }
+math[display=block] { margin: 1em 0; overflow-x: auto; }
+ol.notebooks { list-style: none; padding: 0; }
+ol.notebooks li { border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem; margin: .7rem 0; }
+ol.notebooks p { margin: .2rem 0 0; }
+.state { float: right; font-size: .85rem; color: var(--soft); }
+.finished { color: var(--good); } .failed { color: var(--bad); }
+@media (prefers-color-scheme: dark) { :root { --text: #dfe3e6; --soft: #98a2aa; --page: #15181b; --box: #1f2427;
+  --line: #343b40; --link: #76b7f2; --good: #5fcf95; --bad: #ff8a80; } }
+@media print { details.code { display: none; } body { max-width: none; padding: 0; } }
+"""
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+# nbconvert's classic template with its frame, prompts and widgets taken out and the code folded
+TEMPLATE = """
+{%- extends 'classic/base.html.j2' -%}
+{% block codecell %}{{ super() }}{% endblock %}
+{% block input_group %}{% if cell.source.strip() %}
+<details class="code"><summary>code</summary>{{ cell.source | highlight_code(metadata=cell.metadata) }}</details>
+{% endif %}{% endblock %}
+{% block output_group %}<div class="output">{{ self.outputs() }}</div>{% endblock %}
+{% block output_area_prompt %}{% endblock %}
+{% block markdowncell scoped %}{{ cell.source | markdown2html }}{% endblock %}
+{% block stream_stdout %}<pre>{{ output.text | ansi2html }}</pre>{% endblock %}
+{% block stream_stderr %}<div class="stderr"><pre>{{ output.text | ansi2html }}</pre></div>{% endblock %}
+{% block data_latex scoped %}{{ output.data['text/latex'] | markdown2html }}{% endblock %}
+{% block error %}<div class="error"><pre>{{ output.traceback | join('\n') | ansi2html }}</pre></div>{% endblock %}
+{% block footer %}{% endblock %}
+"""
+
+
+def render(notebook: Path) -> Path:
+    """Write the page of an executed notebook beside it."""
+    nb = nbformat.read(notebook, as_version=4)
+    body, _ = _Exporter().from_notebook_node(nb)
+    page = notebook.with_suffix(".html")
+    heading = next((c.source for c in nb.cells if c.cell_type == "markdown" and c.source.startswith("# ")), page.stem)
+    title = heading.splitlines()[0].lstrip("# ")
+    _write(page, title, f'<nav><a href="index.html">All notebooks and answers</a></nav>\n{body}')
+    return page
+
+
+def index(run: Run) -> Path:
+    """Write the run's first page: the answers, the notebooks, and what the run was made with."""
+    manifest = run.manifest
+    answers = run / "answers.md"
+    if answers.exists():
+        opening = markdown(answers.read_text(encoding="utf-8"))
+    else:
+        opening = f"<h1>Run {run.folder.name}</h1>\n<p class='soft'>No answers yet: notebook 06 writes them.</p>"
+    notebooks = sorted(manifest.get("notebooks", {}).items())
+    entries = "\n".join(_entry(run, name, record) for name, record in notebooks)
+    facts = {
+        "run": f"{run.folder.name}, profile {manifest.get('profile')}",
+        "started": min((record["started"] for _, record in notebooks), default="not yet"),
+        "minutes": f"{sum(record.get('seconds', 0) for _, record in notebooks) / 60:.1f}",
+        "commit": f"{manifest.get('commit') or 'outside git'}{' with changes' if manifest.get('dirty') else ''}",
+        "device": manifest.get("device"),
+        "processor": f"{manifest.get('cpu')}, {manifest.get('cores')} cores",
+        **{f"weights: {name}": what for name, what in manifest.get("weights", {}).items()},
+        "parameters": ", ".join(f"{name} = {value!r}" for name, value in manifest.get("parameters", {}).items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items()),
+    }
+    page = run.path("notebooks", "index.html")
+    body = (
+        f"{opening}\n<h2>Notebooks</h2>\n<ol class='notebooks'>\n{entries}\n</ol>\n<h2>This run</h2>\n{_table(facts)}"
+    )
+    _write(page, f"Answers of run {run.folder.name}", body)
+    return page
+
+
+def markdown(source: str, attachments: dict | None = None) -> str:
+    """Markdown with LaTeX to HTML with MathML."""
+    return MarkdownWithMath(renderer=_Renderer(escape=False, attachments=attachments)).render(source)
+
+
+class _Renderer(IPythonRenderer):
+    """nbconvert's Markdown, with equations drawn by the browser and links from notebook to notebook kept."""
+
+    def __init__(self, **options):
+        super().__init__(exclude_anchor_links=True, **options)
+
+    def inline_math(self, body: str) -> str:
+        return _mathml(body, "inline")
+
+    def block_math(self, body: str) -> str:
+        return _mathml(body, "block")
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return _mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        return super().link(text, re.sub(r"^(\d\d_\w+)\.ipynb", r"\1.html", url), title)
+
+
+class _Exporter(HTMLExporter):
+    """Executed notebook to the inside of a page."""
+
+    def __init__(self):
+        config = Config()
+        config.CoalesceStreamsPreprocessor.enabled = True  # a progress bar's last line instead of all of them
+        config.NbConvertBase.display_data_priority = [
+            "text/html", "text/markdown", "text/latex", "image/svg+xml", "image/png", "image/jpeg", "text/plain",
+        ]  # fmt: skip
+        super().__init__(config=config, template_name="classic", raw_template=TEMPLATE)
+
+    @jinja2.pass_context
+    def markdown2html(self, context, source):
+        return markdown(source, context.get("cell", {}).get("attachments"))
+
+
+def _mathml(latex: str, display: str) -> str:
+    """An equation as MathML; as LaTeX source where that is beyond the converter."""
+    try:
+        return to_mathml(latex.strip(), display=display)
+    except Exception:
+        return f"<code>{html.escape(latex)}</code>"
+
+
+def _entry(run: Run, name: str, record: dict) -> str:
+    title = html.escape(record["title"])
+    link = f'<a href="{name}.html">{title}</a>' if (run / f"notebooks/{name}.html").exists() else title
+    took = f", {record['seconds'] / 60:.1f} min" if "seconds" in record else ""
+    state = f'<span class="state"><span class="{record["state"]}">{record["state"]}</span>{took}</span>'
+    return f"<li>{state}<b>{link}</b>{markdown(record['question'])}</li>"
+
+
+def _table(facts: dict) -> str:
+    rows = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(fact))}</td></tr>" for name, fact in facts.items())
+    return f"<table class='facts'>{''.join(rows)}</table>"
+
+
+def _write(page: Path, title: str, body: str) -> None:
+    light = HtmlFormatter(style="default").get_style_defs(".highlight")
+    dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
+    style = f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n{STYLE}"
+    write_text(page, PAGE.format(title=html.escape(title), style=style, body=body))

@@ -1,0 +1,242 @@
+"""The run: a folder that knows its parameters, versions, seeds, hardware, what is finished and what it took.
+
+Nothing here knows papermill, and only `environment` loads torch, so every other file may use it.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import platform
+import re
+import subprocess
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import tqdm
+import tqdm.auto
+
+ROOT = Path(__file__).resolve().parents[1]  # the repository
+
+
+class NotYet(FileNotFoundError):
+    """A notebook was run before the one that makes what it needs."""
+
+
+class Damaged(ValueError):
+    """A manifest that is no JSON."""
+
+
+class Run:
+    """A run's folder and its `manifest.json`.
+
+    Parameters
+    ----------
+    run_dir : path
+        Created where it is missing; a relative path counts from the repository, wherever the notebook runs.
+
+    Raises
+    ------
+    OSError
+        Where the folder cannot be made or written: no permission, no space, a file in its place.
+
+    Examples
+    --------
+    >>> run = Run("runs/quick")  # doctest: +SKIP
+    >>> table = pd.read_csv(run.require("cohort/table.csv", notebook="01_data_exploration"))  # doctest: +SKIP
+    >>> run.record("weights", classifier="random initialisation")  # doctest: +SKIP
+    """
+
+    def __init__(self, run_dir: str | Path):
+        self.folder = from_root(run_dir)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from error
+        if not os.access(self.folder, os.W_OK):
+            raise PermissionError(
+                f"cannot write to {shown(self.folder)}: change its permissions or take another --run NAME"
+            )
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the run, its folder made ready for writing."""
+        path = self.folder.joinpath(*parts)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _cannot_write(path.parent, error) from error
+        return path
+
+    def __truediv__(self, part: str) -> Path:
+        return self.folder / part
+
+    def __repr__(self) -> str:
+        return f"Run({shown(self.folder)!r})"
+
+    def require(self, part: str, notebook: str) -> Path:
+        """The path of a file that an earlier notebook has made.
+
+        Raises
+        ------
+        NotYet
+            Where it is missing; the message says which notebook to run first.
+        """
+        path = self.folder / part
+        if not path.exists():
+            raise NotYet(
+                f"{shown(path)} is missing: run notebook {notebook} first (or python run_all.py --from {notebook[:2]})"
+            )
+        return path
+
+    @property
+    def manifest(self) -> dict:
+        """What `manifest.json` holds; empty before the first record."""
+        path = self.folder / "manifest.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except json.JSONDecodeError as error:
+            raise Damaged(f"{shown(path)} is damaged ({error}): delete it, and the run starts over") from error
+
+    def record(self, section: str | None = None, /, **facts) -> None:
+        """Merge facts into the manifest, into a section of it where one is named.
+
+        >>> run.record(device="cuda: NVIDIA H100")  # doctest: +SKIP
+        >>> run.record("weights", perceptual="VGG16, ImageNet")  # doctest: +SKIP
+        """
+        manifest = self.manifest
+        (manifest if section is None else manifest.setdefault(section, {})).update(facts)
+        text = json.dumps(manifest, indent=2, ensure_ascii=False, default=_plain)
+        write_text(self.folder / "manifest.json", text + "\n")
+
+
+def progress(total: int, initial: int = 0, desc: str = "") -> tqdm.tqdm:
+    """A progress bar: a widget in Jupyter, one text line every few seconds in a headless run."""
+    if os.environ.get("LIB_PROGRESS") == "text":
+        return tqdm.tqdm(total=total, initial=initial, desc=desc, mininterval=10, ncols=100)
+    return tqdm.auto.tqdm(total=total, initial=initial, desc=desc)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole or not at all: readers never see half a file, and a full disk leaves the old one."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise _cannot_write(path, error) from error
+
+
+def from_root(path: str | Path) -> Path:
+    """A path as parameters give it: relative ones count from the repository."""
+    return ROOT / Path(path).expanduser()
+
+
+def shown(path: str | Path) -> str:
+    """A path as messages show it: from the repository where it lies inside."""
+    path = Path(path)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def code_files(source: str, root: Path = ROOT) -> list[Path]:
+    """The files of `lib` that some Python source imports, and those that they import in turn, sorted.
+
+    Two runs of a notebook can differ where one of these differs, so they are part of its fingerprint.
+    """
+    found, queue = set(), [(source, root)]
+    while queue:
+        source, folder = queue.pop()
+        for name in _imported(source, folder.relative_to(root).parts):
+            stem = root.joinpath(*name.split("."))
+            for file in (stem.with_suffix(".py"), stem / "__init__.py"):
+                if file.is_file() and file not in found:
+                    found.add(file)
+                    queue.append((file.read_text(encoding="utf-8"), file.parent))
+    return sorted(found)
+
+
+def _imported(source: str, package: tuple[str, ...]):
+    """Dotted names below `lib` that source, lying in a package, imports; some may be no modules but what they hold."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *filter(None, [node.module])])
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for parts in (name.split(".") for name in names):
+            if parts[0] == "lib":
+                yield from (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+
+
+def environment() -> dict:
+    """Versions of Python and of the project's dependencies, commit, device and processor.
+
+    Finding the device may claim the GPU, so `run_all.py` asks for this in a process of its own: `python -m lib.runs`.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        device = f"cuda: {torch.cuda.get_device_name()}"
+    else:
+        device = "mps" if torch.backends.mps.is_available() else "cpu"
+    commit, dirty = _commit()
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "commit": commit,
+        "dirty": dirty,
+        "device": device,
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": platform.platform(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    """Installed versions of the dependencies that pyproject.toml declares."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = [re.match(r"[\w.-]+", requirement)[0] for requirement in project["dependencies"]]
+    installed = {distribution.metadata["Name"]: distribution.version for distribution in metadata.distributions()}
+    normal = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in installed.items() if name}
+    return {name: normal.get(name.lower(), "not installed") for name in names}
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The repository's commit and whether files differ from it; (None, None) outside git."""
+
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return None, None
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and (model := re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())):
+        return model[1]
+    return platform.processor() or platform.machine()
+
+
+def _plain(value):
+    """What json cannot write: numpy scalars and arrays as numbers and lists, paths as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _cannot_write(path: Path, error: OSError) -> OSError:
+    return OSError(
+        error.errno, f"cannot write {shown(path)}: {error.strerror}; free space, change permissions or take another run"
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps(environment()))

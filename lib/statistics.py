@@ -1,0 +1,651 @@
+"""Which differences the data prove: paired tests for classifiers and generators, and the declared questions.
+
+Every difference is a − b: a is the method in question, b its reference. The unit of inference is the patient.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import integrate, stats
+
+from lib.metrics import by_patient
+
+# The comparisons that were declared before looking: family of the Holm adjustment, question, a, b.
+QUESTIONS = (
+    ("thesis", "RQ1", "cyclediff", "cyclegan"),
+    ("thesis", "RQ2", "cyclegan", "real"),
+    ("thesis", "RQ2", "cyclediff", "real"),
+    ("thesis", "RQ3", "cyclegan", "standard"),
+    ("thesis", "RQ3", "cyclediff", "standard"),
+    ("oversampling", "oversampling", "cyclegan", "oversampling"),
+    ("oversampling", "oversampling", "cyclediff", "oversampling"),
+)
+LOWER_IS_BETTER = ("brier", "kid", "fid")
+MARGIN = 0.01  # AUROC differences smaller than this are of no consequence
+MARGINS = {  # the same for the other metrics; a metric without a margin is never called equivalent
+    "auprc": 0.02, "accuracy": 0.02, "f1": 0.02, "balanced_accuracy": 0.02,
+    "sensitivity": 0.05, "specificity": 0.05, "sensitivity_at_90_specificity": 0.05,
+    "mcc": 0.04,  # runs from −1 to 1, twice as far as the others
+    "brier": 0.01,
+}  # fmt: skip
+PROPORTIONS = ("accuracy", "sensitivity", "specificity", "sensitivity_at_90_specificity")
+COLUMNS = (
+    "question", "metric", "a", "b", "n", "patients", "difference", "ci_low", "ci_high",
+    "test", "statistic", "p", "p_holm", "effect_size", "bf10", "verdict",
+)  # fmt: skip
+TRIAL = ["repeat", "fold", "seed"]
+
+
+# Two learning procedures, several cells
+
+
+def corrected_t_test(differences, test_train_ratio: float) -> pd.Series:
+    """Corrected resampled t-test of paired differences between two learning procedures.
+
+    Training sets of different cells overlap, so their scores are correlated: t = d̄ / √(s² (1/n + n_test/n_train)),
+    df = n − 1. Nadeau & Bengio 2003, doi:10.1023/A:1024068626366; for repeated cross-validation Bouckaert & Frank
+    2004, doi:10.1007/978-3-540-24775-3_3.
+
+    Parameters
+    ----------
+    differences : (n,) score of a − score of b, one a cell (repeat × fold); average over seeds first, n ≥ 2
+    test_train_ratio : test patients / training patients of a cell; K-fold cross-validation: 1 / (K − 1)
+
+    Returns
+    -------
+    Series with `difference, ci_low, ci_high` (95 %), `ci90_low, ci90_high`, `statistic, p` (two-sided), `df,
+    standard_error, effect_size` (d_z = mean / SD) and `bf10` (see `bayes_factor`). Without any spread the limit is
+    returned: all differences 0 give p = 1, all equal but not 0 give statistic ±∞ and p = 0.
+    """
+    d = _cells(differences, test_train_ratio)
+    n, mean, sd = len(d), d.mean(), _spread(d)
+    factor = 1 / n + test_train_ratio
+    result = _result(mean, sd * np.sqrt(factor), stats.t(n - 1))
+    result["df"] = n - 1
+    with np.errstate(divide="ignore"):
+        result["effect_size"] = 0.0 if mean == 0 else mean / np.float64(sd)
+    result["bf10"] = bayes_factor(result["statistic"], n - 1, 1 / factor)
+    return result
+
+
+def bayes_factor(t: float, df: int, n_effective: float) -> float:
+    """BF10 of a t statistic: how much likelier it is under a Cauchy(0, 0.707) effect size than under none.
+
+    Rouder et al. 2009 (JZS), doi:10.3758/PBR.16.2.225: the effect size has variance 0.707²/z², z standard normal.
+    Correlated cells carry less than n observations: n_effective = 1 / (1/n + n_test/n_train). NaN where t is infinite.
+    With so few effective observations BF01 stays under about 3, so it can never support "no effect".
+    """
+    if not np.isfinite(t):
+        return np.nan
+
+    def ratio(z):  # density of t given z over its density under no effect
+        inflation = 1 + n_effective * 0.707**2 / z**2
+        power = (df + 1) / 2
+        return inflation**-0.5 * ((1 + t**2 / df) / (1 + t**2 / (df * inflation))) ** power
+
+    return integrate.quad(lambda z: 2 * stats.norm.pdf(z) * ratio(z), 0, 12, limit=200)[0]
+
+
+def rope(differences, test_train_ratio: float, margin: float) -> pd.Series:
+    """Probabilities that a is worse, practically the same, or better than b: the Bayesian correlated t-test.
+
+    The posterior of the mean difference is Student's t with the location, scale and df of `corrected_t_test`;
+    `margin` bounds the region of practical equivalence. Benavoli et al. 2017, JMLR 18(77). Decide above 0.95.
+
+    Returns
+    -------
+    Series `below` P(Δ < −margin), `within`, `above` P(Δ > margin)
+    """
+    if not margin >= 0:
+        raise ValueError(f"margin must not be negative, but is {margin}")
+    d = _cells(differences, test_train_ratio)
+    scale = _spread(d) * np.sqrt(1 / len(d) + test_train_ratio)
+    if scale == 0:  # all probability on one point
+        below, above = float(d.mean() < -margin), float(d.mean() > margin)
+    else:
+        posterior = stats.t(len(d) - 1, d.mean(), scale)
+        below, above = posterior.cdf(-margin), posterior.sf(margin)
+    return pd.Series({"below": below, "within": 1 - below - above, "above": above})
+
+
+def _cells(differences, test_train_ratio: float) -> np.ndarray:
+    d = np.asarray(differences, float)
+    if d.ndim != 1 or len(d) < 2 or not np.isfinite(d).all():
+        raise ValueError(f"differences must be at least two finite numbers, one a cell, but are {differences}")
+    if not 0 < test_train_ratio < np.inf:
+        raise ValueError(f"test_train_ratio must be positive (test patients / training patients): {test_train_ratio}")
+    return d
+
+
+def _spread(d: np.ndarray) -> float:
+    """Standard deviation; rounding errors of equal numbers are no spread."""
+    return 0.0 if np.ptp(d) <= 1e-12 * np.abs(d).max() else float(d.std(ddof=1))
+
+
+def _result(difference: float, standard_error: float, distribution) -> pd.Series:
+    """Interval and two-sided p of a difference whose standardised form has this distribution."""
+    with np.errstate(divide="ignore"):
+        statistic = 0.0 if difference == 0 else np.float64(difference) / standard_error
+    wide, narrow = (distribution.ppf(q) * standard_error for q in (0.975, 0.95))
+    return pd.Series(
+        {
+            "difference": difference, "ci_low": difference - wide, "ci_high": difference + wide,
+            "ci90_low": difference - narrow, "ci90_high": difference + narrow,
+            "statistic": statistic, "p": 2 * distribution.sf(abs(statistic)), "standard_error": standard_error,
+        }
+    )  # fmt: skip
+
+
+# Two fixed classifiers, one test set
+
+
+def delong_test(labels, a, b) -> pd.Series:
+    """DeLong's test of AUC(a) − AUC(b) on the same independent units.
+
+    DeLong et al. 1988, doi:10.2307/2531595; midranks after Sun & Xu 2014, doi:10.1109/LSP.2014.2337313. Use one score
+    a patient: images of one patient are not independent (`clustered_auc_test` is for those).
+
+    Parameters
+    ----------
+    labels : (n,) 1 for AFF, 0 for NFF; at least two of each
+    a, b : (n,) scores of the two classifiers, higher for AFF
+
+    Returns
+    -------
+    Series with `difference, ci_low, ci_high` (95 %), `ci90_low, ci90_high`, `statistic` (z), `p` (two-sided),
+    `standard_error, auc_a, auc_b` and `effect_size` (see `auc_effect`). Identical rankings give p = 1.
+    """
+    labels, a, b = _scores(labels, a, b)
+    return clustered_auc_test(labels, a, b, np.arange(len(labels)))
+
+
+def clustered_auc_test(labels, a, b, clusters) -> pd.Series:
+    """Test of AUC(a) − AUC(b) where several images belong to one patient.
+
+    Obuchowski 1997, Biometrics 53:567, doi:10.2307/2533958. A patient may have images of both classes. With one image
+    a patient it is DeLong's test.
+
+    Parameters
+    ----------
+    labels : (n,) 1 for AFF, 0 for NFF
+    a, b : (n,) scores of the two classifiers, higher for AFF
+    clusters : (n,) the patient of each image; at least two patients with AFF and two with NFF
+
+    Returns
+    -------
+    Series as of `delong_test`
+    """
+    labels, a, b = _scores(labels, a, b)
+    _, patient = np.unique(np.asarray(clusters), return_inverse=True)
+    if patient.shape != labels.shape:
+        raise ValueError(f"{len(labels)} labels, but {len(patient)} clusters")
+    m = np.bincount(patient[labels == 1], minlength=patient.max() + 1)  # AFF images of each patient
+    n = np.bincount(patient[labels == 0], minlength=patient.max() + 1)  # NFF images
+    M, N, I10, I01 = m.sum(), n.sum(), (m > 0).sum(), (n > 0).sum()
+    for label, count in (("AFF (label 1)", I10), ("NFF (label 0)", I01)):
+        if count < 2:
+            raise ValueError(f"an AUC test needs at least two patients with {label}, but there are {count}")
+
+    placements = [_placements(labels, scores) for scores in (a, b)]
+    V10, V01 = placements[0][0] - placements[1][0], placements[0][1] - placements[1][1]
+    difference = V10.mean()
+    X = np.bincount(patient[labels == 1], V10, len(m)) - m * difference
+    Y = np.bincount(patient[labels == 0], V01, len(n)) - n * difference
+    # Obuchowski's variances and covariances of both AUCs, already contracted to those of their difference.
+    S10 = I10 / ((I10 - 1) * M) * (X @ X)
+    S01 = I01 / ((I01 - 1) * N) * (Y @ Y)
+    S11 = len(m) / (len(m) - 1) * (X @ Y)
+    variance = S10 / M + S01 / N + 2 * S11 / (M * N)
+    result = _result(difference, np.sqrt(max(variance, 0.0)), stats.norm)
+    auc_a, auc_b = (float(V.mean()) for V, _ in placements)
+    return pd.concat([result, pd.Series({"auc_a": auc_a, "auc_b": auc_b, "effect_size": auc_effect(auc_a, auc_b)})])
+
+
+def auc_effect(auc_a: float, auc_b: float) -> float:
+    """Difference of d′ = √2 Φ⁻¹(AUC): how many standard deviations further apart a holds the classes than b does.
+
+    NaN where an AUC is 0 or 1, whose d′ is infinite.
+    """
+    effect = np.sqrt(2) * (stats.norm.ppf(auc_a) - stats.norm.ppf(auc_b))
+    return float(effect) if np.isfinite(effect) else np.nan
+
+
+def _scores(labels, *scores) -> list[np.ndarray]:
+    labels, *scores = (np.asarray(values) for values in (labels, *scores))
+    if any(values.ndim != 1 or len(values) != len(labels) for values in (labels, *scores)):
+        raise ValueError(f"labels and scores must be of one length, but are {[len(v) for v in (labels, *scores)]}")
+    if not set(np.unique(labels)) <= {0, 1}:
+        raise ValueError(f"labels must be 1 (AFF) or 0 (NFF), but are {np.unique(labels)[:5]}")
+    scores = [values.astype(float) for values in scores]
+    if not all(np.isfinite(values).all() for values in scores):
+        raise ValueError("scores must be finite")
+    return [labels.astype(int), *scores]
+
+
+def _placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """V10 of each positive: share of negatives below it; V01 of each negative: share of positives above it."""
+    positive, negative = scores[labels == 1], scores[labels == 0]
+    ranks = stats.rankdata(scores)
+    V10 = (ranks[labels == 1] - stats.rankdata(positive)) / len(negative)
+    V01 = 1 - (ranks[labels == 0] - stats.rankdata(negative)) / len(positive)
+    return V10, V01
+
+
+def patient_bootstrap(labels, a, b, thresholds_a, thresholds_b, patients, draws: int = 2000, seed: int = 0):
+    """Differences of every metric of `lib.metrics.evaluate`, with intervals from resampled patients.
+
+    Patients are drawn with replacement within their class, both conditions see the same draw, and where there are
+    several seeds those are drawn too. A metric is computed seed by seed and averaged.
+
+    Parameters
+    ----------
+    labels : (n,) 1 for AFF, 0 for NFF, one a patient; both must occur
+    a, b : (S, n) probabilities of S classifier seeds; all images of a patient go into that patient's mean beforehand
+    thresholds_a, thresholds_b : (S,) decision thresholds of those classifiers
+    patients : (n,) patient of each column; a patient with both labels has two and is drawn as one
+    draws : number of bootstrap samples
+
+    Returns
+    -------
+    DataFrame, one row a metric: `difference`, percentile intervals `ci_low, ci_high` (95 %) and `ci90_low,
+    ci90_high`, `standard_error`, `statistic` (difference / standard error, descriptive), two-sided `p` = twice the
+    smaller share of draws on either side of 0, and `effect_size`: Cohen's h for proportions, else NaN.
+    """
+    labels = _scores(labels)[0]
+    a, b = np.atleast_2d(a), np.atleast_2d(b)
+    if a.shape != b.shape or a.shape[1] != len(labels):
+        raise ValueError(f"probabilities {a.shape} and {b.shape} do not fit each other and {len(labels)} patients")
+    if len(set(labels)) < 2:
+        raise ValueError("the bootstrap needs AFF and NFF patients")
+    rng = np.random.default_rng(seed)
+    weights = np.vstack([np.ones(len(labels)), _resample(labels, np.asarray(patients), draws, rng)])
+    seeds = np.vstack([np.ones(len(a)), rng.multinomial(len(a), np.full(len(a), 1 / len(a)), draws)]) / len(a)
+
+    values = []  # of a and of b: metric → observed value, then one value a draw
+    for probabilities, thresholds in ((a, thresholds_a), (b, thresholds_b)):
+        scores = [weighted_metrics(labels, p, t, weights) for p, t in zip(probabilities, thresholds, strict=True)]
+        values.append({metric: (seeds * np.stack([s[metric] for s in scores], 1)).sum(1) for metric in scores[0]})
+    rows = {}
+    for metric in values[0]:
+        score_a, score_b = (float(v[metric][0]) for v in values)
+        difference, drawn = score_a - score_b, (values[0][metric] - values[1][metric])[1:]
+        drawn[np.abs(drawn) < 1e-12] = 0
+        low, low90, high90, high = np.quantile(drawn, (0.025, 0.05, 0.95, 0.975))
+        one_sided = (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + draws)
+        standard_error = drawn.std(ddof=1)
+        h = 2 * (np.arcsin(np.sqrt(score_a)) - np.arcsin(np.sqrt(score_b))) if metric in PROPORTIONS else np.nan
+        rows[metric] = {
+            "difference": difference, "ci_low": low, "ci_high": high, "ci90_low": low90, "ci90_high": high90,
+            "statistic": difference / standard_error if standard_error else 0.0, "p": min(1.0, 2 * one_sided),
+            "standard_error": standard_error, "effect_size": h,
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("metric")
+
+
+def _resample(labels: np.ndarray, patients: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """(draws, n) how often each column occurs when patients are drawn with replacement within their class."""
+    _, patient = np.unique(patients, return_inverse=True)
+    kind = np.zeros(patient.max() + 1, int)  # 1: NFF, 2: AFF, 3: both
+    np.bitwise_or.at(kind, patient, labels + 1)
+    counts = np.zeros((draws, len(kind)))
+    for stratum in np.unique(kind):
+        members = np.flatnonzero(kind == stratum)
+        counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), draws)
+    return counts[:, patient]
+
+
+def weighted_metrics(labels, probabilities, threshold: float, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """`lib.metrics.evaluate` of many weighted samples at once.
+
+    Parameters
+    ----------
+    labels, probabilities, threshold : as of `lib.metrics.evaluate`
+    weights : (B, n) how often each unit occurs in each of B samples; both classes must occur in each
+
+    Returns
+    -------
+    dict of the same metrics, each (B,), equal to `evaluate` on the repeated rows
+    """
+    order = np.argsort(-np.asarray(probabilities), kind="stable")
+    p, y, w = np.asarray(probabilities)[order], np.asarray(labels)[order], weights[:, order]
+    ends = np.append(np.flatnonzero(np.diff(p)), len(p) - 1)  # last of each run of equal probabilities
+    tp = np.cumsum(w * y, axis=1)[:, ends]  # (B, thresholds) AFF and NFF at or above each threshold
+    fp = np.cumsum(w * (1 - y), axis=1)[:, ends]
+    P, N = tp[:, -1], fp[:, -1]
+    new_tp, new_fp = (np.diff(counts, axis=1, prepend=0) for counts in (tp, fp))
+    sensitivities = np.where(fp <= N[:, None] * (0.1 + 1e-12), tp, 0) / P[:, None]
+
+    decided = p[ends] >= threshold
+    TP, FP = new_tp[:, decided].sum(1), new_fp[:, decided].sum(1)
+    TN, FN = N - FP, P - TP
+    product = (TP + FP) * P * N * (TN + FN)
+    return {
+        "auroc": ((tp - new_tp / 2) * new_fp).sum(1) / (P * N),
+        "sensitivity_at_90_specificity": sensitivities.max(1),
+        "auprc": (new_tp * tp / np.maximum(tp + fp, 1)).sum(1) / P,
+        "accuracy": (TP + TN) / (P + N),
+        "f1": 2 * TP / (2 * TP + FP + FN),
+        "sensitivity": TP / P,
+        "specificity": TN / N,
+        "balanced_accuracy": (TP / P + TN / N) / 2,
+        "mcc": np.where(product > 0, (TP * TN - FP * FN) / np.sqrt(np.maximum(product, 1)), 0.0),
+        "brier": (w * (p - y) ** 2).sum(1) / (P + N),
+    }
+
+
+# Two generators, one set of real images
+
+
+def kid(X, Y) -> float:
+    """Kernel inception distance: unbiased MMD² with k(x, y) = (xᵀy/d + 1)³. It may be negative.
+
+    Bińkowski et al. 2018, arXiv:1801.01401, on all pairs instead of random subsets.
+
+    Parameters
+    ----------
+    X, Y : (n, d) and (m, d) features of two image sets, n, m ≥ 2
+    """
+    X, Y = _features(X, Y)
+    return float(_mmd(*(K.sum() for K in _kernels(X, Y)), len(X), len(Y)))
+
+
+def kid_jackknife(X, Y, x_patients, y_patients) -> pd.Series:
+    """KID with a 95 % interval from leaving out one patient at a time.
+
+    A bootstrap would draw rows twice, and duplicates bias MMD upward. A patient of both sets leaves both at once.
+
+    Parameters
+    ----------
+    X, Y : (n, d) and (m, d) features
+    x_patients, y_patients : (n,) and (m,) the patient of each image; of a synthetic one, its source's patient
+
+    Returns
+    -------
+    Series `value, ci_low, ci_high, standard_error, patients`
+    """
+    value, left_out = _leave_one_out(*_features(X, Y), x_patients, y_patients)
+    standard_error = _jackknife_error(value, left_out)
+    wide = stats.norm.ppf(0.975) * standard_error
+    return pd.Series(
+        {"value": value, "ci_low": value - wide, "ci_high": value + wide, "standard_error": standard_error,
+         "patients": len(left_out)}
+    )  # fmt: skip
+
+
+def kid_permutation_test(
+    a, b, reference, patients, permutations: int = 9999, seed: int = 0, reference_patients=None
+) -> pd.Series:
+    """Does a's output lie closer to real images than b's? T = KID(a, reference) − KID(b, reference).
+
+    Row i of a and of b was made from the same source image. Under the null hypothesis a and b are exchangeable, so
+    they are swapped for a random half of the source patients, all images of a patient together. The p-value is exact
+    for these two trained generators; it says nothing of another training of the same methods.
+
+    Parameters
+    ----------
+    a, b : (n, d) features of the two generators' images
+    reference : (m, d) features of held-out real images
+    patients : (n,) the patient of each source image
+    reference_patients : (m,) the patient of each real image, for the interval; by default one patient an image
+
+    Returns
+    -------
+    Series `difference` (negative: a is closer), `ci_low, ci_high` (95 %, jackknife over source and reference
+    patients), `statistic` (T), `p` = (1 + #{|T*| ≥ |T|}) / (1 + permutations), `standard_error, n, patients`
+    """
+    a, reference = _features(a, reference)
+    b, _ = _features(b, reference)
+    if a.shape != b.shape or len(patients) != len(a):
+        raise ValueError(f"a {a.shape}, b {b.shape} and {len(patients)} patients must be of the same source images")
+    if reference_patients is None:
+        reference_patients = [f"reference {i}" for i in range(len(reference))]
+    kid_a, left_out_a = _leave_one_out(a, reference, patients, reference_patients)
+    kid_b, left_out_b = _leave_one_out(b, reference, patients, reference_patients)
+    T = kid_a - kid_b
+
+    # Swapping is a sign per image, z = ±1. Of a pair of images i, j the difference k(a*ᵢ, a*ⱼ) − k(b*ᵢ, b*ⱼ) is linear
+    # in the signs, zᵢ (kaa − kbb + kab − kba)ᵢⱼ / 2 + the same of j, so that T* = Σ zᵢ wᵢ.
+    n = len(a)
+    paired = _kernel(a, a) - _kernel(b, b) + _kernel(a, b) - _kernel(b, a)
+    np.fill_diagonal(paired, 0)
+    w = paired.sum(1) / (n * (n - 1)) - 2 * (_kernel(a, reference) - _kernel(b, reference)).mean(1) / n
+    _, patient = np.unique(np.asarray(patients), return_inverse=True)
+    w = np.bincount(patient, w)
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), (permutations, len(w)))
+    extreme = np.abs(signs @ w) >= abs(T) * (1 - 1e-9) - 1e-15
+
+    standard_error = _jackknife_error(T, left_out_a - left_out_b)
+    wide = stats.norm.ppf(0.975) * standard_error
+    return pd.Series(
+        {"difference": T, "ci_low": T - wide, "ci_high": T + wide, "statistic": T,
+         "p": (1 + extreme.sum()) / (1 + permutations), "standard_error": standard_error, "n": n, "patients": len(w)}
+    )  # fmt: skip
+
+
+def _features(X, Y) -> tuple[np.ndarray, np.ndarray]:
+    X, Y = np.asarray(X, float), np.asarray(Y, float)
+    if X.ndim != 2 or Y.ndim != 2 or X.shape[1] != Y.shape[1] or min(len(X), len(Y)) < 2:
+        raise ValueError(f"KID needs (n, d) and (m, d) features of at least two images each, not {X.shape}, {Y.shape}")
+    return X, Y
+
+
+def _kernel(X: np.ndarray, Y: np.ndarray) -> np.ndarray:
+    return (X @ Y.T / X.shape[1] + 1) ** 3
+
+
+def _mmd(xx, yy, xy, n, m):
+    """Unbiased MMD² from sums of the kernel over pairs of different images of X, of Y, and of one of each."""
+    return xx / (n * (n - 1)) + yy / (m * (m - 1)) - 2 * xy / (n * m)
+
+
+def _kernels(X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The kernel within X, within Y (of an image with itself: 0), and between them."""
+    Kxx, Kyy, Kxy = _kernel(X, X), _kernel(Y, Y), _kernel(X, Y)
+    np.fill_diagonal(Kxx, 0)
+    np.fill_diagonal(Kyy, 0)
+    return Kxx, Kyy, Kxy
+
+
+def _leave_one_out(X, Y, x_patients, y_patients) -> tuple[float, np.ndarray]:
+    """KID, and KID without each patient in turn (patients in sorted order)."""
+    if len(x_patients) != len(X) or len(y_patients) != len(Y):
+        raise ValueError(f"{len(X)} and {len(Y)} images, but patients of {len(x_patients)} and {len(y_patients)}")
+    patients, index = np.unique([*map(str, x_patients), *map(str, y_patients)], return_inverse=True)
+    of_x, of_y = (np.equal.outer(np.arange(len(patients)), i).astype(float) for i in np.split(index, [len(X)]))
+    n, m = len(X) - of_x.sum(1), len(Y) - of_y.sum(1)
+    if min(n.min(), m.min()) < 2:
+        raise ValueError("the jackknife needs at least two images of each set when any one patient is left out")
+    Kxx, Kyy, Kxy = _kernels(X, Y)
+    xx = Kxx.sum() - 2 * of_x @ Kxx.sum(1) + ((of_x @ Kxx) * of_x).sum(1)
+    yy = Kyy.sum() - 2 * of_y @ Kyy.sum(1) + ((of_y @ Kyy) * of_y).sum(1)
+    xy = Kxy.sum() - of_x @ Kxy.sum(1) - of_y @ Kxy.sum(0) + ((of_x @ Kxy) * of_y).sum(1)
+    return kid(X, Y), _mmd(xx, yy, xy, n, m)
+
+
+def _jackknife_error(value: float, left_out: np.ndarray) -> float:
+    return float(np.sqrt((len(left_out) - 1) / len(left_out) * ((left_out - value) ** 2).sum()))
+
+
+# The declared comparisons
+
+
+def holm(p) -> np.ndarray:
+    """Holm-adjusted p-values; missing ones stay missing and do not count."""
+    from pingouin import multicomp
+
+    return multicomp(np.asarray(p, float), method="holm")[1]
+
+
+def compare(
+    predictions: pd.DataFrame,
+    metrics: pd.DataFrame,
+    splits: pd.DataFrame,
+    margin: float = MARGIN,
+    draws: int = 2000,
+    seed: int = 0,
+    extra: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Every declared comparison (`QUESTIONS`) of which both conditions were run.
+
+    One cell (a hold-out): `auroc` by DeLong on patients, whose probabilities are averaged over images and seeds;
+    `image_auroc` by the clustered test; the other metrics by patient bootstrap. The results are conditional on the
+    generators that were trained in that cell. Several cells: the corrected t-test on the cells' differences, seeds
+    averaged first, and in support `image_auroc` by the clustered test on out-of-fold predictions (averaged over seeds
+    and repeats), where every repeat tests the same images once. Pooling folds compares scores of different networks.
+
+    Parameters
+    ----------
+    predictions : `condition, repeat, fold, seed, image_id, patient_id, label, probability` of real test images
+    metrics : `condition, repeat, fold, seed, metric, value`, of which the rows "threshold" are used
+    splits : `repeat, fold, patient_id, part`; only "train" counts as training patients, the careful side
+    margin : AUROC differences within ±margin are of no consequence; `MARGINS` says it for the other metrics
+    draws, seed : of the bootstrap
+    extra : rows of the same columns from elsewhere (RQ1: metric "kid" or "kid (inception)", cyclediff against
+        cyclegan), a family of their own
+
+    Returns
+    -------
+    DataFrame of `COLUMNS`. `n` is the number of cells (corrected t-test), patients, or images (clustered test);
+    `patients` are test patients. `p_holm` is adjusted within family and metric over the pairs that were run (extra:
+    over all its rows). `effect_size` is d_z of the corrected t-test, the difference of d′ for AUCs (`auc_effect`),
+    Cohen's h for bootstrapped proportions, else missing; `bf10` belongs to the corrected t-test alone.
+
+    `verdict` on a: "better" or "worse" where p_holm < 0.05; else "equivalent" where the 90 % interval lies within
+    the margin (two one-sided tests at 5 %, not adjusted for multiplicity); else "undecided", as also where nothing
+    varies (interval of no width), for then there is nothing to judge by.
+    """
+    _require(predictions, "predictions", "condition", *TRIAL, "image_id", "patient_id", "label", "probability")
+    _require(metrics, "metrics", "condition", *TRIAL, "metric", "value")
+    _require(splits, "splits", "repeat", "fold", "patient_id", "part")
+    if unknown := sorted(set(predictions.label) - {"AFF", "NFF"}):
+        raise ValueError(f"predictions: unknown label {unknown[0]!r}; labels are AFF and NFF")
+    if (invalid := ~predictions.probability.between(0, 1)).any():
+        row = predictions[invalid].iloc[0]
+        raise ValueError(f"predictions: probability {row.probability} of image {row.image_id} ({row.condition})")
+    questions = [question for question in QUESTIONS if set(question[2:]) <= set(predictions.condition)]
+    predictions = predictions[predictions.condition.isin({c for question in questions for c in question[2:]})]
+    patients = _with_thresholds(by_patient(predictions), metrics)
+    for cell, labels in patients.groupby(["repeat", "fold"]).label:
+        if missing := {"AFF", "NFF"} - set(labels):
+            raise ValueError("the test part of repeat {}, fold {} has no {} patient".format(*cell, *missing))
+    scores = pd.DataFrame.from_dict(
+        {trial: _scores_of(group) for trial, group in patients.groupby(["condition", *TRIAL])}, orient="index"
+    )
+    rows = []
+    for family, question, a, b in questions:
+        images_of_pair, patients_of_pair = _paired(predictions, a, b), _paired(patients, a, b)
+        if len(patients_of_pair[["repeat", "fold"]].drop_duplicates()) > 1:
+            results = _several_cells(images_of_pair, patients_of_pair, scores.loc[a] - scores.loc[b], splits)
+        else:
+            results = _one_cell(images_of_pair, patients_of_pair, draws, seed)
+        people = patients_of_pair.patient_id.nunique()
+        rows += [{"family": f"{family} {result['metric']}", "question": question, "a": a, "b": b, "patients": people,
+                  **result} for result in results]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["family", "ci90_low", "ci90_high", *COLUMNS])
+    if extra is not None and len(extra):
+        _require(extra, "extra rows", *(c for c in COLUMNS if c not in ("p_holm", "effect_size", "bf10", "verdict")))
+        extra = extra.reindex(columns=table.columns).assign(family="extra")
+        table = pd.concat([table, extra], ignore_index=True) if len(table) else extra
+    if len(table):
+        table["p_holm"] = table.groupby("family").p.transform(holm)
+        table["verdict"] = [_verdict(row, margin) for row in table.itertuples()]
+    return table[list(COLUMNS)].astype({"n": int, "patients": int}).reset_index(drop=True)
+
+
+def _scores_of(patients: pd.DataFrame) -> dict[str, float]:
+    """`lib.metrics.evaluate` of one trial, the fast way."""
+    labels, once = (patients.label == "AFF").astype(int), np.ones((1, len(patients)))
+    metrics = weighted_metrics(labels, patients.probability, patients.threshold.iloc[0], once)
+    return {metric: float(value[0]) for metric, value in metrics.items()}
+
+
+def _require(table: pd.DataFrame, name: str, *columns: str) -> None:
+    if missing := [column for column in columns if column not in table]:
+        raise ValueError(f"{name} lack the column {', '.join(missing)}")
+
+
+def _with_thresholds(patients: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    keys = ["condition", *TRIAL]
+    thresholds = metrics.loc[metrics.metric == "threshold", [*keys, "value"]].rename(columns={"value": "threshold"})
+    patients = patients.merge(thresholds, on=keys, how="left", validate="many_to_one")
+    if (missing := patients.threshold.isna()).any():
+        raise ValueError("metrics lack the threshold of condition {}, repeat {}, fold {}, seed {}".format(
+            *patients.loc[missing, keys].iloc[0]))  # fmt: skip
+    return patients
+
+
+def _paired(table: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
+    """`probability_a` and `probability_b` (`threshold_…`) of the same images or patients in the trials both have."""
+    units = [*TRIAL, *(c for c in ("image_id", "patient_id", "label") if c in table)]
+    columns = [*units, *(c for c in ("probability", "threshold") if c in table)]
+    of_a, of_b = (table.loc[table.condition == condition, columns] for condition in (a, b))
+    trials = of_a[TRIAL].drop_duplicates().merge(of_b[TRIAL].drop_duplicates())
+    if not len(trials):
+        raise ValueError(f"predictions of {a} and {b} have no repeat, fold and seed in common")
+    of_a, of_b = of_a.merge(trials), of_b.merge(trials)
+    paired = of_a.merge(of_b, on=units, suffixes=("_a", "_b"), validate="one_to_one")
+    if not len(paired) == len(of_a) == len(of_b):
+        raise ValueError(f"predictions of {a} and {b} in the same trial must be of the same images and labels")
+    return paired.assign(y=(paired.label == "AFF").astype(int))
+
+
+def _several_cells(images, patients, differences, splits) -> list[dict]:
+    """Corrected t-tests of `differences` (one row a trial, one column a metric), and the out-of-fold images."""
+    differences = differences.dropna().groupby(level=[0, 1]).mean()  # seeds are no replicates
+    ratio = _test_train_ratio(splits, differences.index)
+    rows = [
+        {"metric": metric, "test": "corrected t", "n": len(differences), **corrected_t_test(differences[metric], ratio)}
+        for metric in differences
+    ]
+    tested = images.groupby(["image_id", "repeat"]).fold.nunique().unstack()
+    if (tested == 1).all(axis=None):
+        rows.append({**_image_auroc(images), "test": "clustered AUC, out of fold"})
+    return rows
+
+
+def _one_cell(images, patients, draws: int, seed: int) -> list[dict]:
+    """DeLong on patients, the clustered test on images, and the bootstrap of the other metrics."""
+    mean = patients.groupby(["patient_id", "y"], as_index=False)[["probability_a", "probability_b"]].mean()
+    primary = clustered_auc_test(mean.y, mean.probability_a, mean.probability_b, mean.patient_id)
+    # A patient with an AFF and an NFF has two rows here: then it is not DeLong's test, but the clustered one.
+    test = "DeLong, patients" if mean.patient_id.is_unique else "clustered AUC, patients"
+
+    wide = patients.pivot(index="seed", columns=["patient_id", "y"], values=["probability_a", "probability_b"])
+    thresholds = patients.groupby("seed")[["threshold_a", "threshold_b"]].first()
+    units = wide["probability_a"].columns
+    bootstrap = patient_bootstrap(
+        units.get_level_values("y"), wide["probability_a"], wide["probability_b"],
+        thresholds.threshold_a, thresholds.threshold_b, units.get_level_values("patient_id"), draws, seed,
+    )  # fmt: skip
+    return [
+        {"metric": "auroc", "test": test, "n": len(mean), **primary},
+        _image_auroc(images),
+        *({"metric": metric, "test": "patient bootstrap", "n": len(mean), **row}
+          for metric, row in bootstrap.drop(index="auroc").iterrows()),
+    ]  # fmt: skip
+
+
+def _image_auroc(images: pd.DataFrame) -> dict:
+    """The clustered test of images, their probabilities averaged over seeds (and repeats)."""
+    mean = images.groupby(["image_id", "patient_id", "y"], as_index=False)[["probability_a", "probability_b"]].mean()
+    result = clustered_auc_test(mean.y, mean.probability_a, mean.probability_b, mean.patient_id)
+    return {"metric": "image_auroc", "test": "clustered AUC", "n": len(mean), **result}
+
+
+def _test_train_ratio(splits: pd.DataFrame, cells: pd.MultiIndex) -> float:
+    """Test patients / training patients, averaged over these cells (repeat, fold)."""
+    counts = splits.groupby(["repeat", "fold", "part"]).patient_id.nunique().unstack()
+    counts = counts.reindex(index=cells, columns=["train", "test"])
+    if (missing := counts.isna().any(axis=1)).any():
+        raise ValueError("splits name no train or no test patients of repeat {}, fold {}".format(*cells[missing][0]))
+    return float((counts.test / counts.train).mean())
+
+
+def _verdict(row, margin: float) -> str:
+    if row.ci_low == row.ci_high:
+        return "undecided"
+    if row.p_holm < 0.05:
+        return "better" if (row.difference < 0) == (row.metric.split()[0] in LOWER_IS_BETTER) else "worse"
+    bound = margin if row.metric in ("auroc", "image_auroc") else MARGINS.get(row.metric, -np.inf)
+    return "equivalent" if -bound < row.ci90_low and row.ci90_high < bound else "undecided"

@@ -1,0 +1,39 @@
+"""Synthesis: the images that generators add to a training set, with their provenance."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lib.cohort import Cohort
+from lib.training import generator
+from lib.translator import Translator
+
+
+def images_needed(training: Cohort, ratio: float) -> int:
+    """How many AFF images bring a training set to `ratio` AFF images per NFF image (1: balanced)."""
+    aff = int(training.targets.sum())
+    return max(round(ratio * (len(training) - aff)) - aff, 0)
+
+
+def chosen_sources(training: Cohort, number: int, seed: int) -> Cohort:
+    """`number` NFF images of the training part, drawn without repetition: what is to be translated.
+
+    Raises
+    ------
+    ValueError
+        Where there are fewer NFF images than that.
+    """
+    nff = training.select(label="NFF")
+    if number > len(nff):
+        raise ValueError(
+            f"{number} AFF images are to be made from {len(nff)} NFF training images, each used once: "
+            "lower synthetic_ratio"
+        )
+    return nff.take(np.sort(generator(seed).permutation(len(nff))[:number]))
+
+
+def both_ways(translator: Translator, cohort: Cohort) -> Cohort:
+    """Every image of a cohort translated to the other label, NFF to AFF first: what fidelity is measured on."""
+    return translator.translate(cohort.select(label="NFF"), "AFF").join(
+        translator.translate(cohort.select(label="AFF"), "NFF")
+    )

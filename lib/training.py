@@ -1,0 +1,202 @@
+"""What every training loop needs: device, batches, random streams, averages, history, checkpoints, weights.
+
+The loops themselves are written out where they belong (`lib.cyclegan`, `lib.cyclediff`, `lib.judge`, `lib.classifier`).
+All randomness of a step is a pure function of (seed, step), so a training that was interrupted and goes on from its
+checkpoint draws the same batches, flips, noise and times as one that was not, without any random state being stored.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lib.cohort import Cohort
+from lib.runs import code_files
+
+
+def accelerator() -> Accelerator:
+    """The device to train on, with bf16 autocast where the hardware multiplies bf16 natively, else float32."""
+    bf16 = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+    return Accelerator(mixed_precision="bf16" if bf16 else "no")
+
+
+# Random streams ------------------------------------------------------------------------------------------------------
+
+
+def generator(*key: int) -> np.random.Generator:
+    """A random stream that is a pure function of its key, such as (seed, step)."""
+    return np.random.default_rng(np.random.SeedSequence(key))
+
+
+def torch_generator(*key: int) -> torch.Generator:
+    """The same for torch, on the CPU: noise is drawn there and moved, so that every device sees the same numbers."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+def batch_rows(n: int, batch: int, step: int, *key: int) -> np.ndarray:
+    """(batch,) row numbers of a step: each epoch is a new random permutation of all n rows, with nothing dropped."""
+    positions = np.arange(step * batch, (step + 1) * batch)
+    epochs = {epoch: generator(*key, int(epoch)).permutation(n) for epoch in np.unique(positions // n)}
+    return np.array([epochs[position // n][position % n] for position in positions])
+
+
+def flipped(images: torch.Tensor, *key: int) -> torch.Tensor:
+    """Each image of (B, C, H, W) mirrored left to right with probability ½: a left femur is a mirrored right one."""
+    mirror = torch.rand(len(images), generator=torch_generator(*key)) < 0.5
+    return torch.where(mirror.to(images.device)[:, None, None, None], images.flip(-1), images)
+
+
+# Averages and history ------------------------------------------------------------------------------------------------
+
+
+class EMA:
+    """Exponential moving average of a network's weights: the copy that is sampled from.
+
+    The decay grows from 0.1 to its value over the first steps, so the average forgets the random initial weights.
+    """
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.network, self.decay, self.updates = network, decay, 0
+        self.average = copy.deepcopy(network).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.updates += 1
+        decay = min(self.decay, self.updates / (self.updates + 9))
+        for averaged, current in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            averaged.lerp_(current, 1 - decay)
+        for averaged, current in zip(self.average.buffers(), self.network.buffers(), strict=True):
+            averaged.copy_(current)
+
+    def state_dict(self) -> dict:
+        return {"average": self.average.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.average.load_state_dict(state["average"])
+        self.updates = state["updates"]
+
+
+class History:
+    """Losses by step: one row each time something is recorded. Raises FloatingPointError where a loss is not finite."""
+
+    def __init__(self):
+        self.rows: list[dict] = []
+
+    def record(self, step: int, **losses) -> None:
+        losses = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in losses.items()}
+        if bad := [name for name, value in losses.items() if not np.isfinite(value)]:
+            raise FloatingPointError(
+                f"step {step}: {', '.join(bad)} is not finite. The last checkpoint is kept; lower the learning rate "
+                "and start again."
+            )
+        self.rows.append({"step": step, **losses})
+
+    def frame(self) -> pd.DataFrame:
+        return pd.DataFrame(self.rows)
+
+    def state_dict(self) -> dict:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.rows = state["rows"]
+
+
+# Checkpoints and weights ---------------------------------------------------------------------------------------------
+
+
+def cohort_hash(cohort: Cohort) -> str:
+    """Sixteen hexadecimal digits that change with any image or label of the cohort."""
+    digest = hashlib.sha256(cohort.table[["image_id", "patient_id", "label"]].to_csv(index=False).encode())
+    digest.update(np.ascontiguousarray(cohort.pixels))
+    return digest.hexdigest()[:16]
+
+
+def patients_hash(cohort: Cohort) -> str:
+    """Sixteen hexadecimal digits for the set of patients: says which patients weights have seen, not who they are."""
+    return hashlib.sha256("\n".join(sorted(cohort.patients.index)).encode()).hexdigest()[:16]
+
+
+def source_hash(module: str) -> str:
+    """Hash of the source of a module of `lib` and of every module of `lib` that it imports."""
+    files = code_files(f"import lib.{module}")
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+class Checkpoint:
+    """Everything a training needs to go on, in one file that is replaced in a single step.
+
+    Parameters
+    ----------
+    path : the file
+    inputs : what the training's result depends on: settings, seed, data hash, source hash. A checkpoint made from other
+        inputs is not continued.
+    objects : by name, whatever has `state_dict` and `load_state_dict` (networks, optimisers, EMA, history)
+    seconds : time between two checkpoints
+    """
+
+    def __init__(self, path: Path, inputs: dict, objects: dict, seconds: float = 120):
+        self.path, self.inputs, self.objects, self.seconds = Path(path), json.dumps(inputs), objects, seconds
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.saved_at = time.monotonic()
+
+    def load(self) -> int:
+        """Restore the objects and return the number of steps done: 0 where there is nothing to continue."""
+        if not self.path.exists():
+            return 0
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        if state["inputs"] != self.inputs:
+            return 0
+        for name, thing in self.objects.items():
+            thing.load_state_dict(state["objects"][name])
+        return state["step"]
+
+    def due(self) -> bool:
+        return time.monotonic() - self.saved_at > self.seconds
+
+    def save(self, step: int) -> None:
+        """Write the state after `step` steps."""
+        state = {name: thing.state_dict() for name, thing in self.objects.items()}
+        temporary = self.path.with_suffix(".tmp")
+        torch.save({"step": step, "inputs": self.inputs, "objects": state}, temporary)
+        temporary.replace(self.path)
+        self.saved_at = time.monotonic()
+
+
+def save_weights(path: Path, networks: dict[str, nn.Module], metadata: dict) -> None:
+    """Write networks into one safetensors file; the metadata travels inside it as JSON."""
+    tensors = {
+        f"{name}.{key}": value.detach().cpu().contiguous()
+        for name, network in networks.items()
+        for key, value in network.state_dict().items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata={"json": json.dumps(metadata)})
+
+
+def load_weights(path: Path, networks: dict[str, nn.Module]) -> None:
+    """Fill networks from a file that `save_weights` wrote."""
+    tensors = load_file(path)
+    for name, network in networks.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        network.load_state_dict(own)
+
+
+def weights_metadata(path: Path) -> dict:
+    """The metadata of a weights file: how the networks were built and trained."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["json"])
+
+
+def count_parameters(*networks: nn.Module) -> int:
+    return sum(parameter.numel() for network in networks for parameter in network.parameters())

@@ -1,0 +1,99 @@
+"""The translator: learns to turn NFF into AFF radiographs and back, from unpaired images of both.
+
+`lib.cyclegan.CycleGAN` and `lib.cyclediff.CycleDiff` keep this one promise; a third method is one more file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, Self
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lib.cohort import LABELS, Cohort, to_pixels
+from lib.runs import progress
+
+WEIGHTS = "weights.safetensors"
+
+
+class Translator(Protocol):
+    """What every translation method offers. X is the NFF domain, Y the AFF domain; G: X → Y and F: Y → X."""
+
+    name: str
+    settings: object  # a dataclass
+    metadata: dict  # method, settings, and after `fit`: seed, steps, image_size, patients_hash, cohort_hash
+
+    def fit(self, cohort: Cohort, folder: Path, seed: int, preview: Cohort | None = None) -> pd.DataFrame:
+        """Train on all images of the cohort and return the history of the losses.
+
+        Leaves `history.csv`, `checkpoint.pt` and `weights.safetensors` in the folder and goes on from a checkpoint that
+        was made with the same settings, seed, cohort and source. A few times on the way the images of `preview` are
+        translated to their other label into `previews/STEP.npy`, (N, H, W) in the cohort's own integer range.
+        """
+
+    def translate(self, cohort: Cohort, to: str = "AFF", batch: int = 32) -> Cohort:
+        """The synthetic cohort; a ValueError where an image carries the label `to` already."""
+
+    def save(self, folder: Path) -> None: ...
+
+    @classmethod
+    def load(cls, folder: Path) -> Self: ...
+
+
+def domains(cohort: Cohort, divisor: int, smallest: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images of X (NFF) and of Y (AFF), each (N, 1, H, W) float32 in [-1, 1].
+
+    Raises
+    ------
+    ValueError
+        Where a domain is empty or the side of the images is no multiple of `divisor`, or smaller than `smallest`.
+    """
+    check_size(cohort, divisor, smallest)
+    for label in LABELS:
+        if not (cohort.table.label == label).any():
+            raise ValueError(f"no {label} among the {len(cohort)} training images: a translator needs both labels")
+    X, Y = (torch.from_numpy(cohort.select(label=label).images()) for label in LABELS)
+    return X, Y
+
+
+def check_size(cohort: Cohort, divisor: int, smallest: int) -> None:
+    height, width = cohort.pixels.shape[1:]
+    if height != width or width % divisor or width < smallest:
+        raise ValueError(
+            f"images of {height} x {width} pixels: this translator needs squares of at least {smallest} pixels and "
+            f"a multiple of {divisor}; set image_size to {max(smallest, round(width / divisor) * divisor)}"
+        )
+
+
+def translated(
+    cohort: Cohort, to: str, name: str, function: Callable[[torch.Tensor], torch.Tensor], batch: int
+) -> Cohort:
+    """The cohort after `function`, which takes and gives (B, 1, H, W) in [-1, 1], batch by batch."""
+    if to not in LABELS:
+        raise ValueError(f"to={to!r}: images are translated to {' or '.join(LABELS)}")
+    if len(wrong := cohort.table.image_id[cohort.table.label == to]):
+        raise ValueError(f"image {wrong.iloc[0]!r} is {to} already ({len(wrong)} such): select the other label first")
+    images = np.empty((len(cohort), 1, *cohort.pixels.shape[1:]), np.float32)
+    with progress(len(cohort), desc=f"{name} to {to}") as bar:
+        for start in range(0, len(cohort), batch):
+            rows = slice(start, start + batch)
+            images[rows] = function(torch.from_numpy(cohort.take(np.arange(len(cohort))[rows]).images())).cpu().numpy()
+            bar.update(len(images[rows]))
+    return cohort.translated(images, to, name)
+
+
+def save_preview(
+    preview: Cohort, functions: dict[str, Callable[[torch.Tensor], torch.Tensor]], folder: Path, step: int
+) -> None:
+    """Translate each image of `preview` to its other label, with the function for that label, into one file."""
+    pixels = np.empty_like(np.asarray(preview.pixels))
+    for to, function in functions.items():
+        rows = np.flatnonzero(preview.table.label != to)
+        if len(rows):
+            images = function(torch.from_numpy(preview.take(rows).images()))
+            pixels[rows] = to_pixels(images.cpu().numpy(), pixels.dtype)
+    (folder / "previews").mkdir(parents=True, exist_ok=True)
+    np.save(folder / "previews" / f"{step:07d}.npy", pixels)

@@ -1,0 +1,493 @@
+#!/usr/bin/env python
+"""Run the study: papermill over notebooks/, in order, with one set of parameters.
+
+    python run_all.py                                       the quick profile, into runs/quick
+    python run_all.py --profile full --run hospital -p radiographs_csv data/cohort.csv
+    python run_all.py --list                                notebooks, their state, their parameters
+
+Finished notebooks whose code, parameters and inputs did not change are skipped. The exit status is 0 only if every
+notebook that was asked for has finished: 1 where one failed, 2 where the request made no sense (nothing is touched).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tokenize
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import nbformat
+import papermill
+import yaml
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+
+from lib import pages
+from lib.runs import ROOT, Damaged, Run, code_files, from_root, shown
+
+NOTEBOOKS = ROOT / "notebooks"
+RUNS = ROOT / "runs"
+CLEAR_LINE = "\r\x1b[2K"
+
+
+class Mistake(Exception):
+    """A request that makes no sense; the message says what to do."""
+
+
+class Failure(Exception):
+    """A notebook that did not reach its end; the message says where and why."""
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """One step of the study: `notebooks/NN_name.ipynb`."""
+
+    path: Path
+    cells: list
+
+    @classmethod
+    def read(cls, path: Path) -> Notebook:
+        return cls(path, nbformat.read(path, as_version=4).cells)
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def title(self) -> str:
+        """The heading of the first cell."""
+        return self._opening[0].lstrip("# ") or self.name
+
+    @property
+    def question(self) -> str:
+        """The paragraph below the title."""
+        return " ".join(self._opening[1].split()) if len(self._opening) > 1 else ""
+
+    @property
+    def _opening(self) -> list[str]:
+        cell = self.cells[0] if self.cells else None
+        return re.split(r"\n\s*\n", cell.source.strip()) if cell and cell.cell_type == "markdown" else [""]
+
+    @property
+    def code(self) -> str:
+        """All code cells; IPython's % and ! lines, which are no Python, made comments."""
+        source = "\n\n".join(cell.source for cell in self.cells if cell.cell_type == "code")
+        return re.sub(r"^(\s*)([%!])", r"\1pass  # \2", source, flags=re.MULTILINE)
+
+    @property
+    def parameters(self) -> dict[str, tuple[object, str]]:
+        """name → (default, help) of the cell tagged `parameters`; help is the comment behind the value.
+
+        papermill's own `inspect_notebook` gives defaults as text and drops lines with a second = in them.
+        """
+        for cell in self.cells:
+            if "parameters" in cell.metadata.get("tags", []):
+                break
+        else:
+            raise Mistake(f"{shown(self.path)} has no cell tagged 'parameters'")
+        comments = {
+            token.start[0]: token.string.lstrip("# ")
+            for token in tokenize.generate_tokens(io.StringIO(cell.source).readline)
+            if token.type == tokenize.COMMENT
+        }
+        try:
+            return {
+                node.targets[0].id: (ast.literal_eval(node.value), comments.get(node.end_lineno, ""))
+                for node in ast.parse(cell.source).body
+            }
+        except (SyntaxError, ValueError, AttributeError) as error:
+            raise Mistake(
+                f"{shown(self.path)}: the parameters cell must hold 'name = literal' lines ({error})"
+            ) from error
+
+
+def read_notebooks(folder: Path) -> list[Notebook]:
+    """`NN_*.ipynb` of a folder, in order."""
+    notebooks = [Notebook.read(path) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))]
+    if not notebooks:
+        raise Mistake(f"no notebooks NN_name.ipynb in {shown(folder)}")
+    return notebooks
+
+
+# Parameters
+
+
+def defaults(notebooks: list[Notebook]) -> dict[str, object]:
+    """Every parameter of every notebook; one that several share has one default."""
+    found = {}
+    for notebook in notebooks:
+        for name, (value, _) in notebook.parameters.items():
+            other, where = found.setdefault(name, (value, notebook.name))
+            if other != value:
+                raise Mistake(
+                    f"parameter {name} is {other!r} in {where} but {value!r} in {notebook.name}: make them one"
+                )
+    return {name: value for name, (value, _) in found.items()}
+
+
+def read_profile(folder: Path, profile: str) -> dict[str, object]:
+    """The flat `parameter: value` file of a profile."""
+    path = folder / "profiles" / f"{profile}.yaml"
+    if not path.exists():
+        known = sorted(file.stem for file in path.parent.glob("*.yaml"))
+        raise Mistake(f"unknown profile {profile!r}{nearest(profile, known)}; there are {', '.join(known) or 'none'}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise Mistake(f"{shown(path)} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise Mistake(f"{shown(path)} must hold 'parameter: value' lines")
+    return values
+
+
+def choose_parameters(notebooks: list[Notebook], profile: dict, given: list[tuple[str, str]]) -> dict[str, object]:
+    """Defaults, changed by the profile, changed by what the command line gives."""
+    known = defaults(notebooks)
+    values = dict(known)
+    for where, changes in (("the profile", profile.items()), ("-p", given)):
+        for name, value in changes:
+            if name == "run_dir":
+                raise Mistake("run_dir is not a parameter to set: --run NAME chooses the run folder")
+            if name not in known:
+                raise Mistake(f"unknown parameter {name!r} in {where}{nearest(name, known)}; --list shows all")
+            if where == "-p":
+                value = typed(name, value, known[name])
+                if name.endswith("_csv") and value:
+                    value = shown(Path(value).expanduser().resolve())
+            values[name] = cast(name, value, known[name])
+    for name, value in values.items():
+        if name.endswith("_csv") and value and not from_root(value).is_file():
+            raise Mistake(f"parameter {name}: there is no file {value}")
+    return values
+
+
+def nearest(name: str, known) -> str:
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f", did you mean {match[0]!r}?" if match else ""
+
+
+def typed(name: str, text: str, default):
+    """What the command line's text means: itself where the default is text, else YAML (`3`, `true`, `[0, 1]`)."""
+    if isinstance(default, str):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise Mistake(f"parameter {name}: {text!r} is not a YAML value") from error
+
+
+def cast(name: str, value, default):
+    """The value in the type of the default: whole numbers may stand for floats, and so may `1e-4`, text to YAML."""
+    kind = type(default)
+    if default is None or (type(value) is kind and kind is not list):
+        return value
+    if kind is float and type(value) in (int, str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind is list and isinstance(value, list):
+        return [cast(name, item, default[0]) for item in value] if default else value
+    example = ", like '[0, 1]'" if kind is list else ""
+    raise Mistake(f"parameter {name} must be {kind.__name__}{example} (default {default!r}), not {value!r}")
+
+
+# What is finished
+
+
+def fingerprint(notebook: Notebook, parameters: dict, before: list[str | None]) -> str:
+    """sha256 of all that a notebook's results follow from: its code, what that imports of lib, its parameters,
+    the table of radiographs, and the fingerprints of the notebooks before it. Prose does not count."""
+    try:
+        files = code_files(notebook.code)
+    except SyntaxError:  # the notebook will say so itself
+        files = []
+    tables = [from_root(value) for name, value in parameters.items() if name.endswith("_csv") and value]
+    content = [file.read_bytes() for file in files + tables]
+    parts = [notebook.code, json.dumps(parameters, sort_keys=True), repr(before)]
+    digests = [hashlib.sha256(part).hexdigest() for part in [*(part.encode() for part in parts), *content]]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def check_run_folder(notebooks: list[Notebook], past: dict, parameters: dict, redone: set[str], name: str) -> None:
+    """What was finished with other parameters must not mix with what comes now."""
+    for notebook in notebooks:
+        record = past.get(notebook.name, {})
+        if record.get("state") != "finished" or notebook.name in redone:
+            continue
+        for parameter, old in record["parameters"].items():
+            if parameter in notebook.parameters and parameters[parameter] != old:
+                raise Mistake(
+                    f"runs/{name} was made with {parameter} = {old!r} ({notebook.name}), now it is "
+                    f"{parameters[parameter]!r}: take another --run NAME, or --force to make {notebook.name} anew"
+                )
+
+
+def select(notebooks: list[Notebook], start: str | None, only: str | None) -> list[Notebook]:
+    """The notebooks that `--from` or `--only` ask for, by number or by the beginning of the name."""
+    wanted = only or start
+    if wanted is None:
+        return notebooks
+    matches = [i for i, notebook in enumerate(notebooks) if notebook.name.startswith(wanted)]
+    if len(matches) != 1:
+        names = [notebook.name for notebook in notebooks]
+        raise Mistake(
+            f"{wanted!r} names {len(matches)} notebooks{nearest(wanted, names)}; there are {', '.join(names)}"
+        )
+    return notebooks[matches[0] : matches[0] + 1] if only else notebooks[matches[0] :]
+
+
+# Running
+
+
+class ThisPython(AsyncKernelManager):
+    """Starts kernels with this interpreter and this repository's lib, whichever others the user has."""
+
+    kernel_spec = KernelSpec(
+        **get_kernel_dict(extra_arguments=["--log-level=CRITICAL"]),
+        env={
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONHASHSEED": "0",
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            "LIB_PROGRESS": "text",  # see lib.training.progress
+            "TQDM_MININTERVAL": "10",  # seconds; for the bars of other libraries
+            "TQDM_NCOLS": "80",  # both given, bars ask no terminal for its size
+            "TQDM_NROWS": "20",
+        },
+    )
+
+
+class Live:
+    """Where a kernel's text goes while it runs: the latest line on a terminal, one every half minute in a log."""
+
+    def __init__(self, label: str, every: float = 30):
+        self.label, self.every = label, every
+        self.tty = sys.stdout.isatty()
+        self.start = self.last = time.monotonic()
+        self.write(" ")
+
+    def write(self, text: str) -> None:
+        lines = [line.rstrip() for line in re.split(r"[\r\n]", plain(text)) if line.strip()]
+        lines = [re.sub(r"%\|.*?\|", "%", line) for line in lines[-1:]]  # a progress bar's numbers are enough
+        now = time.monotonic()
+        line = f"{self.label}  {self.seconds:.0f} s  {''.join(lines)}"
+        if self.tty:
+            print(CLEAR_LINE + line[: shutil.get_terminal_size().columns - 1], end="", flush=True)
+        elif lines and now - self.last > self.every:
+            self.last = now
+            print(line, flush=True)
+
+    def flush(self) -> None:
+        """papermill asks for it; `write` has already flushed."""
+
+    def done(self, state: str) -> None:
+        print(f"{CLEAR_LINE if self.tty else ''}{self.label}  {state}  {self.seconds:.0f} s", flush=True)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+
+def plain(text: str) -> str:
+    """Text without terminal colours and cursor moves."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def execute(notebook: Notebook, parameters: dict, copy: Path, live: Live) -> None:
+    """Run one notebook from top to bottom into its executed copy.
+
+    Raises
+    ------
+    Failure
+        For whatever kept it from its last cell: an error, a dead kernel, a time-out, an early exit, Ctrl-C.
+    """
+    for logger in ("papermill", "traitlets"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    for attempt in ("first", "second"):
+        try:
+            papermill.execute_notebook(
+                notebook.path, copy, parameters, kernel_name="python3", language="python", cwd=notebook.path.parent,
+                progress_bar=False, stdout_file=live, stderr_file=live, kernel_manager_class=ThisPython,
+            )  # fmt: skip
+        except papermill.PapermillExecutionError as error:
+            raise Failure(
+                where(notebook, copy) + tail(error.traceback or [f"{error.ename}: {error.evalue}"])
+            ) from error
+        except KeyboardInterrupt as error:
+            raise Failure(where(notebook, copy) + "interrupted from the keyboard") from error
+        except Exception as error:
+            # Kernels choose a free port before they take it, so another program can be quicker.
+            if attempt == "first" and re.search("Kernel died before replying|Address already in use", str(error)):
+                continue
+            raise Failure(where(notebook, copy) + f"{type(error).__name__}: {plain(str(error)).strip()}") from error
+        break
+    if any(cell.metadata.papermill.status != "completed" for cell in read_copy(copy)):
+        raise Failure(where(notebook, copy) + "left the notebook before its end (exit or quit)")
+
+
+def read_copy(copy: Path) -> list:
+    """The cells of an executed copy; none where it was never written, or cut short by a full disk."""
+    try:
+        return nbformat.read(copy, as_version=4).cells
+    except (FileNotFoundError, ValueError):
+        return []
+
+
+def where(notebook: Notebook, copy: Path) -> str:
+    """The cell that was reached, counted in the source notebook, and its first line."""
+    added = {"injected-parameters", "papermill-error-cell-tag"}
+    cells = [cell for cell in read_copy(copy) if not added & set(cell.metadata.get("tags", []))]
+    reached = [i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
+    if not reached:
+        return f"{shown(notebook.path)}, before its first cell\n"
+    first_line = next(iter(cells[reached[-1]].source.strip().splitlines()), "")
+    return f"{shown(notebook.path)}, cell {reached[-1] + 1}: {first_line}\n"
+
+
+def tail(traceback: list[str], lines: int = 12) -> str:
+    return "\n".join(plain("\n".join(traceback)).rstrip().splitlines()[-lines:])
+
+
+def run_notebooks(
+    notebooks: list[Notebook], selected: list[Notebook], parameters: dict, run: Run, profile: str, force: bool
+) -> bool:
+    """Execute or skip each selected notebook; whether all have finished."""
+    described = False
+    for number, notebook in enumerate(notebooks[: notebooks.index(selected[-1]) + 1], 1):
+        label = f"{number}/{len(notebooks)}  {notebook.title}"
+        past = run.manifest.get("notebooks", {})
+        own = {name: parameters[name] for name in notebook.parameters if name != "run_dir"}
+        mark = fingerprint(notebook, own, [past[earlier.name]["fingerprint"] for earlier in notebooks[: number - 1]])
+        record = past.get(notebook.name, {})
+        unchanged = record.get("state") == "finished" and record["fingerprint"] == mark
+        if notebook not in selected:
+            if not unchanged:
+                print(f"{label}  has changed since it was run; going on with what it made then")
+            continue
+        if unchanged and not force:
+            print(f"{label}  unchanged, skipped  ({record['seconds']:.0f} s when it ran)")
+            continue
+        if not described:
+            run.record(profile=profile, parameters=parameters, seed=parameters.get("seed"), **describe_environment())
+            described = True
+        if not run_notebook(notebook, label, own, mark, run):
+            return False
+    return True
+
+
+def run_notebook(notebook: Notebook, label: str, own: dict, mark: str, run: Run) -> bool:
+    """Execute one notebook with its own parameters, record what came of it and write its page; whether it finished."""
+    copy = run.path("notebooks", notebook.path.name)
+    copy.unlink(missing_ok=True)
+    record = {
+        "title": notebook.title,
+        "question": notebook.question,
+        "state": "running",
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "parameters": own,
+        "fingerprint": mark,
+    }
+    run.record("notebooks", **{notebook.name: record})
+    injected = {name: value for name, value in own.items() if value != notebook.parameters[name][0]}
+    if "run_dir" in notebook.parameters:
+        injected["run_dir"] = shown(run.folder)
+    live = Live(label)
+    try:
+        execute(notebook, injected, copy, live)
+        record["state"] = "finished"
+    except Failure as failure:
+        record |= {"state": "failed", "error": str(failure)}
+    record["seconds"] = round(live.seconds, 1)
+    live.done(record["state"])
+    if "error" in record:
+        print(f"\n{record['error']}", file=sys.stderr)
+    run.record("notebooks", **{notebook.name: record})
+    if read_copy(copy):
+        pages.render(copy)
+        if "error" in record:
+            print(f"\npartly executed copy: {shown(copy)}", file=sys.stderr)
+    pages.index(run)
+    return record["state"] == "finished"
+
+
+def describe_environment() -> dict:
+    """`lib.runs.environment`, from a process that gives the GPU back."""
+    command = [sys.executable, "-m", "lib.runs"]
+    return json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def show(notebooks: list[Notebook], parameters: dict, manifest: dict) -> None:
+    """Notebooks with title, question, state and seconds; parameters with default, value and meaning."""
+    for notebook in notebooks:
+        record = manifest.get("notebooks", {}).get(notebook.name, {})
+        took = f", {record['seconds']:.0f} s" if "seconds" in record else ""
+        print(f"{notebook.name}  {record.get('state', 'not run')}{took}\n  {notebook.title}\n  {notebook.question}")
+        for name, (default, meaning) in notebook.parameters.items():
+            value = "" if name == "run_dir" or parameters[name] == default else f" → {parameters[name]!r}"
+            print(f"    {name} = {default!r}{value}" + (f"  # {meaning}" if meaning else ""))
+        print()
+
+
+def main(arguments: list[str] | None = None, notebooks_folder: Path = NOTEBOOKS, runs_folder: Path = RUNS) -> int:
+    """The command; the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], epilog="Example: python run_all.py --profile full -p seed 1 --run seed1"
+    )
+    parser.add_argument("--profile", default="quick", help="a file of notebooks/profiles (default: %(default)s)")
+    parser.add_argument("-p", dest="given", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                        help="set a parameter; may be repeated")  # fmt: skip
+    parser.add_argument("--run", metavar="NAME", help="folder below runs/ (default: the profile's name)")
+    some = parser.add_mutually_exclusive_group()
+    some.add_argument("--from", dest="start", metavar="NN", help="start at this notebook")
+    some.add_argument("--only", metavar="NN", help="run this notebook alone")
+    parser.add_argument("--force", action="store_true", help="run what was asked for even if it is finished")
+    parser.add_argument("--list", action="store_true", help="show notebooks, state and parameters; run nothing")
+    options = parser.parse_args(arguments)
+    name = options.run or options.profile
+    try:
+        notebooks = read_notebooks(notebooks_folder)
+        parameters = choose_parameters(notebooks, read_profile(notebooks_folder, options.profile), options.given)
+        parameters.pop("run_dir", None)
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            raise Mistake(f"--run {name!r}: a run's name is one folder name, letters, digits, . + - _")
+        manifest = Run(runs_folder / name).manifest if (runs_folder / name).exists() else {}
+        if options.list:
+            show(notebooks, parameters, manifest)
+            return 0
+        selected = select(notebooks, options.start, options.only)
+        past = manifest.get("notebooks", {})
+        redone = {notebook.name for notebook in selected} if options.force else set()
+        check_run_folder(notebooks, past, parameters, redone, name)
+        for notebook in notebooks[: notebooks.index(selected[0])]:
+            if (state := past.get(notebook.name, {}).get("state", "not run")) != "finished":
+                raise Mistake(f"{notebook.name} is {state} in runs/{name}: start with --from {notebook.name[:2]}")
+        run = Run(runs_folder / name)
+        finished = run_notebooks(notebooks, selected, parameters, run, options.profile, options.force)
+    except (Mistake, Damaged, OSError) as error:
+        print(f"run_all.py: {error}", file=sys.stderr)
+        return 1 if isinstance(error, OSError) else 2
+    if not finished:
+        print(f"finished notebooks are kept; run the same command again to go on (runs/{name})", file=sys.stderr)
+        return 1
+    print(f"\npages: {shown(run / 'notebooks/index.html')}")
+    if (answers := run / "answers.md").exists():
+        print(f"answers: {shown(answers)}\n\n{answers.read_text(encoding='utf-8').strip()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

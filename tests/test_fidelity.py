@@ -1,0 +1,128 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib.fidelity import (
+    distances,
+    fidelity_table,
+    inception_available,
+    kid_comparison,
+    mean_by_patient,
+    ssim_by_zone,
+    subsample,
+)
+from lib.judge import Judge
+from lib.phantom import Phantom
+from lib.statistics import kid
+
+PHANTOM = Phantom(patients=24, size=32, aff_share=0.4, seed=7)
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    return PHANTOM.cohort()
+
+
+@pytest.fixture(scope="module")
+def judge_folder(cohort, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("judge")
+    Judge(channels=8, features=16).fit(cohort, folder, steps=60, seed=0, phantom=PHANTOM)
+    return folder
+
+
+def as_translated(cohort, images, method):
+    """Both labels exchanged, with these pixels."""
+    aff = cohort.table.label == "AFF"
+    parts = [
+        cohort.take(~aff).translated(images[~aff], "AFF", method),
+        cohort.take(aff).translated(images[aff], "NFF", method),
+    ]
+    return parts[0].join(parts[1])
+
+
+def test_kid_of_torch_fidelity_is_our_unbiased_one(cohort, judge_folder):
+    """Two implementations of the same estimator: theirs on one subset of all images, ours on all pairs."""
+    a, b = cohort.select(label="AFF"), cohort.select(label="NFF")
+    n = min(len(a), len(b))
+    a, b = a.take(range(n)), b.take(range(n))
+    judge = Judge.load(judge_folder)
+    theirs = distances(a, b, "judge", judge_folder)["kid"]
+    assert theirs == pytest.approx(kid(judge.features(a.pixels), judge.features(b.pixels)), rel=1e-3, abs=1e-7)
+
+
+def test_distances_know_the_same_from_another(cohort, judge_folder):
+    nff = cohort.select(label="NFF")
+    half = len(nff) // 2
+    near = distances(nff.take(range(half)), nff.take(range(half, 2 * half)), "judge", judge_folder)
+    far = distances(
+        cohort.select(label="AFF").take(range(half)), nff.take(range(half, 2 * half)), "judge", judge_folder
+    )
+    assert near["fid"] < far["fid"] and near["kid"] < far["kid"]
+    assert 0 <= near["recall"] <= 1 and 0 <= near["precision"] <= 1
+
+
+def test_precision_is_of_the_generated_images(cohort, judge_folder):
+    """One image over and over, taken from the reference, lies inside it (precision 1) and covers nothing of it."""
+    nff = cohort.select(label="NFF")
+    table = pd.concat([nff.table.iloc[[3]]] * 20).assign(image_id=[f"copy-{i}" for i in range(20)])
+    collapsed = type(nff)(table, nff.pixels[[3] * 20])
+    values = distances(collapsed, nff, "judge", judge_folder)
+    assert values["precision"] == 1.0
+    assert values["recall"] < 0.2
+
+
+def test_ssim_by_zone_sees_where_the_change_is():
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 255, (2, 40, 40)).astype(np.uint8)
+    b = a.copy()
+    b[:, 16:24] = 255 - b[:, 16:24]
+    table = pd.DataFrame({"zone_top": [0.3, 0.3], "zone_bottom": [0.7, 0.7]})
+    inside, outside = ssim_by_zone(a, b, table)
+    assert (inside < 0.7).all() and (outside > 0.99).all()
+    inside, outside = ssim_by_zone(a, a, table)
+    np.testing.assert_allclose([*inside, *outside], 1)
+    assert np.isnan(ssim_by_zone(a, a, pd.DataFrame({"zone_top": [0, 0], "zone_bottom": [1, 1]}))[1]).all()
+
+
+def test_mean_by_patient():
+    result = mean_by_patient([1, 1, 0, np.nan], ["a", "a", "b", "b"])
+    assert result["value"] == pytest.approx(2 / 3) and result["n"] == 3
+    assert result["ci_low"] == 0 and result["ci_high"] == 1
+    many = mean_by_patient(np.tile([0.0, 1.0], 200), np.arange(400))
+    assert many["ci_high"] - many["ci_low"] == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1)
+    clustered = mean_by_patient(np.repeat([0.0, 1.0] * 50, 4), np.repeat(np.arange(100), 4))
+    assert clustered["ci_high"] - clustered["ci_low"] == pytest.approx(
+        2 * many["ci_high"] - 2 * many["ci_low"], rel=0.15
+    )
+
+
+def test_subsample_is_without_repetition(cohort):
+    ids = subsample(cohort, 10, seed=1).table.image_id
+    assert ids.is_unique and len(ids) == 10
+    assert subsample(cohort, 10**6, seed=1).table.image_id.tolist() == cohort.table.image_id.tolist()
+
+
+def test_a_perfect_and_a_lazy_translator(cohort, judge_folder):
+    """The phantom's counterfactual is the perfect translation, the source the lazy one: the table must say so."""
+    counterfactual = PHANTOM.counterfactual(cohort)
+    perfect = as_translated(cohort, counterfactual.images(), "cyclegan")
+    lazy = as_translated(cohort, cohort.images(), "cyclediff")
+    table = fidelity_table({"cyclegan": perfect, "cyclediff": lazy}, cohort, cohort, judge_folder, counterfactual)
+    value = table.set_index(["direction", "method", "metric"]).value
+    for direction in ("NFF→AFF", "AFF→NFF"):
+        assert value[direction, "cyclegan", "counterfactual_inside"] == pytest.approx(1)
+        assert value[direction, "cyclediff", "counterfactual_inside"] < 0.96
+        assert value[direction, "cyclediff", "ssim_outside"] == pytest.approx(1)
+        for metric in ("transfer", "ssim_outside", "counterfactual_inside"):
+            assert value[direction, "cyclediff", metric] == pytest.approx(value[direction, "source", metric])
+        assert value[direction, "cyclegan", "kid"] < value[direction, "cyclediff", "kid"]
+    rows = table[table.metric.isin(["kid", "fid"])]
+    assert rows.groupby("direction").n.nunique().eq(1).all(), "every distance of a direction at the same n"
+    comparison = kid_comparison({"cyclegan": perfect, "cyclediff": lazy}, cohort, judge_folder, "cyclediff", "cyclegan")
+    assert (comparison.difference > 0).all() and (comparison.p < 0.05).all()
+
+
+def test_inception_is_used_only_where_it_can_be(tmp_path):
+    assert inception_available("none") == ""
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        inception_available(str(tmp_path / "inception.pth"))

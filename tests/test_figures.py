@@ -1,0 +1,111 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import figures
+from lib.runs import Run
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open():
+    yield
+    plt.close("all")
+
+
+def pixels(n, dtype=np.uint8):
+    return np.arange(n, dtype=dtype)[:, None, None] * np.ones((1, 8, 8), dtype)
+
+
+def drawn(fig):
+    """The first pixel of each image shown, in reading order."""
+    return [ax.images[0].get_array()[0, 0] for ax in fig.axes if ax.images]
+
+
+def test_save_figure_writes_three_files_the_same_each_time(tmp_path):
+    def save(folder):
+        fig, ax = plt.subplots()
+        ax.plot([1, 3, 2])
+        figures.save_figure(fig, Run(folder), "curve", "A curve of 3 points.")
+        assert not plt.fignum_exists(fig.number)
+        return {file.name: file.read_bytes() for file in (folder / "figures").iterdir()}
+
+    first, second = save(tmp_path / "a"), save(tmp_path / "b")
+    assert sorted(first) == ["curve.pdf", "curve.png", "curve.txt"]
+    assert first == second
+    assert first["curve.txt"] == b"A curve of 3 points.\n"
+    assert b"/Type3" not in first["curve.pdf"]
+
+
+def test_save_table_is_booktabs_and_keeps_all_digits(tmp_path):
+    frame = pd.DataFrame({"method_name": ["a & b", "100 %"], "KID": [0.123456789, np.nan]})
+    figures.save_table(frame, Run(tmp_path), "kid", "KID of both_methods, $x_1$, 95 % intervals")
+    tex = (tmp_path / "tables/kid.tex").read_text()
+    for part in (
+        r"\toprule",
+        r"\bottomrule",
+        r"method\_name & KID \\",
+        r"a \& b & 0.123 \\",
+        r"100 \% & – \\",
+        r"\label{tab:kid}",
+        r"\caption{KID of both\_methods, $x_1$, 95 \% intervals}",
+    ):
+        assert part in tex
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "tables/kid.csv"), frame)
+
+
+def test_save_table_prints_a_named_index(tmp_path):
+    frame = pd.DataFrame({"n": [3, 4]}, index=pd.Index(["train", "test"], name="part"))
+    figures.save_table(frame, Run(tmp_path), "parts", "Patients.")
+    assert r"train & 3 \\" in (tmp_path / "tables/parts.tex").read_text()
+    assert (tmp_path / "tables/parts.csv").read_text() == "part,n\ntrain,3\ntest,4\n"
+
+
+@pytest.mark.parametrize("n", [1, 5, 8, 11])
+def test_image_page_reads_row_by_row(n):
+    fig = figures.image_page(pixels(n), titles=[f"t{i}" for i in range(n)], columns=4)
+    assert drawn(fig) == list(range(n))
+    assert [ax.get_title() for ax in fig.axes][:n] == [f"t{i}" for i in range(n)]
+    assert fig.get_figwidth() <= figures.WIDTH + 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "limits"), [(np.uint8, (0, 255)), (np.uint16, (0, 65535)), (np.float32, (-1, 1))])
+def test_grey_levels_span_the_type(dtype, limits):
+    fig = figures.image_page(pixels(2, dtype)[:, None])
+    assert fig.axes[0].images[0].get_clim() == limits
+
+
+def test_image_page_titles_columns():
+    fig = figures.image_page(pixels(4), columns=2, column_titles=["NFF", "AFF"])
+    assert [ax.get_title() for ax in fig.axes] == ["NFF", "AFF", "", ""]
+
+
+def test_images_are_square_and_inside_the_page():
+    fig = figures.image_rows({"source": pixels(5), "counterfactual": pixels(5)})
+    for ax in fig.axes:
+        box = ax.get_window_extent()
+        assert box.width == pytest.approx(box.height, rel=1e-3)
+    assert fig.get_figwidth() <= figures.WIDTH + 1e-6
+    labels = [text for ax in fig.axes for text in ax.texts]
+    assert [label.get_text() for label in labels] == ["source", "counterfactual"]
+    fig.canvas.draw()
+    assert all(label.get_window_extent().x0 >= 0 for label in labels)
+
+
+def test_image_rows_of_unequal_length_are_refused():
+    with pytest.raises(ValueError, match="same number of images"):
+        figures.image_rows({"source": pixels(3), "CycleGAN": pixels(2)})
+
+
+def test_loss_curves_share_panels_and_keep_to_the_data():
+    history = pd.DataFrame({"step": np.arange(100) * 10, "G": np.linspace(2, 1, 100), "D": 0.5, "cycle": np.nan})
+    history.loc[::2, "cycle"] = 3.0
+    fig = figures.loss_curves(history, [("G", "D"), "cycle"])
+    together, alone = fig.axes
+    assert [text.get_text() for text in together.get_legend().get_texts()] == ["G", "D"]
+    assert alone.get_title() == "cycle"
+    raw, smooth = alone.lines
+    assert len(raw.get_xdata()) == 50
+    assert np.allclose(smooth.get_ydata(), 3.0)
+    falling = together.lines[1].get_ydata()
+    assert np.all(np.diff(falling) <= 0)

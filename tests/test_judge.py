@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+import torch
+
+from lib.cohort import Cohort
+from lib.judge import CLASSES, DEFAULT_ZONE, Judge, examples, jittered, made_failure, to_images, zones
+from lib.phantom import FAILURES, Phantom
+
+PHANTOM = Phantom(patients=12, size=32, aff_share=0.4, seed=5)
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    return PHANTOM.cohort()
+
+
+@pytest.fixture(scope="module")
+def judge(cohort, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("judge")
+    judge = Judge(channels=8, features=16)
+    judge.history = judge.fit(cohort, folder, steps=150, seed=0, phantom=PHANTOM)
+    return judge, folder
+
+
+def test_examples_on_the_phantom_are_balanced_three_ways(cohort):
+    pixels, classes = examples(cohort, seed=0, phantom=PHANTOM)
+    assert len(pixels) == 3 * len(cohort)
+    np.testing.assert_array_equal(np.bincount(classes), [len(cohort)] * 3)
+
+
+def test_examples_of_real_radiographs_are_made_of_nothing_but_them(cohort):
+    pixels, classes = examples(cohort, seed=0)
+    assert len(pixels) == 2 * len(cohort) and (classes == CLASSES.index("neither")).sum() == len(cohort)
+    np.testing.assert_array_equal(pixels[: len(cohort)], cohort.pixels)
+    assert pixels.dtype == cohort.pixels.dtype
+    sixteen = Cohort(cohort.table, cohort.pixels.astype(np.uint16) * 257)
+    assert examples(sixteen, seed=0)[0].dtype == np.uint16
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_made_failures_stay_within_the_fracture_zone(kind):
+    rng = np.random.default_rng(0)
+    image, other = rng.uniform(0, 255, (2, 64, 64))
+    failed = made_failure(image, other, (0.4, 0.6), kind, rng)
+    change = np.abs(failed - image).mean(1)
+    assert change[26:38].min() > 5
+    assert change[:16].max() < 0.5 and change[48:].max() < 0.5
+
+
+def test_zones_fall_back_where_the_table_names_none(cohort):
+    table = cohort.table.copy()
+    table.loc[0, "zone_top"] = np.nan
+    assert zones(table)[0, 0] == DEFAULT_ZONE[0]
+    assert zones(table)[1, 0] == table.zone_top[1]
+    np.testing.assert_array_equal(zones(table[["image_id"]]), [DEFAULT_ZONE] * len(table))
+
+
+def test_jitter_is_a_function_of_its_key_and_keeps_the_range(cohort):
+    images = to_images(cohort.pixels[:4])
+    assert torch.equal(jittered(images, 0, 1), jittered(images, 0, 1))
+    assert not torch.equal(jittered(images, 0, 1), jittered(images, 0, 2))
+    assert jittered(images, 0, 1).shape == images.shape and jittered(images, 0, 1).abs().max() <= 1
+
+
+def test_it_learns(judge):
+    history = judge[0].history
+    assert history.loss.tail(3).mean() < 0.75 * history.loss.iloc[0]
+
+
+def test_verdicts_do_not_depend_on_the_batch(judge, cohort):
+    judge, _ = judge
+    whole = judge.probabilities(cohort.pixels)
+    assert whole.shape == (len(cohort), 3)
+    np.testing.assert_allclose(whole.sum(1), 1, rtol=1e-5)
+    parts = np.concatenate([judge.probabilities(cohort.pixels[i : i + 1]) for i in range(len(cohort))])
+    np.testing.assert_allclose(whole, parts, atol=1e-5)
+
+
+def test_a_loaded_judge_is_the_saved_one(judge, cohort):
+    judge, folder = judge
+    loaded = Judge.load(folder)
+    np.testing.assert_allclose(loaded.features(cohort.pixels), judge.features(cohort.pixels), atol=1e-4)
+    assert loaded.features(cohort.pixels).shape == (len(cohort), 16)
+
+
+def test_a_finished_training_is_not_repeated(judge, cohort):
+    judge, folder = judge
+    again = Judge(channels=8, features=16)
+    history = again.fit(cohort, folder, steps=150, seed=0, phantom=PHANTOM)
+    np.testing.assert_array_equal(history.loss, judge.history.loss)
+    np.testing.assert_allclose(again.features(cohort.pixels), judge.features(cohort.pixels), atol=1e-4)
+
+
+def test_confusion_has_a_row_of_shares_for_each_class(judge, cohort):
+    confusion = judge[0].confusion(cohort, seed=1, phantom=PHANTOM)
+    assert list(confusion.index) == list(confusion.columns) == list(CLASSES)
+    np.testing.assert_allclose(confusion.sum(axis=1), 1)

@@ -1,0 +1,92 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib.metrics import by_patient, choose_threshold, evaluate, sensitivity_at_specificity
+
+# 4 AFF, 6 NFF; at 0.5: 3 true positives, 1 false negative, 2 false positives, 4 true negatives
+LABELS = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
+PROBABILITIES = np.array([0.9, 0.8, 0.6, 0.3, 0.7, 0.5, 0.4, 0.2, 0.1, 0.0])
+
+samples = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 20)), min_size=2, max_size=40).map(
+    lambda rows: (np.array([1, 0, *(y for y, _ in rows)]), np.array([4, 7, *(p for _, p in rows)]) / 20)
+)
+
+
+def test_metrics_counted_by_hand():
+    values = evaluate(LABELS, PROBABILITIES, 0.5)
+    assert values["auroc"] == pytest.approx((6 + 6 + 5 + 3) / 24)
+    assert values["sensitivity_at_90_specificity"] == pytest.approx(2 / 4)  # one false positive is 1/6 already
+    assert values["auprc"] == pytest.approx((1 + 1 + 3 / 4 + 4 / 7) / 4)
+    assert values["accuracy"] == pytest.approx(7 / 10)
+    assert values["f1"] == pytest.approx(6 / 9)
+    assert values["sensitivity"] == pytest.approx(3 / 4)
+    assert values["specificity"] == pytest.approx(4 / 6)
+    assert values["balanced_accuracy"] == pytest.approx((3 / 4 + 4 / 6) / 2)
+    assert values["mcc"] == pytest.approx((3 * 4 - 2 * 1) / np.sqrt(5 * 4 * 6 * 5))
+    assert values["brier"] == pytest.approx((0.01 + 0.04 + 0.16 + 0.49 + 0.49 + 0.25 + 0.16 + 0.04 + 0.01) / 10)
+
+
+def test_a_probability_on_the_threshold_is_decided_as_aff():
+    assert evaluate([1, 0], [0.5, 0.1], 0.5)["sensitivity"] == 1
+
+
+def test_sensitivity_at_specificity_allows_exactly_the_given_share_of_false_positives():
+    labels = np.array([1] * 4 + [0] * 10)
+    probabilities = np.array([0.9, 0.8, 0.6, 0.3, 0.7, 0.5, *np.linspace(0.01, 0.1, 8)])
+    assert sensitivity_at_specificity(labels, probabilities, 0.9) == 0.75
+    assert sensitivity_at_specificity(labels, probabilities, 0.95) == 0.5
+
+
+def test_by_patient_averages_images_and_keeps_trials_apart():
+    predictions = pd.DataFrame(
+        [
+            ("real", 0, "p1", "AFF", 0.9), ("real", 0, "p1", "AFF", 0.5), ("real", 0, "p2", "NFF", 0.1),
+            ("real", 1, "p1", "AFF", 0.2), ("real", 0, "p1", "NFF", 0.3),
+        ],
+        columns=["condition", "seed", "patient_id", "label", "probability"],
+    )  # fmt: skip
+    patients = by_patient(predictions).set_index(["condition", "seed", "patient_id", "label"]).probability
+    assert patients["real", 0, "p1", "AFF"] == pytest.approx(0.7)
+    assert patients["real", 1, "p1", "AFF"] == pytest.approx(0.2)
+    assert patients["real", 0, "p1", "NFF"] == pytest.approx(0.3)  # the other femur counts for itself
+    assert len(patients) == 4
+
+
+def test_chosen_threshold_lies_halfway_between_neighbours():
+    assert choose_threshold(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.6, 0.8])) == pytest.approx(0.4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(samples)
+def test_no_threshold_is_better_balanced_than_the_chosen_one(sample):
+    labels, probabilities = sample
+
+    def balanced_accuracy(threshold):
+        decisions = probabilities >= threshold
+        return (decisions[labels == 1].mean() + 1 - decisions[labels == 0].mean()) / 2
+
+    threshold = choose_threshold(labels, probabilities)
+    assert 0 <= threshold <= 1
+    best = max(balanced_accuracy(t) for t in np.linspace(-0.025, 1.025, 22))
+    assert balanced_accuracy(threshold) == pytest.approx(best)
+
+
+@settings(deadline=None, max_examples=40)
+@given(samples)
+def test_metrics_stay_in_range_and_do_not_depend_on_order(sample):
+    labels, probabilities = sample
+    values = evaluate(labels, probabilities, 0.5)
+    assert all((-1 if metric == "mcc" else 0) <= value <= 1 for metric, value in values.items())
+    assert evaluate(labels[::-1], probabilities[::-1], 0.5) == pytest.approx(values)
+
+
+@settings(deadline=None, max_examples=40)
+@given(samples)
+def test_ranking_metrics_do_not_change_under_a_monotone_transformation(sample):
+    labels, probabilities = sample
+    one, other = (evaluate(labels, p, 0.5) for p in (probabilities, probabilities**3 / 2))
+    for metric in ("auroc", "auprc", "sensitivity_at_90_specificity"):
+        assert one[metric] == pytest.approx(other[metric])

@@ -1,0 +1,481 @@
+"""Radiographs of every kind that the tests write themselves, and those that pydicom ships."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pydicom
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pydicom.data import get_testdata_file
+from pydicom.pixels import apply_windowing
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+
+from lib import radiographs
+from lib.radiographs import RadiographsError, letterbox, read_image, read_radiographs, window
+
+SIDE = 64
+RAMP = np.linspace(0, 1, SIDE * SIDE).reshape(SIDE, SIDE)
+RAMP8 = np.rint(RAMP * 255).astype(np.uint8)
+RAMP16 = np.rint(RAMP * 65535).astype(np.uint16)
+
+
+def write_dicom(path, stored, bits, photometric="MONOCHROME2", compress=None, **tags):
+    ds = pydicom.Dataset()
+    ds.file_meta = pydicom.dataset.FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.SOPClassUID, ds.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1.1", pydicom.uid.generate_uid()
+    ds.PatientName, ds.PatientID = "Doe^Jane", "19000101-1234"
+    ds.Rows, ds.Columns = stored.shape[:2]
+    ds.SamplesPerPixel = 3 if stored.ndim == 3 else 1
+    ds.PhotometricInterpretation = photometric
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = stored.itemsize * 8, bits, bits - 1
+    ds.PixelRepresentation = int(stored.dtype.kind == "i")
+    if stored.ndim == 3:
+        ds.PlanarConfiguration = 0
+    ds.PixelData = stored.tobytes()
+    ds["PixelData"].VR = "OW" if stored.itemsize == 2 else "OB"
+    for name, value in tags.items():
+        setattr(ds, name, value)
+    if compress:
+        ds.compress(compress, generate_instance_uid=False)
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def write_csv(folder, rows, name="mine.csv", sep=",", encoding="utf-8"):
+    pd.DataFrame(rows).to_csv(folder / name, index=False, sep=sep, encoding=encoding)
+    return folder / name
+
+
+def row(path, patient="p1", label="AFF", **more):
+    return {"path": path, "patient_id": patient, "label": label, **more}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six good images in `images/`."""
+    (tmp_path / "images").mkdir()
+    for k in range(6):
+        noise = np.random.default_rng(k).integers(0, 256, (40, 40), np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"images/{k}.png")
+    return tmp_path
+
+
+def six(**more):
+    """Rows for the six images, of three patients."""
+    patients, labels = ["p1", "p1", "p2", "p2", "p3", "p3"], ["AFF", "AFF", "NFF", "NFF", "NFF", "NFF"]
+    rows = [row(f"images/{k}.png", patients[k], labels[k]) for k in range(6)]
+    return [r | {name: values[k] for name, values in more.items()} for k, r in enumerate(rows)]
+
+
+# Pictures -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_8_bits_arrive_exactly(tmp_path, suffix):
+    Image.fromarray(RAMP8).save(tmp_path / f"a.{suffix}")
+    image, bits, _ = read_image(tmp_path / f"a.{suffix}")
+    assert bits == 8 and image.dtype == np.float32
+    assert np.array_equal(np.rint(image * 255), RAMP8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_never_saturate(tmp_path, suffix):
+    Image.fromarray(RAMP16).save(tmp_path / f"a.{suffix}")
+    cohort = read_radiographs(write_csv(tmp_path, [row(f"a.{suffix}")]), SIDE)
+    assert cohort.pixels.dtype == np.uint16
+    assert np.abs(cohort.pixels[0].astype(int) - RAMP16).max() <= 1
+
+
+def test_jpeg_and_its_orientation(tmp_path):
+    smooth = np.tile(np.linspace(0, 255, 80).astype(np.uint8), (40, 1))  # (h, w) = (40, 80), brighter to the right
+    picture = Image.fromarray(smooth)
+    picture.save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(read_image(tmp_path / "a.jpg").image * 255 - smooth).max() < 6
+    exif = picture.getexif()
+    exif[0x0112] = 6  # to be shown turned by 90° clockwise: right becomes bottom
+    picture.save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    turned = read_image(tmp_path / "turned.jpg").image
+    assert turned.shape == (80, 40) and turned[-1].mean() > 0.9 > 0.1 > turned[0].mean()
+
+
+@pytest.mark.parametrize("stored", [RAMP8, RAMP16])
+@pytest.mark.parametrize(("photometric", "byteorder"), [("minisblack", ">"), ("minisblack", "<"), ("miniswhite", "<")])
+def test_tiff_by_another_writer(tmp_path, stored, photometric, byteorder):
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric=photometric, byteorder=byteorder)
+    expected = stored / np.iinfo(stored.dtype).max
+    expected = expected if photometric == "minisblack" else 1 - expected
+    assert np.allclose(read_image(tmp_path / "a.tif").image, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "1"])
+def test_copies_of_grey_become_that_grey(tmp_path, mode):
+    stored = (RAMP8 > 127) * np.uint8(255) if mode == "1" else RAMP8
+    grey = Image.fromarray(stored)
+    if mode == "P":
+        grey.putpalette(np.repeat(np.arange(256), 3).astype(np.uint8).tobytes())
+    elif mode != "LA":
+        grey = grey.convert("RGB")
+    (grey if mode == "P" else grey.convert(mode)).save(tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").mode == mode
+    assert np.array_equal(np.rint(read_image(tmp_path / "a.png").image * 255), stored)
+
+
+def test_colours_become_their_luminance(tmp_path):
+    colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]], np.uint8)
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    write_dicom(tmp_path / "a.dcm", colours, 8, "RGB")
+    for name in ("a.png", "a.dcm"):
+        assert np.allclose(read_image(tmp_path / name).image, [[0.299, 0.587, 0.114, 1]], atol=1 / 255)
+
+
+# DICOM ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("compress", [None, RLELossless])
+def test_dicom_spans_its_stored_bits(tmp_path, bits, photometric, compress):
+    stored = np.rint(RAMP * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
+    path = write_dicom(tmp_path / "a", stored, bits, photometric, compress)  # no suffix: the content decides
+    image, read_bits, _ = read_image(path)
+    expected = stored / (2**bits - 1)
+    assert read_bits == bits
+    assert np.allclose(image, expected if photometric == "MONOCHROME2" else 1 - expected, atol=1e-6)
+
+
+def test_dicom_signed(tmp_path):
+    stored = np.rint(RAMP * 4095 - 2048).astype(np.int16)
+    path = write_dicom(tmp_path / "a.dcm", stored, 12)
+    assert np.allclose(read_image(path).image, (stored + 2048) / 4095, atol=1e-6)
+
+
+def test_dicom_ignores_what_stands_in_unused_bits(tmp_path):
+    stored = np.rint(RAMP * 4095).astype(np.uint16)
+    path = write_dicom(tmp_path / "a.dcm", stored | 0x8000, 12)
+    assert np.allclose(read_image(path).image, stored / 4095, atol=1e-6)
+
+
+def test_dicom_window_applies_to_rescaled_values(tmp_path):
+    stored = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    path = write_dicom(
+        tmp_path / "a.dcm", stored, 12, "MONOCHROME1",
+        RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=[1000, 5], WindowWidth=[1001, 7],
+    )  # fmt: skip
+    image = read_image(path).image.ravel()
+    # LINEAR: black up to c - 0.5 - (w - 1)/2 = 499.5, white from 1499.5 on; stored = (value + 1000)/2; then inverted.
+    assert image[749] == 1 and image[750] < 1 and image[1249] > 0 and image[1250] == 0
+    assert image[1000] == pytest.approx(1 - (1000 - 999.5) / 1000 - 0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("slope", [0.5, -3])
+def test_dicom_rescale_alone_keeps_the_full_range(tmp_path, slope):
+    stored = np.rint(RAMP * 1023).astype(np.uint16)
+    path = write_dicom(tmp_path / "a.dcm", stored, 10, RescaleSlope=slope, RescaleIntercept=7)
+    expected = stored / 1023
+    assert np.allclose(read_image(path).image, expected if slope > 0 else 1 - expected, atol=1e-6)
+
+
+def lookup_table(entries, first, depth, data):
+    item = pydicom.Dataset()
+    item.LUTDescriptor = [entries, first, depth]
+    item.LUTData = data
+    item["LUTDescriptor"].VR = item["LUTData"].VR = "US"
+    return item
+
+
+@pytest.mark.parametrize("depth", [8, 12])
+@pytest.mark.parametrize("module", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_dicom_lookup_tables(tmp_path, module, depth):
+    top = 2**depth - 1
+    stored = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    curve = np.rint(np.linspace(0, 1, 3000) ** 2 * top).astype(int)
+    item = lookup_table(3000, 500, depth, curve.tolist())
+    image = read_image(write_dicom(tmp_path / "a.dcm", stored, 12, **{module: [item]})).image
+    expected = curve[np.clip(np.arange(4096) - 500, 0, 2999)] / top  # below and above: the first and last entry
+    assert np.allclose(image.ravel(), expected, atol=1e-6)
+
+
+@settings(deadline=None)
+@given(
+    center=st.floats(-500, 5000),
+    width=st.floats(1.5, 5000),
+    function=st.sampled_from(["LINEAR", "LINEAR_EXACT", "SIGMOID"]),
+)
+def test_window_agrees_with_pydicom(center, width, function):
+    values = np.arange(-200, 4300, 37)
+    ds = pydicom.Dataset()
+    ds.PhotometricInterpretation, ds.PixelRepresentation, ds.BitsStored = "MONOCHROME2", 0, 12
+    ds.add_new("VOILUTFunction", "CS", function)
+    ds.add_new("WindowCenter", "FD", center)
+    ds.add_new("WindowWidth", "FD", width)
+    with np.errstate(over="ignore"):
+        assert np.allclose(window(values, center, width, function), apply_windowing(values, ds) / 4095, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "tags", [{"PixelSpacing": [0.2, 0.1]}, {"ImagerPixelSpacing": [2, 1]}, {"PixelAspectRatio": [2, 1]}]
+)
+def test_dicom_pixels_that_are_not_square(tmp_path, tags):
+    write_dicom(tmp_path / "a.dcm", RAMP8[:32], 8, **tags)  # 32 × 64 pixels, each twice as tall as wide: a square
+    cohort = read_radiographs(write_csv(tmp_path, [row("a.dcm")]), SIDE)
+    expected = np.repeat(RAMP8[:32], 2, axis=0)
+    assert np.abs(cohort.pixels[0].astype(int) - expected).max() <= 2  # no bars
+
+
+def test_nothing_of_a_dicom_file_is_carried_on(tmp_path):
+    write_dicom(tmp_path / "Jane_Doe.dcm", RAMP8, 8)
+    cohort = read_radiographs(write_csv(tmp_path, [row("Jane_Doe.dcm", name="Jane Doe")]), SIDE)
+    assert list(cohort.table) == ["image_id", "patient_id", "label", "view", "side"]
+    assert not cohort.table.astype(str).apply(lambda c: c.str.contains("Doe|1900|dcm")).any(axis=None)
+
+
+SHIPPED = {  # compressed file: the same image uncompressed, or None
+    "MR_small_RLE.dcm": "MR_small.dcm",
+    "MR_small_jp2klossless.dcm": "MR_small.dcm",
+    "MR_small_jpeg_ls_lossless.dcm": "MR_small.dcm",
+    "MR_small_bigendian.dcm": "MR_small.dcm",
+    "MR_small_implicit.dcm": "MR_small.dcm",
+    "SC_rgb_dcmtk_+eb+cy+np.dcm": "SC_ybr_full_422_uncompressed.dcm",
+    "SC_rgb_rle.dcm": "SC_ybr_full_422_uncompressed.dcm",
+    "SC_rgb_rle_16bit_2frame.dcm": "SC_rgb_rle.dcm",
+    "SC_rgb_jpeg_gdcm.dcm": "SC_rgb_rle.dcm",
+    "693_J2KI.dcm": None,
+    "JPGExtended.dcm": None,
+    "JPEGLSNearLossless_16.dcm": None,
+    "image_dfl.dcm": None,
+    "examples_palette.dcm": None,
+    "examples_ybr_color.dcm": None,
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_files_of_other_writers(name):
+    def shipped(name):
+        path = get_testdata_file(name, download=False)
+        return path or pytest.skip(f"pydicom does not ship {name}")
+
+    image = read_image(shipped(name)).image
+    ds = pydicom.dcmread(shipped(name), stop_before_pixels=True)
+    assert image.shape == (ds.Rows, ds.Columns)
+    assert 0 <= image.min() < image.max() <= 1
+    if SHIPPED[name]:
+        assert np.abs(image - read_image(shipped(SHIPPED[name])).image).max() < 0.05
+
+
+# Geometry -------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(8, 64), st.floats(0.25, 4))
+def test_letterbox_keeps_proportions_and_range(height, width, size, ratio):
+    square, (top, left, bottom, right) = letterbox(np.ones((height, width), np.float32), size, (ratio, 1))
+    assert square.shape == (size, size)
+    assert max(bottom - top, right - left) == size
+    longer, shorter = max(height * ratio, width), min(height * ratio, width)
+    assert min(bottom - top, right - left) == pytest.approx(max(1, size * shorter / longer), abs=0.501)
+    assert abs(top - (size - bottom)) <= 1 and abs(left - (size - right)) <= 1
+    outside = np.ones((size, size), bool)
+    outside[top:bottom, left:right] = False
+    assert np.allclose(square[~outside], 1) and not square[outside].any()
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (300, 200), (200, 300)])
+def test_a_centred_square_stays_centred_and_square(shape):
+    image = np.zeros(shape, np.float32)
+    middle = [slice(n // 2 - 40, n // 2 + 40) for n in shape]
+    image[tuple(middle)] = 1
+    square, _ = letterbox(image, 96)
+    assert np.allclose(square, square[::-1]) and np.allclose(square, square[:, ::-1])
+    assert np.allclose(square, square.T, atol=1e-5)
+    assert square.sum() == pytest.approx((80 * 96 / 300) ** 2, rel=1e-3)
+
+
+def test_resampling_is_antialiased_and_does_not_overshoot():
+    stripes = np.tile(np.array([0, 1], np.float32), (256, 128))  # one pixel each: nothing of them is left at 32
+    assert np.allclose(letterbox(stripes, 32)[0][4:-4, 4:-4], 0.5, atol=0.02)
+    edge = np.repeat(np.array([[0.2, 0.8]], np.float32), 128, axis=1).repeat(256, axis=0)
+    small = letterbox(edge, 50)[0]
+    assert small.min() >= 0.2 - 1e-6 and small.max() <= 0.8 + 1e-6
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+
+def test_mixed_depths_share_one_dtype(tmp_path):
+    Image.fromarray(RAMP8).save(tmp_path / "a.png")
+    Image.fromarray(RAMP16).save(tmp_path / "b.png")
+    cohort = read_radiographs(write_csv(tmp_path, [row("a.png"), row("b.png")]), SIDE)
+    assert cohort.pixels.dtype == np.uint16
+    assert np.array_equal(cohort.pixels[0], RAMP8.astype(np.uint16) * 257)
+    assert np.array_equal(cohort.pixels[1], RAMP16)
+    alone = read_radiographs(write_csv(tmp_path, [row("a.png")]), SIDE)
+    assert alone.pixels.dtype == np.uint8 and np.array_equal(alone.pixels[0], RAMP8)
+
+
+@pytest.mark.parametrize(("sep", "encoding"), [(",", "utf-8"), (";", "utf-8-sig"), ("\t", "utf-8")])
+def test_dialects_ids_and_defaults(folder, sep, encoding):
+    rows = six(view=["AP", "", "lateral", "", "", ""], image_id=["x", "", "", "", "", ""], note=["å, ö"] * 6)
+    rows[0] |= {"label": " aff", "patient_id": "007"}
+    rows[1]["patient_id"] = "007"
+    rows[2]["path"] = "images\\2.png"
+    cohort = read_radiographs(write_csv(folder, rows, sep=sep, encoding=encoding), 32)
+    assert list(cohort.table.image_id) == ["x", "007-2", "p2-1", "p2-2", "p3-1", "p3-2"]
+    assert list(cohort.table.view) == ["AP", "unknown", "lateral", "unknown", "unknown", "unknown"]
+    assert set(cohort.table.side) == {"unknown"}
+    assert list(cohort.table.label) == ["AFF", "AFF", "NFF", "NFF", "NFF", "NFF"]
+    assert cohort.patients.to_dict() == {"007": "AFF", "p2": "NFF", "p3": "NFF"}
+
+
+def test_split_and_zone_come_along(folder):
+    Image.fromarray(RAMP8[:, :32]).save(folder / "images/0.png")  # upright: the zone's fractions stay
+    Image.fromarray(RAMP8[:32]).save(folder / "images/1.png")  # lying: bars above and below, a quarter each
+    rows = six(
+        split=["Train", "train", "validation", "validation", "TEST", "test"],
+        zone_top=["0,25", 0.5, "", "", "", ""],
+        zone_bottom=[0.75, 1, "", "", "", ""],
+    )
+    table = read_radiographs(write_csv(folder, rows, sep=";"), 32).table
+    assert list(table.split) == ["train", "train", "validation", "validation", "test", "test"]
+    assert np.allclose(table.zone_top[:2], [0.25, 0.5]) and np.allclose(table.zone_bottom[:2], [0.75, 0.75])
+    assert table.zone_top[2:].isna().all()
+
+
+def test_all_bad_rows_are_reported_together(folder):
+    good = (folder / "images/0.png").read_bytes()
+    (folder / "images/0.png").write_bytes(b"")
+    (folder / "images/1.png").write_bytes(good[:200])
+    (folder / "images/2.png").write_text("no image")
+    Image.fromarray(np.full((9, 9), 77, np.uint8)).save(folder / "images/3.png")
+    write_dicom(folder / "images/4.png", RAMP8[:0], 8)
+    rows = [
+        *six(image_id=list("abcdef"), split=["train", "test", "train", "training", "test", "test"]),
+        row("images/gone.png", "p3", "Atypical", image_id="f", split="test"),
+        row("images/5.png", "", "", image_id="h", split="test"),
+        row("", "p9", image_id="i", split="train"),
+        row("images", "p9", image_id="j", split="train"),
+    ]
+    with pytest.raises(RadiographsError) as caught:
+        read_radiographs(write_csv(folder, rows), 32)
+    message = str(caught.value)
+    assert message.startswith("9 of 10 rows of mine.csv cannot be used (the header is row 1)")
+    assert str(folder) not in message
+    reasons = {number: (path, reason) for number, path, reason in caught.value.problems}
+    assert reasons.keys() == {2, 3, 4, 5, 6, 8, 9, 10, 11}  # row 7 is a good one
+    for number, path, *expected in [
+        (2, "images/0.png", "empty (0 bytes)"),
+        (3, "images/1.png", "unreadable image", "truncated", "patient 'p1' is in test here and in train in row 2"),
+        (4, "images/2.png", "not a PNG, JPEG, TIFF or DICOM image"),
+        (5, "images/3.png", "every pixel has the same value", "unknown split 'training': splits are train, validation"),
+        (6, "images/4.png", "unreadable image", "Rows"),
+        (
+            8,
+            "images/gone.png",
+            "no such file",
+            "unknown label 'Atypical': labels are NFF and AFF",
+            "'f' already",
+            "row 7",
+        ),
+        (9, "images/5.png", "no patient_id", "unknown label ''", "the same file already stands in row 7"),
+        (10, "", "no such file"),
+        (11, "images", "no such file"),
+    ]:
+        assert reasons[number][0] == path
+        assert f"row {number}, {path or 'no path'}: {reasons[number][1]}" in message
+        for part in expected:
+            assert part in reasons[number][1]
+
+
+@pytest.mark.parametrize(
+    ("zone", "reason"),
+    [((0.5, 0.5), "not 0 ≤ zone_top < zone_bottom ≤ 1"), ((0.2, ""), "not 0 ≤"), (("top", 1), "'top' is no number")],
+)
+def test_bad_zones(folder, zone, reason):
+    with pytest.raises(RadiographsError, match=reason):
+        read_radiographs(write_csv(folder, [row("images/0.png", zone_top=zone[0], zone_bottom=zone[1])]), 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("path;patient;label\na;b;AFF\n", "mine.csv lacks the column patient_id; it has path, patient, label;"),
+        ("file\na\n", "lacks the columns path, patient_id, label; it has file;"),
+        ("", "it has none"),
+        ("path,patient_id,label\n\n", "a header and no rows"),
+        ("path,patient_id,label,Label\na,b,AFF,NFF\n", "column label more than once"),
+        ("path,patient_id,label\nimages/0.png,Doe, Jane,AFF\n", "row 2, images/0.png: 4 fields where the header has 3"),
+        ("path,patient_id,label\n\nimages/0.png,p1\n", "row 3, images/0.png: 2 fields where the header has 3"),
+    ],
+)
+def test_bad_tables(folder, text, reason):
+    (folder / "mine.csv").write_text(text)
+    with pytest.raises(RadiographsError) as caught:
+        read_radiographs(folder / "mine.csv", 32)
+    assert reason in str(caught.value)
+
+
+def test_other_encodings_and_missing_tables(folder):
+    (folder / "mine.csv").write_bytes("path,patient_id,label\nbjörk.png,p1,AFF\n".encode("cp1252"))
+    with pytest.raises(RadiographsError, match="not in UTF-8"):
+        read_radiographs(folder / "mine.csv", 32)
+    with pytest.raises(RadiographsError, match=r"no CSV file .*gone\.csv"):
+        read_radiographs(folder / "gone.csv", 32)
+
+
+def test_a_long_list_of_bad_rows_is_cut_in_the_message_alone(tmp_path):
+    csv = write_csv(tmp_path, [row(f"{k}.png", f"p{k}") for k in range(150)])
+    with pytest.raises(RadiographsError, match="… and 50 more") as caught:
+        read_radiographs(csv, 32)
+    assert len(caught.value.problems) == 150
+
+
+def test_floating_point_tiff_is_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", RAMP.astype(np.float32))
+    with pytest.raises(RadiographsError, match="no white level: save it with 8 or 16 bits"):
+        read_radiographs(write_csv(tmp_path, [row("a.tif")]), 32)
+
+
+def test_12_bits_in_16_without_scaling_draw_a_warning(tmp_path):
+    Image.fromarray(RAMP16 >> 4).save(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match=r"1 of 1 images .* 12 bits written into 16 without scaling\? \(row 2\)"):
+        read_radiographs(write_csv(tmp_path, [row("a.png")]), 32)
+
+
+def test_the_cache_reads_only_what_changed(folder, monkeypatch):
+    read = []
+    original = radiographs.read_image
+    monkeypatch.setattr(radiographs, "read_image", lambda path: read.append(path.name) or original(path))
+    csv = write_csv(folder, six())
+
+    def again(size=32):
+        read.clear()
+        return read_radiographs(csv, size, cache=folder / "cache")
+
+    first = again()
+    assert len(read) == 6
+    second = again()
+    assert read == []
+    assert np.array_equal(first.pixels, second.pixels) and first.table.equals(second.table)
+    Image.fromarray(RAMP8.T.copy()).save(folder / "images/2.png")
+    os.utime(folder / "images/2.png", (0, 0))
+    assert not np.array_equal(again().pixels[2], first.pixels[2])
+    assert read == ["2.png"]
+    again(size=16)
+    assert len(read) == 6
+    assert not list((folder / "cache").glob("*.part"))
+
+
+def test_after_an_error_only_the_mended_rows_are_read(folder, monkeypatch):
+    csv = write_csv(folder, [*six(), row("images/6.png", "p4", "NFF")])
+    with pytest.raises(RadiographsError, match="1 of 7 rows"):
+        read_radiographs(csv, 32, cache=folder / "cache")
+    Image.fromarray(RAMP8).save(folder / "images/6.png")
+    read = []
+    original = radiographs.read_image
+    monkeypatch.setattr(radiographs, "read_image", lambda path: read.append(path.name) or original(path))
+    assert len(read_radiographs(csv, 32, cache=folder / "cache")) == 7
+    assert read == ["6.png"]

@@ -1,0 +1,334 @@
+import functools
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import papermill
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+import run_all
+
+FIRST = [
+    new_markdown_cell("# 01 · First\n\nWhat is $x_1$? See [the second](02_second.ipynb).\n\nReads nothing."),
+    new_code_cell(
+        'run_dir = "runs/quick"\nseed = 0  # any whole number = fine\nrate = 1e-4  # Adam\nsizes = [8, 16]\n'
+        'radiographs_csv = ""  # empty: none',
+        metadata={"tags": ["parameters"]},
+    ),
+    new_code_cell(
+        "import os, sys\nfrom pathlib import Path\nimport matplotlib.pyplot as plt\n"
+        "from lib.figures import save_figure\n"
+        "from lib.runs import Run\nrun = Run(run_dir)"
+    ),
+    new_markdown_cell("$$\\frac{a}{b}$$\n\n\\begin{align}x &= \\sqrt{2}\\end{align}"),
+    new_code_cell(
+        'run.record("seen", seed=seed, rate=rate, sizes=sizes, python=sys.executable, folder=Path.cwd().name,\n'
+        '           hash_seed=os.environ["PYTHONHASHSEED"])'
+    ),
+    new_code_cell("for i in range(3):\n    print(f'\\rstep {i}', end='', flush=True)"),
+    new_code_cell('fig, ax = plt.subplots()\nsave_figure(fig, run, "empty", "Nothing in it.")'),
+]
+SECOND = [
+    new_markdown_cell("# 02 · Second\n\nDoes it fail?"),
+    new_code_cell('run_dir = "runs/quick"\nseed = 0\nhow = "no"', metadata={"tags": ["parameters"]}),
+    new_code_cell(
+        'import os, sys, time\nif how == "error":\n    raise ValueError("row 3 has no label")\nif how == "die":\n'
+        '    os._exit(1)\nif how == "exit":\n    sys.exit(0)\nif how == "wait":\n    time.sleep(60)'
+    ),
+    new_code_cell(
+        "from lib.runs import Run, write_text\nwrite_text(Run(run_dir) / 'answers.md', f'# Answers\\n\\nRQ1: {seed}.')"
+    ),
+]
+
+
+def write(folder, name, cells):
+    nbformat.write(new_notebook(cells=cells), folder / f"{name}.ipynb")
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """A study of two notebooks that ran once, with a profile and a parameter from the command line."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "notebooks/profiles").mkdir(parents=True)
+    (folder / "notebooks/profiles/quick.yaml").write_text("# nothing differs\n")
+    (folder / "notebooks/profiles/small.yaml").write_text("sizes: [4]\nrate: 1e-3\n")
+    (folder / "notebooks/profiles/wrong.yaml").write_text("imagesize: 4\n")
+    write(folder / "notebooks", "01_first", FIRST)
+    write(folder / "notebooks", "02_second", SECOND)
+    with pytest.MonkeyPatch.context() as patch:
+        spec = folder / "jupyter/kernels/python3/kernel.json"  # another python3 that the user has installed
+        spec.parent.mkdir(parents=True)
+        spec.write_text('{"argv": ["false", "{connection_file}"], "display_name": "other", "language": "python"}')
+        patch.setenv("JUPYTER_PATH", str(folder / "jupyter"))
+        patch.setenv("MPLBACKEND", "Agg")
+        assert command(folder, "--profile", "small", "-p", "seed", "7", "--run", "a") == 0
+    return folder
+
+
+@pytest.fixture
+def study(executed, tmp_path, monkeypatch):
+    """A copy of it to spoil."""
+    shutil.copytree(executed, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(run_all, "describe_environment", dict)
+    return tmp_path
+
+
+def command(folder, *arguments):
+    return run_all.main(list(arguments), folder / "notebooks", folder / "runs")
+
+
+def again(folder, *arguments):
+    return command(folder, "--profile", "small", "-p", "seed", "7", "--run", "a", *arguments)
+
+
+def manifest(folder, run="a"):
+    return json.loads((folder / f"runs/{run}/manifest.json").read_text())
+
+
+def states(folder, run="a"):
+    return {name: record["state"] for name, record in manifest(folder, run)["notebooks"].items()}
+
+
+def snapshot(folder):
+    return {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")}
+
+
+# One run
+
+
+def test_notebooks_run_in_order_with_their_parameters(executed):
+    record = manifest(executed)
+    assert states(executed) == {"01_first": "finished", "02_second": "finished"}
+    assert record["notebooks"]["01_first"]["started"] <= record["notebooks"]["02_second"]["started"]
+    assert record["parameters"] == {"seed": 7, "rate": 1e-3, "sizes": [4], "radiographs_csv": "", "how": "no"}
+    assert record["notebooks"]["02_second"]["parameters"] == {"seed": 7, "how": "no"}
+    assert record["seed"] == 7
+    assert record["versions"]["papermill"] == papermill.__version__
+    assert {"commit", "device", "cpu", "cores"} <= set(record)
+    seen = record["seen"]
+    assert (seen["seed"], seen["rate"], seen["sizes"]) == (7, 1e-3, [4])
+    assert (seen["python"], seen["folder"], seen["hash_seed"]) == (sys.executable, "notebooks", "0")
+
+
+def test_a_figure_is_shown_once_with_its_caption(executed):
+    cells = nbformat.read(executed / "runs/a/notebooks/01_first.ipynb", as_version=4).cells
+    data = [output.data for output in cells[-1].outputs]
+    assert [sorted(d) for d in data if "image/png" in d] == [["image/png", "text/plain"]]
+    assert [d["text/markdown"] for d in data if "text/markdown" in d] == ["*Nothing in it.*"]
+
+
+def test_pages_are_self_contained(executed):
+    pages = {file.name: file.read_text() for file in (executed / "runs/a/notebooks").glob("*.html")}
+    assert sorted(pages) == ["01_first.html", "02_second.html", "index.html"]
+    for page in pages.values():
+        assert "<script" not in page
+        assert "@import" not in page
+        addresses = re.findall(r"""(?:src|href|data|poster)\s*=\s*["']?([^"' >]+)|url\(([^)]+)""", page)
+        for address in (a or b for a, b in addresses):
+            assert address.startswith(("data:", "#")) or address in pages
+    first = pages["01_first.html"]
+    assert first.count("<math") == 3
+    assert "<mfrac>" in first
+    assert "<msqrt>" in first
+    assert 'href="02_second.html"' in first
+    assert 'src="data:image/png;base64' in first
+    assert 'alt="Nothing in it."' in first
+    assert "step 2" in first
+    assert "step 1" not in first
+    assert re.search(r"<details class=.code.>", first)
+    index = pages["index.html"]
+    assert index.index("RQ1: 7.") < index.index("01 · First") < index.index("02 · Second") < index.index("seed = 7")
+
+
+def test_what_is_finished_and_unchanged_is_skipped(study, capsys):
+    before = snapshot(study)
+    assert again(study) == 0
+    assert snapshot(study) == before
+    out = capsys.readouterr().out
+    assert out.count("unchanged, skipped") == 2
+    assert "RQ1: 7." in out
+    assert "runs/a/notebooks/index.html" in out
+    assert "runs/a/answers.md" in out
+
+
+def test_prose_is_no_reason_to_run_again_but_code_is(study, capsys):
+    write(study / "notebooks", "01_first", [*FIRST, new_markdown_cell("One more sentence.")])
+    write(study / "notebooks", "02_second", [*SECOND, new_code_cell("print('more')")])
+    assert again(study) == 0
+    assert re.search(r"First  unchanged, skipped.*\n.*Second  finished", capsys.readouterr().out)
+    copy = nbformat.read(study / "runs/a/notebooks/02_second.ipynb", as_version=4)
+    assert copy.cells[-1].outputs[0].text == "more\n"
+
+
+def test_fingerprint_follows_code_parameters_table_and_predecessors(study):
+    notebook = run_all.Notebook.read(study / "notebooks/01_first.ipynb")
+    table = study / "cohort.csv"
+    table.write_text("path,patient_id,label\n")
+    parameters = {"seed": 0, "radiographs_csv": str(table)}
+    marks = [
+        run_all.fingerprint(notebook, parameters, ["a"]),
+        run_all.fingerprint(notebook, parameters | {"seed": 1}, ["a"]),
+        run_all.fingerprint(notebook, parameters, ["b"]),
+        run_all.fingerprint(notebook, parameters | {"radiographs_csv": ""}, ["a"]),
+    ]
+    table.write_text("path,patient_id,label\na.png,p,AFF\n")
+    marks.append(run_all.fingerprint(notebook, parameters, ["a"]))
+    notebook.cells[2].source += "\nfrom lib import cohort"
+    marks.append(run_all.fingerprint(notebook, parameters, ["a"]))
+    assert len(set(marks)) == len(marks)
+    assert run_all.fingerprint(notebook, parameters, ["a"]) == marks[-1]
+
+
+# Failures
+
+
+def fail(study, capsys, how):
+    status = again(study, "-p", "how", how, "--only", "02", "--force")
+    assert status == 1
+    assert states(study) == {"01_first": "finished", "02_second": "failed"}
+    assert (study / "runs/a/notebooks/01_first.html").exists()
+    captured = capsys.readouterr()
+    assert re.search(r"2/2  02 · Second  failed  \d+ s", captured.out)
+    assert re.search(r"notebooks/02_second.ipynb, cell 3: import os, sys, time\n", captured.err)
+    assert "partly executed copy: " in captured.err
+    assert (study / "runs/a/notebooks/02_second.ipynb").exists()
+    return captured.err
+
+
+def test_an_error_stops_the_run_and_what_was_finished_stays(study, capsys):
+    error = fail(study, capsys, "error")
+    assert "ValueError: row 3 has no label" in error
+    assert "\x1b[" not in error
+    assert "row 3 has no label" in (study / "runs/a/notebooks/02_second.html").read_text()
+    assert again(study) == 0  # corrected: goes on where it stopped
+    assert re.search(r"First  unchanged, skipped.*\n.*Second  finished", capsys.readouterr().out)
+
+
+def test_a_dead_kernel_is_a_failure(study, capsys):
+    assert "Kernel died" in fail(study, capsys, "die")
+
+
+def test_leaving_early_is_a_failure(study, capsys):
+    assert "left the notebook before its end" in fail(study, capsys, "exit")
+
+
+def test_a_time_out_is_a_failure(study, capsys, monkeypatch):
+    limited = functools.partial(papermill.execute_notebook, execution_timeout=1)
+    monkeypatch.setattr(papermill, "execute_notebook", limited)
+    assert "timed out" in fail(study, capsys, "wait")
+
+
+@pytest.mark.parametrize(("starts", "status"), [(2, 0), (3, 1)])
+def test_a_kernel_that_lost_the_race_for_a_port_is_started_once_more(study, capsys, monkeypatch, starts, status):
+    calls = []
+
+    def execute(source, copy, *_, **__):
+        calls.append(source.stem)
+        if len(calls) < starts:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        notebook = nbformat.read(source, as_version=4)
+        for cell in notebook.cells:
+            cell.metadata["papermill"] = {"status": "completed", "start_time": "now"}
+        nbformat.write(notebook, copy)
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    assert again(study, "--only", "02", "--force") == status
+    assert calls == ["02_second"] * 2
+    if status:
+        assert "02_second.ipynb, before its first cell\nRuntimeError: Kernel died" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_a_failure_that_says_so(study, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(papermill, "execute_notebook", interrupted)
+    assert again(study, "--force", "--from", "01") == 1
+    assert states(study) == {"01_first": "failed", "02_second": "finished"}
+    assert "interrupted from the keyboard" in capsys.readouterr().err
+
+
+# Requests that make no sense
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "sead", "1"], "unknown parameter 'sead' in -p, did you mean 'seed'?"),
+        (["--profile", "wrong"], "unknown parameter 'imagesize' in the profile"),
+        (["--profile", "smal"], "unknown profile 'smal', did you mean 'small'?; there are quick, small, wrong"),
+        (["-p", "seed", "x"], "parameter seed must be int (default 0), not 'x'"),
+        (["-p", "seed", "true"], "parameter seed must be int"),
+        (["-p", "seed", "1.5"], "parameter seed must be int"),
+        (["-p", "rate", "fast"], "parameter rate must be float"),
+        (["-p", "sizes", "8"], "parameter sizes must be list, like '[0, 1]'"),
+        (["-p", "sizes", "[8, big]"], "parameter sizes must be int"),
+        (["-p", "sizes", "[8"], "parameter sizes: '[8' is not a YAML value"),
+        (["-p", "run_dir", "elsewhere"], "--run NAME chooses the run folder"),
+        (["-p", "radiographs_csv", "missing.csv"], "parameter radiographs_csv: there is no file"),
+        (["-p", "seed", "8"], "runs/a was made with seed = 7 (01_first), now it is 8: take another --run NAME"),
+        (["-p", "seed", "8", "--only", "02", "--force"], "runs/a was made with seed = 7 (01_first)"),
+        (["--only", "03"], "'03' names 0 notebooks"),
+        (["--from", "0"], "'0' names 2 notebooks"),
+        (["--run", "../a"], "a run's name is one folder name"),
+        (["--run", "b", "--only", "02"], "01_first is not run in runs/b: start with --from 01"),
+        (["--run", "b", "--from", "02_second"], "01_first is not run in runs/b"),
+    ],
+)
+def test_bad_requests_touch_nothing(study, capsys, arguments, message):
+    before = snapshot(study)
+    assert again(study, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert snapshot(study) == before
+
+
+def test_force_takes_other_parameters(study):
+    assert again(study, "-p", "seed", "8", "--force") == 0
+    assert manifest(study)["seen"]["seed"] == manifest(study)["seed"] == 8
+
+
+def test_shared_parameters_have_one_default(study, capsys):
+    write(study / "notebooks", "03_third", [new_code_cell("seed = 1", metadata={"tags": ["parameters"]})])
+    assert command(study) == 2
+    assert "parameter seed is 0 in 01_first but 1 in 03_third" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["size = 2 * 3", "size = ", "print(1)", "a.b = 1"])
+def test_parameters_are_literals(study, capsys, source):
+    write(study / "notebooks", "03_third", [new_code_cell(source, metadata={"tags": ["parameters"]})])
+    assert command(study) == 2
+    assert "03_third.ipynb: the parameters cell must hold 'name = literal' lines" in capsys.readouterr().err
+
+
+def test_values_take_the_type_of_the_default(study):
+    notebooks = run_all.read_notebooks(study / "notebooks")
+    table = study / "cohort.csv"
+    table.touch()
+    given = [("rate", "2"), ("how", "3"), ("sizes", "[]"), ("radiographs_csv", str(table))]
+    values = run_all.choose_parameters(notebooks, {"rate": "1e-3"}, given)
+    assert {name: values[name] for name, _ in given} == {
+        "rate": 2.0, "how": "3", "sizes": [], "radiographs_csv": str(table),
+    }  # fmt: skip
+    assert type(values["rate"]) is float
+
+
+def test_list_shows_titles_states_and_parameters(study, capsys):
+    before = snapshot(study)
+    assert again(study, "--list") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"01_first  finished, \d+ s\n  01 · First\n  What is \$x_1\$\?", out)
+    assert "    seed = 0 → 7  # any whole number = fine\n" in out
+    assert "    sizes = [8, 16] → [4]\n" in out
+    assert "    how = 'no'\n" in out
+    assert snapshot(study) == before
+
+
+def test_the_command_itself_ends_with_the_status():
+    command = [sys.executable, run_all.ROOT / "run_all.py", "--profile", "enormous"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("run_all.py: ")

@@ -1,0 +1,678 @@
+import itertools
+
+import numpy as np
+import pandas as pd
+import pingouin
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+from sklearn.metrics.pairwise import polynomial_kernel
+
+from lib.metrics import evaluate
+from lib.statistics import (
+    COLUMNS,
+    _resample,
+    bayes_factor,
+    clustered_auc_test,
+    compare,
+    corrected_t_test,
+    delong_test,
+    holm,
+    kid,
+    kid_jackknife,
+    kid_permutation_test,
+    patient_bootstrap,
+    rope,
+    weighted_metrics,
+)
+
+quick = settings(deadline=None, max_examples=40)
+
+
+def with_moments(n, mean, variance, seed=0):
+    """n numbers of exactly this mean and (ddof = 1) variance."""
+    d = np.random.default_rng(seed).normal(size=n)
+    return mean + (d - d.mean()) / d.std(ddof=1) * np.sqrt(variance)
+
+
+# Corrected t-test
+
+# correctR, vignette: 30 resamples, 80 training and 20 test samples
+CORRECTR = with_moments(30, 0.17745579073676387, 0.01917854808853526)
+
+
+def test_corrected_t_of_three_folds():
+    # baycomp tests/test_single.py: mean 1, corrected variance 13.3333, df 2
+    result = corrected_t_test([1, 5, -3], 1 / 2)
+    assert result.df == 2
+    assert result.standard_error**2 == pytest.approx(40 / 3)
+    assert result.statistic == pytest.approx(0.273861, abs=1e-6)
+    assert result.p == pytest.approx(0.809883, abs=1e-6)
+
+
+def test_corrected_t_of_two_repeats_of_two_folds():
+    # baycomp tests/test_single.py: mean 1, variance 32/3 (1/4 + 1), df 3
+    result = corrected_t_test([1, 5, -3, 1], 1)
+    assert (result.df, result.difference) == (3, 1)
+    assert result.standard_error**2 == pytest.approx(32 / 3 * (1 / 4 + 1))
+
+
+def test_corrected_t_of_correctr():
+    result = corrected_t_test(CORRECTR, 20 / 80)
+    assert result.statistic == pytest.approx(2.407318, abs=1e-6)
+    assert result.p == pytest.approx(0.02265982, abs=1e-8)
+    # two one-sided tests with margin 0.25
+    assert rope(CORRECTR, 20 / 80, 0.25).above == pytest.approx(0.166599, abs=1e-6)
+
+
+def test_corrected_t_of_scikit_learns_example():
+    # "Statistical comparison of models using grid search": 10 × 10 cells; its p is one-sided
+    d = with_moments(100, 0.01, 0.00146667)
+    result = corrected_t_test(d, 10 / 90)
+    assert result.statistic == pytest.approx(0.7503, abs=1e-4)
+    assert result.p == pytest.approx(0.4548, abs=1e-4)
+    assert rope(d, 10 / 90, 0).above == pytest.approx(0.773, abs=1e-3)
+    assert rope(d, 10 / 90, 0.01).within == pytest.approx(0.432, abs=1e-3)
+
+
+def test_corrected_t_interval_is_where_p_is_5_percent():
+    result = corrected_t_test(CORRECTR, 0.25)
+    for bound in (result.ci_low, result.ci_high):
+        assert corrected_t_test(CORRECTR - bound, 0.25).p == pytest.approx(0.05)
+    assert corrected_t_test(CORRECTR - result.ci90_low, 0.25).p == pytest.approx(0.10)
+
+
+def test_corrected_t_without_spread():
+    nothing = corrected_t_test([0, 0, 0], 0.25)
+    assert (nothing.statistic, nothing.p, nothing.ci_low, nothing.ci_high, nothing.effect_size) == (0, 1, 0, 0, 0)
+    equal = corrected_t_test([-0.1, -0.1, -0.1], 0.25)
+    assert (equal.statistic, equal.p) == (-np.inf, 0)
+    assert np.isnan(equal.bf10)
+    assert rope([0.1, 0.1], 0.25, 0.05).tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("differences, ratio", [([1], 0.25), ([1, np.nan], 0.25), ([[1, 2]], 0.25), ([1, 2], 0)])
+def test_corrected_t_refuses(differences, ratio):
+    with pytest.raises(ValueError, match=r"differences|test_train_ratio"):
+        corrected_t_test(differences, ratio)
+
+
+@quick
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=30), st.floats(0.05, 2), st.floats(0.1, 10))
+def test_corrected_t_changes_sign_with_the_pair_and_not_with_the_scale(differences, ratio, scale):
+    d = np.array(differences)
+    result, swapped, scaled = (corrected_t_test(values, ratio) for values in (d, -d, d * scale))
+    assert swapped.statistic == pytest.approx(-result.statistic)
+    assert swapped.ci_low == pytest.approx(-result.ci_high)
+    assert scaled.p == pytest.approx(result.p) == pytest.approx(swapped.p)
+    probabilities = rope(d, ratio, 1)
+    assert probabilities.sum() == pytest.approx(1)
+    assert probabilities.below == pytest.approx(rope(-d, ratio, 1).above)
+
+
+def test_corrected_t_keeps_its_level_where_the_naive_one_does_not():
+    # 5 × 5 cells, equicorrelated with ρ = 1/K: the naive test's type-I error is 0.451
+    rng = np.random.default_rng(0)
+    d = rng.normal(size=(2000, 25)) * np.sqrt(0.8) + rng.normal(size=(2000, 1)) * np.sqrt(0.2)
+    corrected = np.mean([corrected_t_test(row, 1 / 4).p < 0.05 for row in d[:250]])
+    naive = np.mean(stats.ttest_1samp(d, 0, axis=1).pvalue < 0.05)
+    assert 0.015 < corrected < 0.095
+    assert naive == pytest.approx(0.451, abs=0.04)
+
+
+def test_bayes_factor():
+    assert bayes_factor(2, 14, 15) == pytest.approx(1.25303, abs=1e-5)
+    assert bayes_factor(2.5, 24, 1 / (1 / 25 + 1 / 4)) == pytest.approx(3.05, abs=5e-3)
+    assert corrected_t_test(with_moments(25, 2.5 * np.sqrt(0.29), 1), 1 / 4).bf10 == pytest.approx(3.05, abs=5e-3)
+
+
+@pytest.mark.parametrize("t, n", [(0, 10), (-1.3, 6), (2, 15), (5, 40), (30, 15)])
+def test_bayes_factor_of_independent_observations_is_pingouins(t, n):
+    assert bayes_factor(t, n - 1, n) == pytest.approx(pingouin.bayesfactor_ttest(t, n, paired=True), rel=1e-3)
+
+
+# AUC tests
+
+Y = np.array([int(label) for label in "111001000011"])
+PATIENTS = np.array([1, 1, 2, 3, 3, 4, 4, 5, 5, 5, 6, 6])
+S1 = np.array([0.9, 0.8, 0.35, 0.2, 0.3, 0.7, 0.6, 0.1, 0.4, 0.5, 0.65, 0.85])
+S2 = np.array([0.7, 0.6, 0.3, 0.25, 0.5, 0.8, 0.65, 0.2, 0.45, 0.35, 0.4, 0.55])
+
+
+def readings(seed, n=40, images=3):
+    """Labels, two scores with ties, and patients, some of whom have images of both classes."""
+    rng = np.random.default_rng(seed)
+    patients = np.sort(rng.integers(0, n, n * images))
+    labels = (rng.random(n) < 0.4).astype(int)[patients]
+    labels = np.where(rng.random(len(labels)) < 0.1, 1 - labels, labels)
+    a, b = np.round(1.5 * (labels + rng.normal(size=n)[patients] + rng.normal(size=(2, len(labels)))))
+    return labels, a, b, patients
+
+
+def brute_force_variance(labels, a, b, patients):
+    """Obuchowski's covariance matrix of both AUCs by loops, and the variance of their difference."""
+    M, N = labels.sum(), (1 - labels).sum()
+    everyone = sorted(set(patients))
+    count, I10, I01 = len(everyone), len(set(patients[labels == 1])), len(set(patients[labels == 0]))
+    X, Y, auc = {}, {}, []
+    for k, scores in enumerate((a, b)):
+        kernel = {
+            (i, j): float(scores[i] > scores[j]) + 0.5 * float(scores[i] == scores[j])
+            for i in range(len(labels))
+            for j in range(len(labels))
+            if labels[i] == 1 and labels[j] == 0
+        }
+        auc.append(sum(kernel.values()) / (M * N))
+        for patient in everyone:
+            mine = [i for i in range(len(labels)) if patients[i] == patient]
+            beaten = [sum(v for (i, _), v in kernel.items() if i == m) / N for m in mine if labels[m]]
+            beating = [sum(v for (_, j), v in kernel.items() if j == m) / M for m in mine if not labels[m]]
+            X[k, patient], Y[k, patient] = sum(v - auc[k] for v in beaten), sum(v - auc[k] for v in beating)
+    cov = np.zeros((2, 2))
+    for k, q in itertools.product((0, 1), repeat=2):
+        S10 = I10 / ((I10 - 1) * M) * sum(X[k, p] * X[q, p] for p in everyone)
+        S01 = I01 / ((I01 - 1) * N) * sum(Y[k, p] * Y[q, p] for p in everyone)
+        S11 = count / (count - 1) * sum(X[k, p] * Y[q, p] + X[q, p] * Y[k, p] for p in everyone)
+        cov[k, q] = S10 / M + S01 / N + S11 / (M * N)
+    return auc, cov[0, 0] + cov[1, 1] - 2 * cov[0, 1]
+
+
+def test_delong_and_clustered_known_answers():
+    delong, clustered = delong_test(Y, S1, S2), clustered_auc_test(Y, S1, S2, PATIENTS)
+    for result in (delong, clustered):
+        assert (result.auc_a, result.auc_b) == (pytest.approx(0.916667, abs=1e-6), pytest.approx(0.75))
+        assert result.difference == pytest.approx(1 / 6)
+    assert delong.statistic == pytest.approx(1.463850, abs=1e-6)
+    assert delong.p == pytest.approx(0.143235, abs=1e-6)
+    assert clustered.standard_error == pytest.approx(0.108298, abs=1e-6)
+    assert clustered.statistic == pytest.approx(1.538968, abs=1e-6)
+    assert clustered.p == pytest.approx(0.123812, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_clustered_auc_equals_loops(seed):
+    labels, a, b, patients = readings(seed, n=12)
+    auc, variance = brute_force_variance(labels, a, b, patients)
+    result = clustered_auc_test(labels, a, b, patients)
+    assert [result.auc_a, result.auc_b] == pytest.approx(auc)
+    assert result.standard_error**2 == pytest.approx(variance)
+
+
+def test_auc_effect_is_the_distance_of_normal_classes():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 4000)
+    result = delong_test(labels, rng.normal(size=8000) + 1.5 * labels, rng.normal(size=8000) + 0.5 * labels)
+    assert result.effect_size == pytest.approx(1.0, abs=0.1)
+    assert np.isnan(delong_test([0, 0, 1, 1], [1, 2, 3, 4], [1, 3, 2, 4]).effect_size)
+
+
+@quick
+@given(st.integers(0, 10_000))
+def test_auc_test_invariances(seed):
+    labels, a, b, patients = readings(seed)
+    result = clustered_auc_test(labels, a, b, patients)
+    assert result.auc_a == pytest.approx(roc_auc_score(labels, a))
+    assert result.auc_b == pytest.approx(roc_auc_score(labels, b))
+
+    single = clustered_auc_test(labels, a, b, np.arange(len(labels)))
+    pd.testing.assert_series_equal(single, delong_test(labels, a, b))
+
+    twice = clustered_auc_test(*(np.repeat(values, 2) for values in (labels, a, b, patients)))
+    assert twice.statistic == pytest.approx(result.statistic)
+
+    swapped = clustered_auc_test(labels, b, a, patients)
+    assert swapped.statistic == pytest.approx(-result.statistic)
+    assert swapped.ci_low == pytest.approx(-result.ci_high)
+
+    transformed = clustered_auc_test(labels, np.exp(a), b**3 - 7, [f"patient {p}" for p in patients])
+    pd.testing.assert_series_equal(transformed, result)
+
+    order = np.random.default_rng(seed).permutation(len(labels))
+    shuffled = clustered_auc_test(*(values[order] for values in (labels, a, b, patients)))
+    assert shuffled.p == pytest.approx(result.p)
+
+
+def test_duplicated_images_deceive_delong():
+    labels, a, b, _ = readings(1)
+    once, twice = delong_test(labels, a, b), delong_test(*(np.repeat(values, 2) for values in (labels, a, b)))
+    assert twice.statistic / once.statistic == pytest.approx(np.sqrt(2), rel=0.02)
+
+
+def test_identical_scores_are_no_difference():
+    for result in (delong_test(Y, S1, S1 * 2), clustered_auc_test(Y, S1, S1, PATIENTS)):
+        assert (result.difference, result.statistic, result.p) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "labels, a, message",
+    [
+        ([1, 1, 1], [1, 2, 3], "NFF"), ([0, 0, 0], [1, 2, 3], "AFF"), ([0, 0, 1], [1, 2, 3], "AFF"),
+        ([0, 1, 2], [1, 2, 3], "labels must be"), ([0, 1], [1, 2, 3], "one length"),
+        ([0, 0, 1, 1], [1, 2, 3, np.nan], "finite"),
+    ],
+)  # fmt: skip
+def test_auc_tests_refuse(labels, a, message):
+    with pytest.raises(ValueError, match=message):
+        delong_test(labels, a, a)
+
+
+def test_auc_tests_need_two_patients_of_a_class():
+    with pytest.raises(ValueError, match="two patients with AFF"):
+        clustered_auc_test([1, 1, 0, 0], [1, 2, 3, 4], [4, 3, 2, 1], ["p1", "p1", "p2", "p3"])
+
+
+def test_clustered_auc_keeps_its_level_where_delong_on_images_does_not():
+    rng = np.random.default_rng(0)
+    clustered, delong = [], []
+    for _ in range(400):  # two exchangeable readers of 60 patients with 4 images each
+        labels = np.repeat(np.arange(60) < 20, 4).astype(int)
+        patient = np.repeat(np.arange(60), 4)
+        common = labels + rng.normal(size=60)[patient]
+        a, b = (common + rng.normal(size=60)[patient] + 0.5 * rng.normal(size=240) for _ in range(2))
+        clustered.append(clustered_auc_test(labels, a, b, patient).p < 0.05)
+        delong.append(delong_test(labels, a, b).p < 0.05)
+    assert 0.02 < np.mean(clustered) < 0.10
+    assert np.mean(delong) > 0.20
+
+
+# Patient bootstrap
+
+
+@quick
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 10), st.integers(0, 3)), max_size=40),
+    st.sampled_from([0.0, 0.35, 0.5, 1.0]),
+)
+def test_weighted_metrics_equal_evaluate_on_repeated_patients(rows, threshold):
+    labels, probabilities, counts = np.array([(1, 6, 1), (0, 6, 2), *rows]).T
+    weights = np.stack([counts, np.ones(len(counts))])
+    fast = weighted_metrics(labels, probabilities / 10, threshold, weights)
+    for sample, w in enumerate(weights.astype(int)):
+        slow = evaluate(np.repeat(labels, w), np.repeat(probabilities / 10, w), threshold)
+        assert {metric: values[sample] for metric, values in fast.items()} == pytest.approx(slow)
+
+
+def test_bootstrap_equals_the_slow_way():
+    rng = np.random.default_rng(3)
+    labels, patients = np.array([1] * 8 + [0] * 20), np.arange(28)
+    a, b = rng.random((2, 3, 28)) * 0.7 + 0.3 * labels
+    thresholds = np.array([[0.5, 0.6, 0.4], [0.5, 0.45, 0.7]])
+    fast = patient_bootstrap(labels, a, b, *thresholds, patients, draws=15, seed=7)
+
+    def difference(rows, seeds):
+        values = [
+            {m: x - y for (m, x), y in zip(evaluate(labels[rows], a[s][rows], thresholds[0, s]).items(),
+                                           evaluate(labels[rows], b[s][rows], thresholds[1, s]).values(), strict=True)}
+            for s in seeds
+        ]  # fmt: skip
+        return pd.DataFrame(values).mean()
+
+    same = np.random.default_rng(7)
+    weights = _resample(labels, patients, 15, same).astype(int)
+    seeds = same.multinomial(3, np.full(3, 1 / 3), 15)
+    slow = pd.DataFrame(
+        [difference(np.repeat(patients, w), np.repeat(range(3), s)) for w, s in zip(weights, seeds, strict=True)]
+    )
+    pd.testing.assert_series_equal(fast.difference, difference(patients, range(3)), check_names=False)
+    for column, q in (("ci_low", 0.025), ("ci90_low", 0.05), ("ci90_high", 0.95), ("ci_high", 0.975)):
+        pd.testing.assert_series_equal(fast[column], slow.quantile(q), check_names=False)
+
+
+def test_patients_are_drawn_within_their_class_with_all_they_have():
+    labels = np.array([1, 1, 1, 0, 0, 0, 0, 1, 0, 1, 0])
+    patients = np.array(["a", "b", "c", "d", "e", "f", "g", "both", "both", "too", "too"])
+    weights = _resample(labels, patients, 500, np.random.default_rng(0))
+    assert (weights[:, :3].sum(1) == 3).all()
+    assert (weights[:, 3:7].sum(1) == 4).all()
+    assert (weights[:, 7] == weights[:, 8]).all()
+    assert weights[:, 0].std() > 0.5
+    assert weights.mean(0) == pytest.approx(np.ones(11), abs=0.2)
+
+
+def test_bootstrap_agrees_with_delong():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([1, 0], [60, 140])
+    common = labels + rng.normal(size=200)
+    a, b = (1 / (1 + np.exp(-common - rng.normal(size=200))) for _ in range(2))
+    auroc = patient_bootstrap(labels, a, b, [0.5], [0.5], np.arange(200)).loc["auroc"]
+    delong = delong_test(labels, a, b)
+    assert auroc.difference == pytest.approx(delong.difference)
+    assert auroc.standard_error == pytest.approx(delong.standard_error, rel=0.1)
+    assert auroc.p == pytest.approx(delong.p, abs=0.05)
+
+
+def test_bootstrap_of_identical_predictions():
+    rng = np.random.default_rng(0)
+    labels, p = np.repeat([1, 0], [10, 30]), rng.random(40)
+    result = patient_bootstrap(labels, p, p, [0.5], [0.5], np.arange(40), draws=50)
+    assert (result.p == 1).all()
+    assert (result[["difference", "ci_low", "ci_high", "statistic"]] == 0).all(axis=None)
+
+
+def test_seeds_are_drawn_too():
+    # Both conditions rank patients alike, one seed apart in every metric: with patients alone nothing would vary.
+    labels = np.repeat([1, 0], [10, 30])
+    right, wrong = labels * 0.8 + 0.1, labels * 0.0 + 0.1
+    varied = patient_bootstrap(labels, [right, wrong], [wrong, wrong], [0.5] * 2, [0.5] * 2, np.arange(40), draws=400)
+    assert (varied.loc["sensitivity", "ci_low"], varied.loc["sensitivity", "ci_high"]) == (0, 1)
+
+
+# KID
+
+
+def mmd(X, Y):
+    d = np.shape(X)[1]
+    Kxx, Kyy, Kxy = (polynomial_kernel(p, q, degree=3, gamma=1 / d, coef0=1) for p, q in ((X, X), (Y, Y), (X, Y)))
+    n, m = Kxy.shape
+    return (Kxx.sum() - Kxx.trace()) / (n * (n - 1)) + (Kyy.sum() - Kyy.trace()) / (m * (m - 1)) - 2 * Kxy.mean()
+
+
+def features(seed, *shape, shift=0.0):
+    return np.random.default_rng(seed).normal(size=shape) + shift
+
+
+def test_kid_known_answer():
+    assert kid([[1, 0], [0, 1], [1, 1]], [[0, 0], [2, 1], [1, 2]]) == pytest.approx(-0.4166667)
+    X, Y = features(0, 9, 5), features(1, 7, 5, shift=1)
+    assert kid(X, Y) == pytest.approx(mmd(X, Y)) == pytest.approx(kid(Y, X))
+
+
+def test_kid_of_the_same_distribution_is_zero_on_average():
+    values = [kid(features(2 * s, 30, 4), features(2 * s + 1, 30, 4)) for s in range(200)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(200)
+
+
+def test_kid_jackknife_equals_leaving_patients_out():
+    X, Y = features(0, 12, 3), features(1, 8, 3, shift=0.5)
+    x_patients, y_patients = np.array(list("aaabbccdddee")), np.array(list("eeffghhh"))  # e has images in both
+    left_out = [mmd(X[x_patients != p], Y[y_patients != p]) for p in "abcdefgh"]
+    result = kid_jackknife(X, Y, x_patients, y_patients)
+    assert result.value == pytest.approx(mmd(X, Y))
+    assert result.patients == 8
+    assert result.standard_error**2 == pytest.approx(7 / 8 * ((left_out - result.value) ** 2).sum())
+    assert result.ci_high - result.value == pytest.approx(1.959964 * result.standard_error)
+
+
+def test_kid_jackknife_covers_the_truth_and_sees_patients():
+    true = kid(features(10, 1500, 3), features(11, 1500, 3, shift=0.7))
+    covered, wider = [], []
+    for seed in range(80):
+        rng = np.random.default_rng(seed)
+        people = np.repeat(np.arange(30), 4)
+        x, y = (0.95 * rng.normal(size=(30, 3))[people] + 0.312 * rng.normal(size=(120, 3)) for _ in range(2))
+        result = kid_jackknife(x, y + 0.7, people, people + 100)
+        covered.append(result.ci_low < true < result.ci_high)
+        images_alone = kid_jackknife(x, y + 0.7, np.arange(120), np.arange(120) + 1000)
+        wider.append(result.standard_error / images_alone.standard_error)
+    assert np.mean(covered) > 0.87
+    assert np.mean(wider) > 1.3
+
+
+def test_kid_permutation_equals_swapping_by_hand():
+    patients = np.array(list("aabbbcddee"))
+    a, b, reference = features(0, 10, 3, shift=0.4), features(1, 10, 3), features(2, 7, 3, shift=0.5)
+    T = mmd(a, reference) - mmd(b, reference)
+    swapped = []
+    for choice in itertools.product([False, True], repeat=5):
+        swap = np.array([choice["abcde".index(p)] for p in patients])[:, None]
+        swapped.append(mmd(np.where(swap, b, a), reference) - mmd(np.where(swap, a, b), reference))
+    exact = np.mean(np.abs(swapped) >= abs(T) * (1 - 1e-9))
+    result = kid_permutation_test(a, b, reference, patients)
+    assert result.difference == pytest.approx(T) == pytest.approx(kid(a, reference) - kid(b, reference))
+    assert result.p == pytest.approx(exact, abs=0.02)
+    assert (result.n, result.patients) == (10, 5)
+
+
+def test_kid_permutation_tells_the_closer_generator():
+    source, reference, patients = features(0, 60, 4), features(1, 40, 4, shift=1), np.arange(60) // 3
+    close, far = source + 0.9, source + 0.3
+    result = kid_permutation_test(close, far, reference, patients)
+    assert result.difference < 0
+    assert result.p < 0.001
+    assert result.ci_high < 0
+    swapped = kid_permutation_test(far, close, reference, patients)
+    assert swapped.difference == pytest.approx(-result.difference)
+    assert swapped.ci_low == pytest.approx(-result.ci_high)
+    same = kid_permutation_test(close, close, reference, patients, permutations=99)
+    assert (same.difference, same.p) == (0, 1)
+
+
+def test_kid_permutation_keeps_its_level():
+    p = [
+        kid_permutation_test(features(4 * s, 40, 3), features(4 * s + 1, 40, 3), features(4 * s + 2, 20, 3),
+                             np.arange(40) // 2, permutations=199).p
+        for s in range(200)
+    ]  # fmt: skip
+    assert np.mean(np.array(p) <= 0.05) < 0.10
+    assert stats.kstest(p, "uniform").pvalue > 0.001
+
+
+@pytest.mark.parametrize(
+    "X, Y", [(np.ones((1, 2)), np.ones((3, 2))), (np.ones((3, 2)), np.ones((3, 4))), (np.ones(3), np.ones(3))]
+)
+def test_kid_refuses(X, Y):
+    with pytest.raises(ValueError, match="at least two images"):
+        kid(X, Y)
+
+
+def test_kid_jackknife_refuses_a_set_of_one_patient():
+    with pytest.raises(ValueError, match="left out"):
+        kid_jackknife(features(0, 4, 2), features(1, 4, 2), ["a"] * 4, list("bcde"))
+
+
+# The declared comparisons
+
+GAINS = {"real": 0.0, "standard": 0.1, "oversampling": 0.0, "cyclegan": 1.5, "cyclediff": -0.8, "noise": 0.0}
+
+
+def study(gains, repeats=1, folds=1, seeds=2, n=90, noise=0.5, seed=0):
+    """Predictions, thresholds and splits of a made-up study: `gains` move the scores of AFF patients."""
+    rng = np.random.default_rng(seed)
+    aff = rng.permutation(n) < n / 3
+    patient = np.repeat(np.arange(n), 1 + rng.poisson(2, n))
+    base = 1.2 * aff[patient] + rng.normal(size=n)[patient] + 0.5 * rng.normal(size=len(patient))
+    predictions, thresholds, splits = [], [], []
+    for repeat in range(repeats):
+        parts = rng.permutation(n) % 5
+        for fold in range(folds):
+            part = np.select([parts == fold, parts == (fold + 1) % 5], ["test", "validation"], "train")
+            splits.append(pd.DataFrame({"repeat": repeat, "fold": fold, "patient_id": np.arange(n), "part": part}))
+            test = np.flatnonzero((part == "test")[patient]) if folds > 1 else np.arange(len(patient))
+            for (condition, gain), s in itertools.product(gains.items(), range(seeds)):
+                z = base[test] + gain * aff[patient[test]] + noise * rng.normal(size=len(test))
+                trial = {"condition": condition, "repeat": repeat, "fold": fold, "seed": s}
+                label = np.where(aff[patient[test]], "AFF", "NFF")
+                predictions.append(pd.DataFrame({**trial, "image_id": test, "patient_id": patient[test], "label": label,
+                                                 "probability": 1 / (1 + np.exp(0.6 - z))}))  # fmt: skip
+                thresholds.append({**trial, "metric": "threshold", "value": 0.5})
+    return pd.concat(predictions, ignore_index=True), pd.DataFrame(thresholds), pd.concat(splits, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def one_cell():
+    return study(GAINS)
+
+
+@pytest.fixture(scope="module")
+def several_cells():
+    return study({"real": 0.0, "cyclegan": 1.5}, repeats=2, folds=5, n=200)
+
+
+@pytest.fixture(scope="module")
+def comparisons(one_cell):
+    return compare(*one_cell)
+
+
+def pick(table, question, a, metric="auroc"):
+    return table[(table.question == question) & (table.a == a) & (table.metric == metric)].squeeze()
+
+
+def test_comparisons_of_one_cell(comparisons):
+    assert tuple(comparisons.columns) == COLUMNS
+    pairs = comparisons[["question", "a", "b"]].drop_duplicates().to_numpy().tolist()
+    assert pairs == [
+        ["RQ1", "cyclediff", "cyclegan"],
+        ["RQ2", "cyclegan", "real"], ["RQ2", "cyclediff", "real"],
+        ["RQ3", "cyclegan", "standard"], ["RQ3", "cyclediff", "standard"],
+        ["oversampling", "cyclegan", "oversampling"], ["oversampling", "cyclediff", "oversampling"],
+    ]  # fmt: skip
+    assert set(comparisons.metric) == {"image_auroc", *evaluate([0, 1], [0.1, 0.2], 0.5)}
+    assert not comparisons.duplicated(["question", "a", "metric"]).any()
+    assert comparisons.p.between(0, 1).all()
+    assert (comparisons.p_holm >= comparisons.p).all()
+    assert comparisons.bf10.isna().all()
+    assert (comparisons.patients == 90).all()
+    assert pick(comparisons, "RQ2", "cyclegan").test == "DeLong, patients"
+    assert pick(comparisons, "RQ2", "cyclegan", "f1").test == "patient bootstrap"
+
+
+def test_verdicts_follow_the_planted_truth(comparisons):
+    assert pick(comparisons, "RQ1", "cyclediff").verdict == "worse"
+    for question in ("RQ2", "RQ3", "oversampling"):
+        assert pick(comparisons, question, "cyclegan").verdict == "better"
+        assert pick(comparisons, question, "cyclediff").verdict == "worse"
+
+
+def test_a_lower_brier_score_is_better(comparisons):
+    brier = pick(comparisons, "RQ2", "cyclegan", "brier")
+    assert brier.difference < 0
+    assert brier.verdict == "better"
+
+
+def test_one_cell_is_delong_on_patient_means(one_cell, comparisons):
+    predictions, _, _ = one_cell
+    means = predictions.groupby(["condition", "patient_id", "label"]).probability.mean()
+    a, b = means["cyclegan"], means["real"]
+    # images of a patient weigh alike, and every seed sees the same images
+    expected = delong_test((a.index.get_level_values("label") == "AFF").astype(int), a, b)
+    row = pick(comparisons, "RQ2", "cyclegan")
+    for key in ("difference", "ci_low", "ci_high", "statistic", "p", "effect_size"):
+        assert row[key] == pytest.approx(expected[key])
+    assert row.n == 90
+
+    images = predictions.groupby(["condition", "image_id", "patient_id", "label"]).probability.mean()
+    index = images["real"].index
+    expected = clustered_auc_test((index.get_level_values("label") == "AFF").astype(int), images["cyclegan"],
+                                  images["real"], index.get_level_values("patient_id"))  # fmt: skip
+    row = pick(comparisons, "RQ2", "cyclegan", "image_auroc")
+    assert row.p == pytest.approx(expected.p)
+    assert row.n == len(index)
+
+
+def test_holm_adjusts_within_the_family_and_metric(comparisons):
+    # known answer from Demšar's kind of table
+    assert holm([0.50, 0.003, 0.32, 0.054, 0.0003]) == pytest.approx([0.64, 0.012, 0.64, 0.162, 0.0015])
+    for metric, group in comparisons.groupby("metric"):
+        thesis = group.question.str.startswith("RQ")
+        assert thesis.sum() == 5, metric
+        for family in (group[thesis], group[~thesis]):
+            assert family.p_holm.to_numpy() == pytest.approx(pingouin.multicomp(family.p, method="holm")[1])
+
+
+def test_several_cells_are_the_corrected_t_test(several_cells):
+    predictions, thresholds, splits = several_cells
+    table = compare(predictions, thresholds, splits)
+    patients = predictions.groupby(["condition", "repeat", "fold", "seed", "patient_id", "label"]).probability.mean()
+    scores = patients.groupby(level=[0, 1, 2, 3]).apply(
+        lambda p: roc_auc_score(p.index.get_level_values("label") == "AFF", p)
+    )
+    scores = scores.groupby(level=[0, 1, 2]).mean()
+    expected = corrected_t_test(scores["cyclegan"] - scores["real"], 40 / 120)  # 40 test, 40 validation, 120 train
+    row = pick(table, "RQ2", "cyclegan")
+    for key in ("difference", "ci_low", "ci_high", "statistic", "p", "effect_size", "bf10"):
+        assert row[key] == pytest.approx(expected[key])
+    assert (row.n, row.patients, row.test, row.verdict) == (10, 200, "corrected t", "better")
+
+    images = pick(table, "RQ2", "cyclegan", "image_auroc")
+    assert images.test == "clustered AUC, out of fold"
+    assert images.n == predictions.image_id.nunique()
+    assert set(table.metric) == {"image_auroc", *evaluate([0, 1], [0.1, 0.2], 0.5)}
+
+
+def test_repeated_seeds_add_no_evidence(several_cells):
+    predictions, thresholds, splits = several_cells
+    once = compare(predictions, thresholds, splits)
+    more = (pd.concat([t, t.assign(seed=t.seed + 2)], ignore_index=True) for t in (predictions, thresholds))
+    pd.testing.assert_frame_equal(compare(*more, splits), once)
+
+
+def test_images_tested_more_than_once_a_repeat_are_not_pooled():
+    predictions, thresholds, splits = study({"real": 0, "cyclegan": 1}, repeats=3, folds=2)
+    assert "image_auroc" not in set(compare(predictions, thresholds, splits).metric)  # two folds of five
+
+
+def test_only_what_was_run_is_compared(one_cell):
+    predictions, thresholds, splits = one_cell
+    some = compare(predictions[predictions.condition.isin(["real", "cyclegan"])], thresholds, splits, draws=50)
+    assert some[["question", "a", "b"]].drop_duplicates().to_numpy().tolist() == [["RQ2", "cyclegan", "real"]]
+    assert (some.p_holm == some.p).all()
+    none = compare(predictions[predictions.condition == "real"], thresholds, splits)
+    assert tuple(none.columns) == COLUMNS
+    assert len(none) == 0
+
+
+def test_equal_and_unvarying_conditions_are_told_apart():
+    predictions, thresholds, splits = study({"real": 0, "cyclegan": 0}, n=1500, noise=0.01)
+    for margin, verdict in ((0.01, "equivalent"), (1e-5, "undecided")):
+        table = compare(predictions, thresholds, splits, margin=margin, draws=50)
+        assert pick(table, "RQ2", "cyclegan").verdict == verdict
+    same = predictions[predictions.condition == "real"]
+    same = pd.concat([same, same.assign(condition="cyclegan")])
+    assert set(compare(same, thresholds, splits, draws=50).verdict) == {"undecided"}
+
+
+def test_a_small_study_is_undecided():
+    predictions, thresholds, splits = study({"real": 0, "cyclegan": 0}, n=30, noise=1)
+    assert pick(compare(predictions, thresholds, splits, draws=50), "RQ2", "cyclegan").verdict == "undecided"
+
+
+def test_a_patient_with_both_labels_is_a_cluster(one_cell):
+    predictions, thresholds, splits = one_cell
+    images = predictions[predictions.label == "AFF"].groupby("patient_id").image_id.unique()
+    other_femur = images[images.str.len() > 1].iloc[0][0]
+    predictions = predictions.assign(label=predictions.label.mask(predictions.image_id == other_femur, "NFF"))
+    row = pick(compare(predictions, thresholds, splits, draws=50), "RQ2", "cyclegan")
+    assert (row.test, row.n, row.patients) == ("clustered AUC, patients", 91, 90)
+
+
+def test_extra_rows_are_a_family_of_their_own(one_cell):
+    rows = [
+        {"question": "RQ1", "metric": metric, "a": "cyclediff", "b": "cyclegan", "n": 60, "patients": 20, "test": "KID",
+         "difference": -0.2, "ci_low": -0.3, "ci_high": -0.1, "statistic": -0.2, "p": p}
+        for metric, p in (("kid", 0.001), ("kid (inception)", 0.04), ("precision", 0.03))
+    ]  # fmt: skip
+    table = compare(*one_cell, draws=50, extra=pd.DataFrame(rows))
+    extra = table.tail(3)
+    assert extra.p_holm.tolist() == pytest.approx([0.003, 0.06, 0.06])
+    assert extra.verdict.tolist() == ["better", "undecided", "undecided"]  # a lower KID is better
+    pd.testing.assert_frame_equal(table.head(-3), compare(*one_cell, draws=50))
+    no_trials = one_cell[0].iloc[:0]
+    assert compare(no_trials, *one_cell[1:], extra=pd.DataFrame(rows)).verdict.tolist() == extra.verdict.tolist()
+
+
+def test_comparisons_refuse_bad_tables(one_cell):
+    predictions, thresholds, splits = one_cell
+    with pytest.raises(ValueError, match="predictions lack the column label"):
+        compare(predictions.drop(columns="label"), thresholds, splits)
+    with pytest.raises(ValueError, match="unknown label 'aff'"):
+        compare(predictions.replace({"label": {"AFF": "aff"}}), thresholds, splits)
+    with pytest.raises(ValueError, match=r"probability nan of image \d+ \(real\)"):
+        missing = predictions.probability.mask(predictions.index == 3)
+        compare(predictions.assign(probability=missing), thresholds, splits)
+    with pytest.raises(ValueError, match="threshold of condition cyclegan, repeat 0, fold 0, seed 1"):
+        compare(predictions, thresholds[(thresholds.condition != "cyclegan") | (thresholds.seed != 1)], splits)
+    with pytest.raises(ValueError, match="cyclegan and real in the same trial"):
+        compare(predictions.drop(predictions.index[predictions.condition == "real"][0]), thresholds, splits)
+    with pytest.raises(ValueError, match="test part of repeat 0, fold 0 has no AFF patient"):
+        compare(predictions[predictions.label == "NFF"], thresholds, splits)
+    with pytest.raises(ValueError, match="have no repeat, fold and seed in common"):
+        shifted = (t.assign(seed=t.seed + 9 * (t.condition == "real")) for t in (predictions, thresholds))
+        compare(*shifted, splits)
+
+
+def test_comparisons_need_the_splits_of_every_cell(several_cells):
+    predictions, thresholds, splits = several_cells
+    with pytest.raises(ValueError, match="repeat 1, fold 3"):
+        compare(predictions, thresholds, splits[(splits.repeat != 1) | (splits.fold != 3)])

@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from lib.phantom import Phantom
+from lib.synthesis import both_ways, chosen_sources, images_needed
+
+COHORT = Phantom(patients=30, size=16, aff_share=0.2).cohort()
+
+
+class Negative:
+    """A translator that turns black into white."""
+
+    def translate(self, cohort, to):
+        return cohort.translated(-cohort.images(), to, "negative")
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.0])
+def test_images_needed_reach_the_ratio(ratio):
+    aff = COHORT.targets.sum()
+    assert (aff + images_needed(COHORT, ratio)) / (len(COHORT) - aff) == pytest.approx(ratio, abs=0.01)
+
+
+def test_nothing_is_needed_where_the_ratio_is_reached():
+    assert images_needed(COHORT.select(label="AFF"), 1.0) == 0
+
+
+def test_sources_are_nff_used_once_and_drawn_by_the_seed():
+    sources = chosen_sources(COHORT, 20, seed=1)
+    assert set(sources.table.label) == {"NFF"} and sources.table.image_id.is_unique and len(sources) == 20
+    assert sources.table.equals(chosen_sources(COHORT, 20, seed=1).table)
+    assert not sources.table.equals(chosen_sources(COHORT, 20, seed=2).table)
+    with pytest.raises(ValueError, match="lower synthetic_ratio"):
+        chosen_sources(COHORT, len(COHORT), seed=1)
+
+
+def test_both_ways_exchanges_the_labels_and_keeps_the_provenance():
+    translated = both_ways(Negative(), COHORT)
+    source = COHORT.table.set_index("image_id").loc[translated.table.source_image_id]
+    assert (translated.table.label.to_numpy() != source.label.to_numpy()).all()
+    assert (translated.table.patient_id.to_numpy() == source.patient_id.to_numpy()).all()
+    rows = COHORT.table.reset_index().set_index("image_id")["index"].loc[translated.table.source_image_id]
+    np.testing.assert_array_equal(translated.pixels, 255 - COHORT.pixels[rows])

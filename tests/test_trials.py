@@ -1,0 +1,294 @@
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from lib import classifier, trials
+from lib.classifier import Settings
+from lib.cohort import Cohort
+from lib.trials import BALANCE, CONDITIONS, GENERATORS, LeakError, condition, run_trials, training_set
+
+TINY = Settings(architecture="resnet18", weights="none", steps=2, batch=4, lr=1e-3, validate_every=2)
+
+torch.set_num_threads(1)  # at toy size a second thread costs more than it gives
+
+
+def toy_cohort(n_nff=30, n_aff=10, size=8, first=0):
+    """Two images a patient, of noise."""
+    labels = ["NFF"] * n_nff + ["AFF"] * n_aff
+    rows = [
+        {"image_id": f"i{i}", "patient_id": f"p{i // 2}", "label": label, "view": "AP", "side": "left"}
+        for i, label in enumerate(labels, first)
+    ]
+    return Cohort(pd.DataFrame(rows), np.random.default_rng(first).integers(0, 256, (len(rows), size, size), np.uint8))
+
+
+def generators(real, n=20, methods=GENERATORS):
+    """What translators would make of the first n NFF images."""
+    sources = real.select(label="NFF").take(range(n))
+    made = {method: sources.translated(-sources.images(), "AFF", method) for method in methods}
+    if "noise" in made:
+        noise = made["noise"]
+        made["noise"] = Cohort(noise.table.assign(source_image_id=None, source_label=None), noise.pixels)
+    return made
+
+
+def ratio(cohort, aff_weight):
+    return cohort.targets.sum() * aff_weight / (cohort.targets == 0).sum()
+
+
+# Conditions
+
+
+def test_the_factorial_has_the_names_of_the_contract():
+    assert list(CONDITIONS) == [
+        "real", "undersampling", "weighted", "oversampling", "cyclegan", "cyclediff", "noise",
+        "standard", "undersampling+standard", "weighted+standard", "oversampling+standard", "cyclegan+standard",
+        "cyclediff+standard", "noise+standard",
+    ]  # fmt: skip
+    assert all(condition(name).name == name for name in CONDITIONS)
+    assert not condition("real").standard and condition("standard").standard and condition("standard").balance == "real"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [("cyclgan", "cyclegan"), ("real+standard", "standard"), ("Oversampling", "oversampling"),
+     ("noise+standart", "noise+standard")],
+)  # fmt: skip
+def test_an_unknown_condition_is_an_error_that_names_the_nearest(wrong, nearest):
+    with pytest.raises(ValueError, match=re.escape(f"unknown condition '{wrong}', did you mean '{nearest}'?")):
+        condition(wrong)
+
+
+# Training sets
+
+
+@hypothesis_settings(max_examples=30, deadline=None)
+@given(n_nff=st.integers(4, 40), n_aff=st.integers(1, 20), data=st.data())
+def test_balanced_conditions_reach_the_same_ratio(n_nff, n_aff, data):
+    real = toy_cohort(n_nff, n_aff, size=2)
+    added = data.draw(st.integers(1, n_nff))
+    made = generators(real, added)
+    sets = {balance: training_set(condition(balance), real, made, 0) for balance in BALANCE}
+    wanted = (n_aff + added) / n_nff
+    for balance in ("weighted", "oversampling", *GENERATORS):
+        assert ratio(*sets[balance]) == pytest.approx(wanted), balance
+    images, weight = sets["undersampling"]
+    assert weight == 1 and images.targets.sum() == n_aff
+    assert abs((images.targets == 0).sum() - n_aff / wanted) <= 0.5
+    counts = {balance: len(sets[balance][0]) for balance in ("oversampling", *GENERATORS)}
+    assert set(counts.values()) == {len(real) + added}  # the count-matched control
+    assert sets["real"] == (real, 1.0)
+
+
+def test_copies_are_spread_evenly_over_real_aff_images():
+    real = toy_cohort(30, 8)
+    images, _ = training_set(condition("oversampling"), real, generators(real, 20), 0)
+    copied = images.take(trials.is_synthetic(images))
+    assert set(copied.table.source_image_id.value_counts()) == {2, 3}  # 20 copies of 8 images
+    rows = real.table.set_index("image_id").index.get_indexer(copied.table.source_image_id)
+    np.testing.assert_array_equal(copied.pixels, real.pixels[rows])
+    assert list(copied.table.patient_id) == list(real.table.patient_id.iloc[rows])
+    assert set(copied.table.label) == {"AFF"}
+
+
+def test_without_generators_classes_are_made_equal():
+    real = toy_cohort(30, 10)
+    for balance in ("undersampling", "weighted", "oversampling"):
+        assert ratio(*training_set(condition(balance), real, {}, 0)) == 1
+
+
+def test_only_aff_images_of_a_generator_join():
+    real = toy_cohort()
+    other_way = real.select(label="AFF").translated(-real.select(label="AFF").images(), "NFF", "cyclegan")
+    made = generators(real, methods=["cyclegan"])
+    images, _ = training_set(condition("cyclegan"), real, {"cyclegan": made["cyclegan"].join(other_way)}, 0)
+    assert (images.targets == 0).sum() == 30 and images.targets.sum() == 30
+
+
+def test_what_is_dropped_is_a_function_of_the_seed():
+    real, made = toy_cohort(), generators(toy_cohort())
+    ids = [list(training_set(condition("undersampling"), real, made, seed)[0].table.image_id) for seed in (0, 0, 1)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_generators_of_different_numbers_are_an_error():
+    real = toy_cohort()
+    made = generators(real, 20, ["cyclegan"]) | generators(real, 12, ["cyclediff"])
+    with pytest.raises(ValueError, match=r"equally many.*cyclegan 20, cyclediff 12"):
+        training_set(condition("oversampling"), real, made, 0)
+
+
+def test_a_generator_that_did_not_run_is_named():
+    with pytest.raises(ValueError, match=r"'noise\+standard' needs images of noise"):
+        training_set(condition("noise+standard"), toy_cohort(), {}, 0)
+
+
+# Leaks
+
+
+def test_synthetic_images_of_strangers_are_a_leak():
+    real, strangers = toy_cohort(), toy_cohort(first=100)
+    with pytest.raises(LeakError, match="cyclegan-AFF-i100 was made from i100"):
+        training_set(condition("cyclegan"), real, generators(strangers), 0)
+    made = generators(real)["cyclegan"]
+    moved = Cohort(made.table.assign(patient_id="p19"), made.pixels)
+    with pytest.raises(LeakError, match="belongs to patient p19, its source to p0"):
+        training_set(condition("cyclegan"), real, {"cyclegan": moved}, 0)
+    unsourced = Cohort(made.table.assign(source_image_id=None), made.pixels)
+    with pytest.raises(LeakError):
+        training_set(condition("cyclegan"), real, {"cyclegan": unsourced}, 0)
+
+
+def test_shared_patients_and_synthetic_test_images_are_leaks():
+    training, validation, test = (toy_cohort(first=first) for first in (0, 100, 200))
+    trials.check_parts(training, validation, test)
+    for parts in ((training, training.take([0]), test), (training, validation, training), (training, test, test)):
+        with pytest.raises(LeakError, match="patient p"):
+            trials.check_parts(*parts)
+    with pytest.raises(LeakError, match="is synthetic and in the test part"):
+        trials.check_parts(training, validation, test.join(generators(test)["noise"]))
+
+
+# Running
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Two cells of a cohort of 32 patients with what their generators made, and how to run trials on them."""
+    cohort = toy_cohort(40, 24, size=32)
+    patients = cohort.patients
+    rows = []
+    for fold in (0, 1):
+        for label in ("NFF", "AFF"):
+            of_label = list(np.roll(patients.index[patients == label], 7 * fold))
+            for i, patient in enumerate(of_label):
+                part = "train" if i < len(of_label) // 2 else ("validation", "test")[i % 2]
+                rows.append({"repeat": 0, "fold": fold, "patient_id": patient, "part": part})
+    splits = pd.DataFrame(rows)
+    made = {(0, fold): generators(cohort.part(splits, 0, fold, "train"), 10) for fold in (0, 1)}
+
+    def run(conditions, seeds=(0,), settings=TINY, synthetic=lambda *cell: made[cell], splits=splits):
+        return run_trials(cohort, splits, synthetic, conditions, seeds, settings, tmp_path / "trials")
+
+    return cohort, splits, run, tmp_path / "trials"
+
+
+@pytest.fixture
+def trained_with(monkeypatch):
+    """The calls of `classifier.train`, and the initial weights of each."""
+    calls = []
+    train, build = classifier.train, classifier.build
+
+    def counted(training, validation, settings, seed, **how):
+        calls.append({"seed": seed, "steps": settings.steps, **how})
+        return train(training, validation, settings, seed, **how)
+
+    def watched(*arguments):
+        network, description = build(*arguments)
+        calls[-1]["weights"] = torch.cat([p.detach().flatten() for p in network.parameters()])
+        return network, description
+
+    monkeypatch.setattr(classifier, "train", counted)
+    monkeypatch.setattr(classifier, "build", watched)
+    return calls
+
+
+def test_tables_are_those_of_the_contract(study):
+    cohort, splits, run, folder = study
+    predictions, metrics = run(["real", "noise+standard"])
+    key = ["condition", "repeat", "fold", "seed"]
+    assert list(predictions) == [*key, "image_id", "patient_id", "label", "probability"]
+    assert list(metrics) == [*key, "metric", "value"]
+    assert list(predictions.condition.unique()) == ["real", "noise+standard"]
+    for (_, repeat, fold, _), trial in predictions.groupby(key):
+        test = cohort.part(splits, repeat, fold, "test")
+        assert list(trial.image_id) == list(test.table.image_id) and list(trial.label) == list(test.table.label)
+    assert {"auroc", "auprc", "brier", "threshold", "image_auroc", "best_step", "steps"} <= set(metrics.metric)
+    assert np.isfinite(metrics.value).all() and not metrics.duplicated([*key, "metric"]).any()
+    text = {"image_id": str, "patient_id": str}
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "predictions.csv", dtype=text), predictions)
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "metrics.csv"), metrics)
+    history = pd.read_csv(folder / "history.csv")
+    assert list(history) == [*key, "step", "loss", "validation_loss", "validation_auroc"]
+    assert len(history) == 2 * 2  # conditions, cells; one validation each
+
+
+def test_metrics_follow_from_predictions(study):
+    _, _, run, _ = study
+    predictions, metrics = run(["real"])
+    value = metrics[metrics.fold == 1].set_index("metric").value
+    patients = predictions[predictions.fold == 1].groupby("patient_id").agg({"label": "first", "probability": "mean"})
+    aff, nff = (patients.probability[patients.label == label].to_numpy() for label in ("AFF", "NFF"))
+    wins = (aff[:, None] > nff).mean() + (aff[:, None] == nff).mean() / 2  # Mann–Whitney
+    assert value.auroc == pytest.approx(wins)
+    assert value.sensitivity == pytest.approx((aff >= value.threshold).mean())
+    assert value.specificity == pytest.approx((nff < value.threshold).mean())
+
+
+def test_conditions_share_initial_weights_and_steps(study, trained_with):
+    _, splits, run, folder = study
+    run(["real", "weighted", "cyclegan+standard"], seeds=(0, 1), splits=splits[splits.fold == 0])
+    assert len(trained_with) == 2 * 3
+    for seed in (0, 1):
+        of_seed = [call for call in trained_with if call["seed"] == seed]
+        assert all(torch.equal(call["weights"], of_seed[0]["weights"]) for call in of_seed)
+    assert not torch.equal(trained_with[0]["weights"], trained_with[3]["weights"])
+    assert {call["steps"] for call in trained_with} == {2}
+    assert [call["standard"] for call in trained_with[:3]] == [False, False, True]
+    assert [call["aff_weight"] for call in trained_with[:3]] == [1.0, 22 / 12, 1.0]  # 12 real, 10 added AFF
+    assert not list(folder.rglob("*.pt")) and not list(folder.rglob("*.tmp"))
+
+
+def test_finished_trials_are_skipped_until_their_inputs_change(study, trained_with):
+    cohort, splits, run, _ = study
+    splits = splits[splits.fold == 0]
+    first = run(["real", "cyclegan"], splits=splits)
+    assert len(trained_with) == 2
+    second = run(["cyclegan", "real", "oversampling"], splits=splits)
+    assert len(trained_with) == 3
+    for a, b in zip(first, second, strict=True):
+        for name in ("real", "cyclegan"):
+            of_a, of_b = (table[table.condition == name].reset_index(drop=True) for table in (a, b))
+            pd.testing.assert_frame_equal(of_a, of_b)
+
+    def other(repeat, fold):
+        made = generators(cohort.part(splits, repeat, fold, "train"), 10)
+        return {method: Cohort(images.table, images.pixels // 2) for method, images in made.items()}
+
+    run(["real", "cyclegan"], synthetic=other, splits=splits)
+    assert len(trained_with) == 4  # real did not change
+    run(["real"], settings=Settings(**{**vars(TINY), "lr": 1e-4}), splits=splits)
+    assert len(trained_with) == 5
+
+
+def test_an_interrupted_call_keeps_what_is_finished(study, monkeypatch):
+    _, _, run, folder = study
+    train = classifier.train
+
+    def stop_at_seed_1(training, validation, settings, seed, **how):
+        if seed == 1:
+            raise KeyboardInterrupt
+        return train(training, validation, settings, seed, **how)
+
+    monkeypatch.setattr(classifier, "train", stop_at_seed_1)
+    with pytest.raises(KeyboardInterrupt):
+        run(["real"], seeds=(0, 1))
+    cells = list(folder.rglob("*.json"))
+    assert [str(path.relative_to(folder)) for path in cells] == ["cells/r0f0/real-s0.json"]
+    assert json.loads(cells[0].read_text())["classifier"] == "ResNet-18, random initialisation (seed 0)"
+
+
+def test_a_part_without_a_class_is_named_before_anything_is_trained(study, trained_with):
+    cohort, splits, run, _ = study
+    aff = cohort.patients.index[cohort.patients == "AFF"]
+    splits.loc[(splits.fold == 1) & (splits.part == "test") & splits.patient_id.isin(aff), "part"] = "train"
+    with pytest.raises(ValueError, match="test part of repeat 0, fold 1 has no AFF image"):
+        run(["real"])
+    assert not trained_with
