@@ -35,6 +35,7 @@ FIDELITY = {
     "precision": "precision",
     "recall": "recall",
     "transfer": "taken for the target class by the judge",
+    "neither": "taken for neither class",
     "ssim_outside": "SSIM to the source outside the fracture zone",
     "counterfactual_inside": "agreement with the counterfactual inside the fracture zone",
     "counterfactual_outside": "agreement with the counterfactual outside it",
@@ -196,10 +197,13 @@ def _fidelity(comparisons: pd.DataFrame, fidelity: pd.DataFrame) -> tuple[str, s
         }[first]  # fmt: skip
         text += [_kid_sentence(row) for row in tests.itertuples()]
     if len(fidelity):
+        text += _no_closer_than_source(fidelity)
+    if len(fidelity):
         text.append(_transfer(fidelity))
     blocks = [" ".join(filter(None, text))]
     for (direction, features), group in fidelity.groupby(["direction", "features"], sort=False):
-        blocks.append(f"{direction}, features of the {features} network:\n\n{_fidelity_table(group)}")
+        what = "images compared pixel by pixel" if features == "pixels" else f"features of the {features} network"
+        blocks.append(f"{direction}, {what}:\n\n{_fidelity_table(group)}")
     return headline, "\n\n".join(blocks)
 
 
@@ -223,6 +227,22 @@ def _kid_sentence(row) -> str:
         f"The KID{' ' + features if features else ''} is {size} ({interval}{_p(row.p_holm)}, "
         f"{_count(row.patients, 'patient')}): {meaning}."
     )
+
+
+def _no_closer_than_source(fidelity: pd.DataFrame) -> list[str]:
+    """A sentence for each direction in which a generator's images lie no closer to real ones than doing nothing."""
+    kid = fidelity[(fidelity.metric == "kid") & (fidelity.features == "judge")]
+    means = kid.groupby(["direction", "method"], sort=False).value.mean().unstack()
+    if "source" not in means:
+        return []
+    sentences = []
+    for direction, row in means.iterrows():
+        idle = [name for method, name in GENERATORS.items() if method in row and row[method] >= row["source"]]
+        if idle:
+            sentences.append(
+                f"{direction}, the images of {_list(idle)} lie no closer to real ones than untranslated ones."
+            )
+    return sentences
 
 
 def _transfer(fidelity: pd.DataFrame) -> str:

@@ -138,7 +138,7 @@ def markdown(source: str, attachments: dict | None = None) -> str:
 
 
 class _Renderer(IPythonRenderer):
-    """nbconvert's Markdown, with equations drawn by the browser and links from notebook to notebook kept."""
+    """nbconvert's Markdown, with equations drawn by the browser and links kept from notebook to notebook."""
 
     def __init__(self, **options):
         super().__init__(exclude_anchor_links=True, **options)
@@ -153,6 +153,8 @@ class _Renderer(IPythonRenderer):
         return _mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
+        if url.startswith("../"):  # a file of the repository, which readers of the page do not have
+            return text
         return super().link(text, re.sub(r"^(\d\d_\w+)\.ipynb", r"\1.html", url), title)
 
 

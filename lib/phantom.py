@@ -34,7 +34,7 @@ from scipy.ndimage import gaussian_filter
 
 from lib.cohort import LABELS, Cohort
 
-FIELD_OF_VIEW = 100.0  # mm, side of the square frame: a shaft of 28 mm is a little over a quarter of it
+FIELD_OF_VIEW = 90.0  # mm, side of the square frame: a shaft of 28 mm is a little under a third of it
 MU_CORTEX, MU_MARROW, MU_SOFT = 0.0604, 0.0235, 0.0217  # 1/mm at 60 keV
 SCATTER = 0.01  # share of the incident photons that reach the detector from elsewhere
 OVERSAMPLING = 2  # rays per pixel side: intensities are averaged over a pixel, as a detector does
@@ -103,21 +103,22 @@ def atypical(rng: np.random.Generator, radius: float, overlap: float) -> Fractur
     medial spike when complete; a quarter are incomplete. `overlap` steepens some lines and makes some beaks faint.
     """
     incomplete = rng.random() < 0.25
-    steep = bool(rng.random() < 0.3 * overlap)
-    beak = rng.uniform(1.5, 4.0) * (1 - overlap * rng.uniform(0, 0.9))
+    steep = bool(rng.random() < 0.5 * overlap)
+    faint = bool(rng.random() < overlap)
+    beak = rng.uniform(1.5, 4.0) * (rng.uniform(0, 0.3) if faint else 1)
     common = dict(
         height=rng.normal(0, 5),
-        slope=tan(radians(rng.normal(0, 5) + steep * int(rng.choice([-1, 1])) * rng.uniform(8, 20))),
+        slope=tan(radians(rng.normal(0, 5) + steep * int(rng.choice([-1, 1])) * rng.uniform(5, 18))),
         beak=beak,
         endosteal=rng.uniform(0, 0.6) * beak,
         flare=rng.uniform(4, 8),
         jag=(rng.uniform(0.1, 0.4), rng.uniform(0.3, 0.8), rng.uniform(0, 6)),
     )
     if incomplete:
-        return Fracture("incomplete", gap=rng.uniform(1.0, 1.8), reach=radius * rng.uniform(-0.5, 0.3), **common)
+        return Fracture("incomplete", gap=rng.uniform(1.4, 2.4), reach=radius * rng.uniform(-0.5, 0.3), **common)
     return Fracture(
         "transverse",
-        gap=rng.uniform(1.2, 2.8),
+        gap=rng.uniform(1.6, 3.4),
         turn=(radius * rng.uniform(-0.5, 0.2), tan(radians(rng.uniform(0, 35)))),
         spike=rng.uniform(2, 6) * bool(rng.random() < 0.5),
         shift=(rng.normal(0, 0.9), rng.normal(0, 0.9), rng.uniform(-0.5, 0.5)),
@@ -129,18 +130,18 @@ def atypical(rng: np.random.Generator, radius: float, overlap: float) -> Fractur
 def normal(rng: np.random.Generator, radius: float, overlap: float) -> Fracture:
     """A normal (high-energy) fracture: oblique, spiral or with a butterfly fragment, displaced, without beaking.
 
-    `overlap` makes some of them nearly transverse.
+    With probability `overlap` one is nearly transverse and little displaced.
     """
     subtype = rng.choice(["oblique", "spiral", "butterfly"], p=[0.5, 0.25, 0.25])
-    flat = rng.random() < 0.4 * overlap
+    flat = bool(rng.random() < overlap)
     sign = int(rng.choice([-1, 1]))
-    angle = rng.uniform(8, 25) if flat else rng.uniform(32, 55)
+    angle = rng.uniform(2, 22) if flat else rng.uniform(32, 55)
     move, bend = (0.8, 1.5) if flat else (1.6, 3.0)  # mm, degrees
     return Fracture(
         str(subtype),
         height=rng.normal(0, 5),
         slope=sign * tan(radians(angle)),
-        gap=rng.uniform(1.2, 2.8),
+        gap=rng.uniform(1.6, 3.4),
         twist=int(rng.choice([-1, 1])) * rng.uniform(0.5, 1.0) if subtype == "spiral" else rng.normal(0, 0.1),
         wedge=-sign * rng.uniform(0.5, 1.2) if subtype == "butterfly" else 0.0,
         shift=(rng.normal(0, move), rng.normal(0, move), rng.uniform(-1, 2)),
@@ -179,7 +180,7 @@ def draw_patient(seed: int, number: int, aff_share: float, overlap: float) -> Pa
 def draw_exposure(seed: int, number: int, image: int) -> Exposure:
     """An exposure as a pure function of (seed, patient number, image number). The first image is always AP."""
     rng = np.random.default_rng([seed, number, 3 + image])
-    view = "lateral" if rng.random() < 0.3 and image > 0 else "AP"
+    view = "lateral" if rng.random() < 0.25 and image > 0 else "AP"
     cut = rng.uniform(3, 14, 4) * (rng.random(4) < 0.12)
     return Exposure(
         view=view,

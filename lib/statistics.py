@@ -423,6 +423,29 @@ def kid_permutation_test(
     )  # fmt: skip
 
 
+def across_cells(tests: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
+    """Comparisons of generators made cell by cell, one row a metric: over several cells, a corrected t-test.
+
+    Each cell has generators of its own, so over several cells the difference is one of methods, not of two trainings.
+
+    Parameters
+    ----------
+    tests : rows of `lib.fidelity.kid_comparison` with `repeat` and `fold`
+    splits : `repeat, fold, patient_id, part`
+    """
+    cells = pd.MultiIndex.from_frame(tests[["repeat", "fold"]].drop_duplicates())
+    if len(cells) == 1:
+        return tests.drop(columns=["repeat", "fold"])
+    ratio, rows = _test_train_ratio(splits, cells), []
+    for (metric, a, b), group in tests.groupby(["metric", "a", "b"], sort=False):
+        result = corrected_t_test(group.difference, ratio)
+        rows.append(
+            {"question": "RQ1", "metric": metric, "a": a, "b": b, "n": len(group), "patients": group.patients.sum(),
+             "test": "corrected t", **result[["difference", "ci_low", "ci_high", "statistic", "p"]]}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def _features(X, Y) -> tuple[np.ndarray, np.ndarray]:
     X, Y = np.asarray(X, float), np.asarray(Y, float)
     if X.ndim != 2 or Y.ndim != 2 or X.shape[1] != Y.shape[1] or min(len(X), len(Y)) < 2:

@@ -14,6 +14,7 @@ from lib.metrics import evaluate
 from lib.statistics import (
     COLUMNS,
     _resample,
+    across_cells,
     bayes_factor,
     clustered_auc_test,
     compare,
@@ -676,3 +677,26 @@ def test_comparisons_need_the_splits_of_every_cell(several_cells):
     predictions, thresholds, splits = several_cells
     with pytest.raises(ValueError, match="repeat 1, fold 3"):
         compare(predictions, thresholds, splits[(splits.repeat != 1) | (splits.fold != 3)])
+
+
+def test_comparisons_of_generators_across_cells():
+    """One cell passes through; three cells become the corrected t-test of their differences."""
+    rows = [
+        {"question": "RQ1", "metric": "kid", "a": "cyclediff", "b": "cyclegan", "n": 10, "patients": 5, "difference": d,
+         "ci_low": d - 1, "ci_high": d + 1, "test": "permutation", "statistic": d, "p": 0.5, "repeat": 0, "fold": fold}
+        for fold, d in enumerate([1.0, 5.0, -3.0])
+    ]  # fmt: skip
+    tests = pd.DataFrame(rows)
+    parts = ["train", "train", "test"]
+    splits = pd.DataFrame(
+        [
+            {"repeat": 0, "fold": f, "patient_id": f"p{i}", "part": parts[(i + f) % 3]}
+            for f in range(3)
+            for i in range(9)
+        ]
+    )
+    assert across_cells(tests.head(1), splits).p.tolist() == [0.5]
+    row = across_cells(tests, splits).iloc[0]
+    assert (row.difference, row.n, row.patients) == (1.0, 3, 15)
+    assert row.statistic == pytest.approx(0.273861, abs=1e-6)  # KAT 1 of the corrected t-test: ratio ½, d = 1, 5, −3
+    assert row.p == pytest.approx(0.809883, abs=1e-6)

@@ -1,0 +1,207 @@
+"""The six notebooks, executed in the smoke profile: on the phantom, and on files of one's own."""
+
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+from lib.cohort import Cohort
+from lib.phantom import Phantom
+from lib.training import patients_hash, weights_metadata
+from run_all import NOTEBOOKS, main
+
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    assert main(["--profile", "smoke"], NOTEBOOKS, runs) == 0
+    return runs / "smoke"
+
+
+def columns(path):
+    return list(pd.read_csv(path, nrows=1).columns)
+
+
+def test_notebooks_are_committed_without_outputs():
+    assert len(NAMES) == 6
+    for name in NAMES:
+        cells = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        assert not any(cell["outputs"] or cell["execution_count"] for cell in code), name
+        assert sum("parameters" in cell["metadata"].get("tags", []) for cell in code) == 1, name
+        assert max(len(cell["source"]) for cell in code) <= 45, name
+
+
+def test_manifest_says_what_was_run(run):
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    assert {"parameters", "versions", "commit", "seed", "device", "weights"} <= set(manifest)
+    assert [manifest["notebooks"][name]["state"] for name in NAMES] == ["finished"] * 6
+    assert all(manifest["notebooks"][name]["seconds"] > 0 for name in NAMES)
+    assert manifest["weights"]["classifier"].startswith("ResNet-18, random initialisation")
+    assert "U-Net" in manifest["weights"]["cyclediff_perceptual"]
+
+
+def test_cohort_and_splits(run):
+    cohort = Cohort.load(run / "cohort")
+    assert columns(run / "cohort" / "splits.csv") == ["repeat", "fold", "patient_id", "part"]
+    assert {"image_id", "patient_id", "label", "view", "side"} <= set(cohort.table)
+    assert cohort.pixels.shape[1:] == (32, 32)
+
+
+@pytest.mark.parametrize("method", ["cyclegan", "cyclediff"])
+def test_translators_saw_the_training_patients_and_no_others(run, method):
+    folder = run / method / "r0f0"
+    assert "step" in columns(folder / "history.csv")
+    splits = pd.read_csv(run / "cohort" / "splits.csv")
+    training = Cohort.load(run / "cohort").part(splits, 0, 0, "train")
+    assert weights_metadata(folder / "weights.safetensors")["patients_hash"] == patients_hash(training)
+
+
+@pytest.mark.parametrize("method", ["cyclegan", "cyclediff", "noise"])
+def test_synthetic_images_have_their_provenance(run, method):
+    synthetic = Cohort.load(run / "synthetic" / method / "r0f0")
+    splits = pd.read_csv(run / "cohort" / "splits.csv")
+    training = Cohort.load(run / "cohort").part(splits, 0, 0, "train")
+    assert set(synthetic.table.label) == {"AFF"} and set(synthetic.table.method) == {method}
+    assert len(synthetic) + training.targets.sum() == len(training) - training.targets.sum(), "balanced"
+    if method != "noise":
+        patient = training.table.set_index("image_id").patient_id
+        assert (synthetic.table.source_image_id.map(patient) == synthetic.table.patient_id).all()
+        assert set(synthetic.table.source_label) == {"NFF"}
+
+
+def test_tables_keep_the_contract(run):
+    assert columns(run / "fidelity.csv") == (
+        ["method", "repeat", "fold", "direction", "features", "metric", "value", "ci_low", "ci_high", "n"]
+    )
+    fidelity = pd.read_csv(run / "fidelity.csv")
+    assert {"cyclegan", "cyclediff", "noise", "real", "source"} == set(fidelity.method)
+    assert {"kid", "fid", "precision", "recall", "transfer", "neither", "ssim_outside"} <= set(fidelity.metric)
+    assert columns(run / "trials" / "predictions.csv") == (
+        ["condition", "repeat", "fold", "seed", "image_id", "patient_id", "label", "probability"]
+    )
+    assert columns(run / "trials" / "metrics.csv") == ["condition", "repeat", "fold", "seed", "metric", "value"]
+    assert columns(run / "statistics" / "comparisons.csv") == (
+        [
+            "question",
+            "metric",
+            "a",
+            "b",
+            "n",
+            "patients",
+            "difference",
+            "ci_low",
+            "ci_high",
+            "test",
+            "statistic",
+            "p",
+            "p_holm",
+            "effect_size",
+            "bf10",
+            "verdict",
+        ]
+    )
+    comparisons = pd.read_csv(run / "statistics" / "comparisons.csv")
+    assert {"RQ1", "RQ2", "RQ3", "oversampling"} == set(comparisons.question)
+
+
+def test_predictions_are_of_real_test_images_and_every_condition_had_equal_steps(run):
+    predictions = pd.read_csv(run / "trials" / "predictions.csv")
+    splits = pd.read_csv(run / "cohort" / "splits.csv")
+    test = Cohort.load(run / "cohort").part(splits, 0, 0, "test")
+    for _, rows in predictions.groupby("condition"):
+        assert sorted(rows.image_id) == sorted(test.table.image_id)
+    metrics = pd.read_csv(run / "trials" / "metrics.csv")
+    assert metrics[metrics.metric == "steps"].value.nunique() == 1
+
+
+def test_answers_and_figures(run):
+    answers = (run / "answers.md").read_text(encoding="utf-8")
+    assert all(question in answers for question in ("RQ1", "RQ2", "RQ3"))
+    stems = {path.stem for path in (run / "figures").glob("*.png")}
+    assert len(stems) >= 15
+    for stem in stems:
+        assert (run / "figures" / f"{stem}.pdf").stat().st_size > 0
+        assert (run / "figures" / f"{stem}.txt").read_text(encoding="utf-8").strip()
+    assert list((run / "tables").glob("*.tex"))
+
+
+class Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.loaded, self.followed = [], []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        if tag in ("script", "link", "img", "iframe"):
+            self.loaded += [attributes[key] for key in ("src", "href") if attributes.get(key)]
+        if tag == "a":
+            self.followed.append(attributes.get("href", ""))
+
+
+def test_pages_are_self_contained_and_their_links_lead_somewhere(run):
+    pages = sorted((run / "notebooks").glob("*.html"))
+    assert [page.stem for page in pages] == [*NAMES, "index"]
+    for page in pages:
+        links = Links()
+        links.feed(page.read_text(encoding="utf-8"))
+        assert all(source.startswith("data:") for source in links.loaded), page.name
+        for target in links.followed:
+            if not target.startswith(("http", "#")):
+                assert (page.parent / target.split("#")[0]).exists(), (page.name, target)
+
+
+def test_a_second_run_does_nothing(run, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (run / "notebooks").glob("*.ipynb")}
+    assert main(["--profile", "smoke"], NOTEBOOKS, run.parent) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (run / "notebooks").glob("*.ipynb")}
+
+
+def write_dicom(path, pixels):
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    image.SOPClassUID, image.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    image.PatientName, image.PatientID = "Secret^Name", "19400101-1234"
+    image.Rows, image.Columns = pixels.shape
+    image.SamplesPerPixel, image.PhotometricInterpretation, image.PixelRepresentation = 1, "MONOCHROME2", 0
+    image.BitsAllocated, image.BitsStored, image.HighBit = 16, 16, 15
+    image.PixelData = pixels.astype("<u2").tobytes()
+    image.save_as(path, enforce_file_format=True)
+
+
+def test_own_radiographs_through_all_notebooks(tmp_path):
+    """PNG, JPEG, TIFF and DICOM, 8 and 16 bit, named by a CSV, take the phantom's place everywhere."""
+    phantom = Phantom(patients=36, size=48, aff_share=0.4, seed=11)
+    cohort, rows = phantom.cohort(), []
+    for number, (row, pixels) in enumerate(zip(cohort.table.itertuples(), cohort.pixels, strict=True)):
+        kind = ("png", "jpg", "tif", "dcm", "16.png")[number % 5]
+        path = tmp_path / "files" / f"{number}.{kind}"
+        path.parent.mkdir(exist_ok=True)
+        if kind == "dcm":
+            write_dicom(path, pixels.astype(np.uint16) * 257)
+        else:
+            Image.fromarray(pixels.astype(np.uint16) * 257 if kind == "16.png" else pixels).save(path)
+        rows.append({"path": f"files/{path.name}", "patient_id": row.patient_id, "label": row.label})
+    csv = tmp_path / "cohort.csv"
+    pd.DataFrame(rows).to_csv(csv, index=False)
+    assert main(["--profile", "smoke", "-p", "radiographs_csv", str(csv)], NOTEBOOKS, tmp_path / "runs") == 0
+    run = tmp_path / "runs" / "smoke"
+    loaded = Cohort.load(run / "cohort")
+    assert loaded.pixels.dtype == np.uint16 and len(loaded) == len(cohort)
+    assert Cohort.load(run / "synthetic" / "cyclegan" / "r0f0").pixels.dtype == np.uint16
+    fidelity = pd.read_csv(run / "fidelity.csv")
+    assert not fidelity.metric.str.startswith("counterfactual").any()
+    assert "own radiographs" in (run / "answers.md").read_text(encoding="utf-8")
+    for path in run.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert b"Secret" not in content and b"19400101" not in content, path
