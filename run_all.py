@@ -263,7 +263,7 @@ class ThisPython(AsyncKernelManager):
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "PYTHONHASHSEED": "0",
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-            "LIB_PROGRESS": "text",  # see lib.training.progress
+            "LIB_PROGRESS": "text",  # see lib.runs.progress
             "TQDM_MININTERVAL": "10",  # seconds; for the bars of other libraries
             "TQDM_NCOLS": "80",  # both given, bars ask no terminal for its size
             "TQDM_NROWS": "20",

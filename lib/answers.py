@@ -239,9 +239,7 @@ def _no_closer_than_source(fidelity: pd.DataFrame) -> list[str]:
     for direction, row in means.iterrows():
         idle = [name for method, name in GENERATORS.items() if method in row and row[method] >= row["source"]]
         if idle:
-            sentences.append(
-                f"{direction}, the images of {_list(idle)} lie no closer to real ones than untranslated ones."
-            )
+            sentences.append(f"{direction}, images of {_list(idle)} lie no closer to real ones than untranslated ones.")
     return sentences
 
 

@@ -139,13 +139,18 @@ def test_failures_are_neither_fracture(cohort):
             assert np.abs(drawn[a] - drawn[b]).mean() > 0.3, (a, b)
 
 
-def test_overlap_flattens_normal_fractures():
-    def flat_share(overlap):
-        slopes = [abs(draw_patient(0, n, 0.1, overlap).fractures["NFF"].slope) for n in range(300)]
-        return np.mean(np.array(slopes) < np.tan(np.deg2rad(26)))
-
-    assert flat_share(0.0) == 0
-    assert 0.3 < flat_share(1.0) < 0.5
+def test_overlap_is_the_share_of_fractures_in_between():
+    """In all of NFF patients, half of it in AFF patients; without it every fracture has its class' features."""
+    for overlap in (0.0, 0.4):
+        patients = [draw_patient(0, number, 0.5, overlap) for number in range(1500)]
+        share = {
+            label: np.mean([p.fractures[label].subtype == "in between" for p in patients]) for label in ("AFF", "NFF")
+        }
+        assert share["NFF"] == pytest.approx(overlap, abs=0.04)
+        assert share["AFF"] == pytest.approx(overlap / 2, abs=0.03)
+    clear = [draw_patient(0, number, 0.5, 0.0).fractures for number in range(300)]
+    assert min(abs(f["NFF"].slope) for f in clear) > np.tan(np.deg2rad(30))
+    assert all(f["NFF"].beak == 0 and f["AFF"].beak >= 1.5 for f in clear)
 
 
 def test_zone_does_not_tell_the_label(cohort):

@@ -687,14 +687,10 @@ def test_comparisons_of_generators_across_cells():
         for fold, d in enumerate([1.0, 5.0, -3.0])
     ]  # fmt: skip
     tests = pd.DataFrame(rows)
-    parts = ["train", "train", "test"]
-    splits = pd.DataFrame(
-        [
-            {"repeat": 0, "fold": f, "patient_id": f"p{i}", "part": parts[(i + f) % 3]}
-            for f in range(3)
-            for i in range(9)
-        ]
-    )
+    parts = np.array(["train", "train", "test"])
+    fold, patient = np.divmod(np.arange(27), 9)
+    ids = [f"p{i}" for i in patient]
+    splits = pd.DataFrame({"repeat": 0, "fold": fold, "patient_id": ids, "part": parts[(patient + fold) % 3]})
     assert across_cells(tests.head(1), splits).p.tolist() == [0.5]
     row = across_cells(tests, splits).iloc[0]
     assert (row.difference, row.n, row.patients) == (1.0, 3, 15)
