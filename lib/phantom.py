@@ -142,7 +142,7 @@ def normal(rng: np.random.Generator) -> Fracture:
 
 
 def in_between(rng: np.random.Generator) -> Fracture:
-    """A fracture of which the image cannot tell what it is: somewhat oblique, little displaced, a faint beak at most."""
+    """A fracture that could be either: somewhat oblique, little displaced, with a faint beak at most."""
     return Fracture(
         "in between",
         height=rng.normal(0, 5),
