@@ -239,7 +239,7 @@ def check_run_folder(notebooks: list[Notebook], past: dict, parameters: dict, re
 
 def select(notebooks: list[Notebook], start: str | None, only: str | None) -> list[Notebook]:
     """The notebooks that `--from` or `--only` ask for, by number or by the beginning of the name."""
-    wanted = only or start
+    wanted = start if only is None else only
     if wanted is None:
         return notebooks
     matches = [i for i, notebook in enumerate(notebooks) if notebook.name.startswith(wanted)]

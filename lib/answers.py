@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from lib.metrics import KEY_SECONDARY, PRIMARY
 from lib.statistics import MARGIN, QUESTIONS
+from lib.training import weights_metadata
+from lib.translator import WEIGHTS
 
 GENERATORS = {"cyclegan": "CycleGAN", "cyclediff": "CycleDiff"}
 WITH = {  # completes "with …"
@@ -37,14 +41,15 @@ FIDELITY = {
     "transfer": "taken for the target class by the judge",
     "neither": "taken for neither class",
     "ssim_outside": "SSIM to the source outside the fracture zone",
-    "counterfactual_inside": "agreement with the counterfactual inside the fracture zone",
-    "counterfactual_outside": "agreement with the counterfactual outside it",
+    "counterfactual_inside": "SSIM to the counterfactual inside the fracture zone",
+    "counterfactual_outside": "SSIM to the counterfactual outside it",
 }
 METHODS = {
     **GENERATORS,
     "noise": "sampled from noise",
     "real": "real against real",
     "source": "untranslated",
+    "counterfactual": "counterfactual (a perfect translation)",
 }
 TESTS = {
     "DeLong, patients": "DeLong's test",
@@ -92,6 +97,17 @@ def answer(comparisons: pd.DataFrame, fidelity: pd.DataFrame, metrics: pd.DataFr
     ) + "\n"  # fmt: skip
 
 
+def trained_how(name: str, folder: Path) -> str:
+    """A sentence on how long a translator was trained, and how long its paper trained it."""
+    path = Path(folder) / WEIGHTS
+    if not path.exists():
+        return f"{name} was not trained."
+    metadata = weights_metadata(path)
+    published = {"CycleGAN": "200 epochs of single images", "CycleDiff": "100,000 steps of 24 images"}[name]
+    batch = _count(metadata["settings"]["batch"], "image")
+    return f"{name} was trained for {metadata['steps']:,} steps of {batch} of each class (published: {published})."
+
+
 def _setting(facts: dict) -> str:
     """What was studied, and how far it carries."""
     if facts["data"] == "phantom":
@@ -105,6 +121,8 @@ def _setting(facts: dict) -> str:
         f"It was tested on real images of {_count(facts['test_patients'], 'patient')}, "
         f"{facts['test_aff_patients']} of them with AFF.",
     ]
+    if "training" in facts:
+        sentences.append(f"{facts['training']} RQ1 compares the methods as they were trained here.")
     if facts["cells"] == 1:
         sentences.append(
             "There is one hold-out split, so everything here is conditional on the trained generators and on that "
@@ -190,11 +208,15 @@ def _fidelity(comparisons: pd.DataFrame, fidelity: pd.DataFrame) -> tuple[str, s
         headline = "likeness to real images: described, not tested"
         text.append("No test compared the two generators' KID; the values below describe these images alone.")
     else:
-        first = tests.iloc[0].verdict
-        headline = "likeness to real images: " + {
+        found = {
             "better": "CycleDiff's are closer", "worse": "CycleGAN's are closer",
             "equivalent": "no difference that matters", "undecided": "undecided",
-        }[first]  # fmt: skip
+        }  # fmt: skip
+        each = {row.metric.removeprefix("kid").strip(): found[row.verdict] for row in tests.itertuples()}
+        same = len(set(each.values())) == 1
+        headline = "likeness to real images: " + (
+            next(iter(each.values())) if same else ", ".join(f"{what} {verdict}" for what, verdict in each.items())
+        )
         text += [_kid_sentence(row) for row in tests.itertuples()]
     if len(fidelity):
         text += _no_closer_than_source(fidelity)
@@ -224,7 +246,7 @@ def _kid_sentence(row) -> str:
     low, high = (_significant(value, "+") for value in (row.ci_low, row.ci_high))
     interval = "" if np.isnan(row.ci_low) else f"95 % interval of the difference {low} to {high}, "
     return (
-        f"The KID{' ' + features if features else ''} is {size} ({interval}{_p(row.p_holm)}, "
+        f"Over all test images, the KID{' ' + features if features else ''} is {size} ({interval}{_p(row.p_holm)}, "
         f"{_count(row.patients, 'patient')}): {meaning}."
     )
 

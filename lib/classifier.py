@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from lib.cohort import LABELS, Cohort
 from lib.metrics import by_patient, choose_threshold
+from lib.runs import from_root
 from lib.training import Checkpoint, History, accelerator, batch_rows, cohort_hash, source_hash, torch_generator
 
 ARCHITECTURES = {
@@ -73,7 +74,7 @@ def pretrained(architecture: str, weights: str) -> tuple[dict | None, str]:
         except (OSError, RuntimeError) as error:
             print(f"WARNING: {source.url} could not be had ({error}): {architecture} starts from random weights.")
             return None, "random initialisation, ImageNet weights could not be downloaded"
-    path = Path(weights)
+    path = from_root(weights)
     if not path.is_file():
         raise ValueError(f"weights {weights!r}: no such file; give 'imagenet', 'none', or a .pth or .safetensors file")
     try:
@@ -168,7 +169,7 @@ def logits(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
 def predict(network: nn.Module, cohort: Cohort) -> np.ndarray:
     """(N,) float64 probability of AFF, image by image."""
     images, _ = tensors(cohort, next(network.parameters()).device)
-    return logits(network, images).double().sigmoid().cpu().numpy()
+    return logits(network, images).cpu().double().sigmoid().numpy()
 
 
 def patient_probabilities(cohort: Cohort, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -290,7 +291,7 @@ def train(
         if done % settings.validate_every == 0 or done == settings.steps:
             output = logits(network, validation_images)
             validation_loss = F.binary_cross_entropy_with_logits(output, validation_targets).item()
-            labels, probabilities = patient_probabilities(validation, output.double().sigmoid().cpu().numpy())
+            labels, probabilities = patient_probabilities(validation, output.cpu().double().sigmoid().numpy())
             auroc = roc_auc_score(labels, probabilities) if np.isfinite(probabilities).all() else math.nan
             mean_loss = torch.stack(losses).mean()
             history.record(done, loss=mean_loss, validation_loss=validation_loss, validation_auroc=auroc)

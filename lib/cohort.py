@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from lib.runs import write_text, written
+
 LABELS = ("NFF", "AFF")  # a label's position is the number networks are trained on: AFF is the positive class
 COLUMNS = ("image_id", "patient_id", "label", "view", "side")
 
@@ -75,6 +77,10 @@ class Cohort:
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(int)
         return Cohort(self.table.iloc[rows], self.pixels[rows])
 
+    def first(self, n: int) -> Cohort:
+        """The first n images, or all where there are fewer."""
+        return self.take(range(min(n, len(self))))
+
     def select(self, **columns) -> Cohort:
         """The images whose columns have the given value, or one of the given values.
 
@@ -124,15 +130,14 @@ class Cohort:
             image_id=[f"{method}-{to}-{source}" for source in self.table.image_id],
             label=to,
             method=method,
-        )
+        ).drop(columns=["subtype", "split"], errors="ignore")  # they described the source
         return Cohort(table, to_pixels(images, self.pixels.dtype))
 
     def save(self, folder: str | Path) -> None:
         """Write `table.csv` and `pixels.npy` into a folder."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "pixels.npy", self.pixels)
-        self.table.to_csv(folder / "table.csv", index=False)
+        with written(Path(folder, "pixels.npy")) as path:
+            np.save(path, self.pixels)
+        write_text(Path(folder, "table.csv"), self.table.to_csv(index=False))
 
     @classmethod
     def load(cls, folder: str | Path) -> Cohort:

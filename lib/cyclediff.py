@@ -38,7 +38,7 @@ Where paper and released code disagree:
 
 from __future__ import annotations
 
-import json
+import shutil
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,7 +67,7 @@ from lib.networks import (
     patch_layers,
     random_crops,
 )
-from lib.runs import progress
+from lib.runs import from_root, progress
 from lib.training import (
     EMA,
     Checkpoint,
@@ -161,6 +161,7 @@ class Sampler:
     steps: int = 100  # of inversion, and as many of generation
     start: str = "inverted"  # the generation's noise, as released; "fresh": as in the paper, several results an image
     start_t: float = 1.0  # where inversion ends and generation starts; smaller keeps more, translates more (ours)
+    noise_steps: int = 100  # of drawing an image from noise, all the way from t = 1
     first_t: float = 0.02  # where inversion starts, with a drawn noise: at t → 0 the predicted one divides by t (ours)
 
     def __post_init__(self):
@@ -290,11 +291,11 @@ def vgg16_features(weights: str) -> tuple[VGG16Features | None, str]:
         source = torchvision.models.VGG16_Weights.IMAGENET1K_V1
         try:
             network.load_state_dict(source.get_state_dict(progress=False, check_hash=True))
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             print(f"WARNING: {source.url} could not be had ({error}): the perceptual term uses {fallback}.")
             return None, f"{fallback}; VGG16 weights could not be downloaded"
         return VGG16Features(network), f"VGG16, {source.name}"
-    path = Path(weights)
+    path = from_root(weights)
     if not path.is_file():
         raise ValueError(
             f"vgg16_weights {weights!r}: no such file; give 'imagenet', 'none', a .pth or .safetensors file"
@@ -499,6 +500,8 @@ class CycleDiff:
         inputs = self.metadata | {"source_hash": source_hash("cyclediff")}
         checkpoint = Checkpoint(folder / "checkpoint.pt", inputs, objects)
         done = checkpoint.load()
+        if not done:
+            shutil.rmtree(folder / "previews", ignore_errors=True)  # of an earlier training
 
         def draw(images: torch.Tensor, step: int, domain: int) -> torch.Tensor:
             rows = batch_rows(len(images), s.batch, step, seed, 10 + domain)
@@ -521,7 +524,7 @@ class CycleDiff:
         for step in range(done, steps):
             stage = "autoencoder" if step < steps_autoencoder else "warm-up" if step < joint_from else "joint"
             random = torch_generator(seed, 40, step)  # of this step's noise, times and pools
-            torch.manual_seed(random.initial_seed())  # of this step's dropout
+            torch.manual_seed(torch_generator(seed, 41, step).initial_seed())  # of this step's dropout
             terms = {}
 
             # Draw a batch of each domain.
@@ -709,7 +712,7 @@ class CycleDiff:
                     C, t = components.pop(), x0.new_full((len(x0),), time)
                     _, eps = denoisers(x_t, t, target)
                     x_t = recover_x0(x_t, t, C, eps) + after * C + after * eps
-                return self.autoencoders.decode(x_t, target)
+            return self.autoencoders.decode(x_t.float(), target)  # float32: bf16 has 8 of a radiograph's up to 16 bits
 
         return translate
 
@@ -744,20 +747,21 @@ class CycleDiff:
         patient_id of its own that starts with "noise-".
         """
         self._check(like)
-        domain, times = LABELS.index(label), time_grid(self.sampler.steps, self.sampler.first_t, 1.0)
+        domain, times = LABELS.index(label), time_grid(self.sampler.noise_steps, self.sampler.first_t, 1.0)
         channels, size = self.autoencoders.channels, like.size // self.autoencoders.factor
         self.denoisers.eval()
         images = np.empty((n, 1, like.size, like.size), np.float32)
-        with progress(n, desc=f"noise to {label}") as bar, self.accelerator.autocast():
+        with progress(n, desc=f"noise to {label}") as bar:
             for start in range(0, n, batch):
                 randoms = [torch_generator(seed, domain, i) for i in range(start, min(start + batch, n))]
                 x_t = torch.stack([torch.randn(channels, size, size, generator=random) for random in randoms])
                 x_t = x_t.to(self.device, memory_format=torch.channels_last)
                 for time, after in zip(times[::-1], [*times[-2::-1], 0.0], strict=True):
                     t = x_t.new_full((len(x_t),), time)
-                    C, eps = self.denoisers(x_t, t, domain)
+                    with self.accelerator.autocast():
+                        C, eps = self.denoisers(x_t, t, domain)
                     x_t = diffuse(recover_x0(x_t, t, C, eps), x_t.new_full((len(x_t),), after), eps)
-                images[start : start + batch] = self.autoencoders.decode(x_t, domain).cpu().numpy()
+                images[start : start + batch] = self.autoencoders.decode(x_t.float(), domain).cpu().numpy()
                 bar.update(len(x_t))
         names = [f"noise-{label}-{seed}-{i:06d}" for i in range(n)]
         columns = {"image_id": names, "patient_id": names, "label": label, "view": "", "side": ""}
@@ -769,7 +773,6 @@ class CycleDiff:
         networks = {"autoencoders": self.autoencoders, "denoisers": self.denoisers, "G": self.G, "F": self.F}
         metadata = self.metadata | {"sampler": asdict(self.sampler)}
         save_weights(Path(folder) / WEIGHTS, networks, metadata)
-        (Path(folder) / "settings.json").write_text(json.dumps(metadata, indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Self:

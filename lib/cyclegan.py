@@ -20,7 +20,7 @@ networks", arXiv 1703.10593.
 
 from __future__ import annotations
 
-import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -164,6 +164,8 @@ class CycleGAN:
             },
         )  # fmt: skip
         done = checkpoint.load()
+        if not done:
+            shutil.rmtree(folder / "previews", ignore_errors=True)  # of an earlier training
 
         def draw(images: torch.Tensor, step: int, domain: int) -> torch.Tensor:
             rows = batch_rows(len(images), s.batch, step, seed, 10 + domain)
@@ -267,7 +269,6 @@ class CycleGAN:
     def save(self, folder: Path) -> None:
         """Write G and F, with settings, seed and the hashes of what they were trained on, to `weights.safetensors`."""
         save_weights(Path(folder) / WEIGHTS, {"G": self.G, "F": self.F}, self.metadata)
-        (Path(folder) / "settings.json").write_text(json.dumps(self.metadata, indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Self:

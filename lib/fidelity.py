@@ -2,7 +2,7 @@
 
 Distances between distributions (KID, FID, precision, recall) come from torch-fidelity on the features of a judge
 (`lib.judge`) of one-channel radiographs, and on Inception's where its weights are at hand. Every value stands beside
-two references at the same number of images: `real`, training images of the class, and `source`, untranslated images.
+two references at the same number of images: `real`, validation images of the class, and `source`, untranslated images.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from lib.cohort import LABELS, Cohort
 from lib.judge import Judge, zones
+from lib.runs import from_root
 from lib.statistics import kid_jackknife, kid_permutation_test
 from lib.training import generator
 
@@ -39,7 +40,7 @@ class JudgeFeatures(FeatureExtractorBase):
 
     def __init__(self, name, features_list, judge_folder: str, **kwargs):
         super().__init__(name, features_list)
-        self.network = Judge.load(Path(judge_folder)).network.eval()
+        self.network = Judge.load(Path(judge_folder)).network
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
@@ -87,14 +88,14 @@ def inception_available(weights: str) -> str:
     """
     if weights == "none":
         return ""
-    path = None if weights == "download" else weights
+    path = None if weights == "download" else str(from_root(weights))
     if path and not Path(path).is_file():
         raise FileNotFoundError(f"inception_weights {weights!r}: no such file; give its path, 'download' or 'none'")
     try:
         torch_fidelity.utils.create_feature_extractor(
             "inception-v3-compat", ["2048"], cuda=False, verbose=False, feature_extractor_weights_path=path
         )
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         print(f"Inception's weights could not be had ({error}): distances are computed on the judge's features alone.")
         return ""
     return "inception-v3-compat" + (f" from {Path(path).name}" if path else "")
@@ -106,8 +107,9 @@ def inception_available(weights: str) -> str:
 def distances(generated: Cohort, reference: Cohort, features: str, judge_folder: Path, inception: str = "none") -> dict:
     """KID, FID, precision and recall of generated against real images.
 
-    KID takes all pairs (one subset of all images), so it is the unbiased estimate without subset noise. FID of n images
-    in d dimensions is biased upward, the more the smaller n: compare it with the references at the same n only.
+    With as many generated as real images KID takes all pairs (one subset of all): the unbiased estimate, without subset
+    noise. FID of n images in d dimensions is biased upward, the more the smaller n: compare it with the references at
+    the same n only.
     """
     register_judge()
     judged = features == "judge"
@@ -116,7 +118,7 @@ def distances(generated: Cohort, reference: Cohort, features: str, judge_folder:
     if not judged:
         extractor = {"feature_extractor": "inception-v3-compat"}
         if inception != "download":
-            extractor["feature_extractor_weights_path"] = inception
+            extractor["feature_extractor_weights_path"] = str(from_root(inception))
     values = torch_fidelity.calculate_metrics(
         input1=Images(generated, not judged), input2=Images(reference, not judged), cuda=torch.cuda.is_available(),
         kid=True, fid=True, prc=True, kid_subsets=1, kid_subset_size=n, save_cpu_ram=True, cache=False, verbose=False,
@@ -139,6 +141,7 @@ def distance_rows(
     """
     n = min(len(reference), *(len(cohort) for cohort in sets.values()))
     judge, rows = Judge.load(judge_folder), []
+    reference = subsample(reference, n, seed=n)
     reference_features = judge.features(reference.pixels)
     for method, cohort in sets.items():
         cohort = subsample(cohort, n, seed=n)
@@ -191,6 +194,9 @@ def mean_by_patient(values: np.ndarray, patients: pd.Series, draws: int = 2000, 
     rows = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
     means = sums[rows].sum(1) / counts[rows].sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
+    if low == high and set(values[keep]) <= {0.0, 1.0}:  # none or all of them: Clopper and Pearson, patients as trials
+        bound = 0.025 ** (1 / len(sums))
+        low, high = (bound, 1.0) if values[keep].all() else (0.0, 1 - bound)
     return {"value": values[keep].mean(), "ci_low": low, "ci_high": high, "n": int(keep.sum())}
 
 
@@ -220,7 +226,7 @@ def image_rows(method: str, translated: Cohort, source: Cohort, judge: Judge, co
 
 def fidelity_table(
     translated: dict[str, Cohort],
-    training: Cohort,
+    validation: Cohort,
     test: Cohort,
     judge_folder: Path,
     counterfactual: Cohort | None = None,
@@ -232,20 +238,21 @@ def fidelity_table(
     Parameters
     ----------
     translated : by method, the test images translated both ways (`lib.synthesis.both_ways`)
-    training, test : the cell's real images
+    validation, test : the cell's real images; not those of the training part, which the judge has fitted
     counterfactual : the test images with the other fracture, on the phantom
     noise : AFF images sampled from noise: they have no source, so only their distances are measured
 
     Returns
     -------
-    DataFrame `method, direction, features, metric, value, ci_low, ci_high, n`; methods also `real` and `source`
+    DataFrame `method, direction, features, metric, value, ci_low, ci_high, n`; methods also `real`, `source` and,
+        on the phantom, `counterfactual`: what the metrics of single images say of a perfect translation
     """
     judge, rows = Judge.load(judge_folder), []
     for to, direction in DIRECTIONS.items():
         away = next(label for label in LABELS if label != to)
         source, reference = test.select(label=away), test.select(label=to)
         outputs = {method: cohort.select(label=to) for method, cohort in translated.items()}
-        sets = {"real": training.select(label=to), "source": source, **outputs}
+        sets = {"real": validation.select(label=to), "source": source, **outputs}
         if noise is not None and to == "AFF":
             sets["noise"] = noise
         found = []
@@ -253,7 +260,10 @@ def fidelity_table(
             found += distance_rows(sets, reference, judge_folder, features, inception)
         other = None if counterfactual is None else counterfactual.select(label=to)
         untranslated = Cohort(source.table.assign(label=to), source.pixels)
-        for method, cohort in {"source": untranslated, **outputs}.items():
+        compared = {"source": untranslated, **outputs}
+        if other is not None:
+            compared["counterfactual"] = other
+        for method, cohort in compared.items():
             found += image_rows(method, cohort, source, judge, other)
         for method, cohort in {"real": reference, "noise": sets.get("noise")}.items():
             if cohort is not None:

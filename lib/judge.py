@@ -198,6 +198,7 @@ class Judge:
         path = Path(folder) / "judge.safetensors"
         judge = cls(**training.weights_metadata(path)["settings"])
         training.load_weights(path, {"network": judge.network})
+        judge.network.to(training.accelerator().device).eval()
         return judge
 
     @torch.no_grad()

@@ -109,7 +109,7 @@ def atypical(rng: np.random.Generator, radius: float) -> Fracture:
         beak=beak,
         endosteal=rng.uniform(0, 0.6) * beak,
         flare=rng.uniform(4, 8),
-        jag=(rng.uniform(0.1, 0.4), rng.uniform(0.3, 0.8), rng.uniform(0, 6)),
+        jag=(rng.uniform(0.1, 0.4), rng.uniform(0.05, 0.25), rng.uniform(0, 6)),
     )
     if rng.random() < 0.25:
         return Fracture("incomplete", gap=rng.uniform(1.4, 2.4), reach=radius * rng.uniform(-0.5, 0.3), **common)
@@ -137,7 +137,7 @@ def normal(rng: np.random.Generator) -> Fracture:
         wedge=-sign * rng.uniform(0.5, 1.2) if subtype == "butterfly" else 0.0,
         shift=(rng.normal(0, 1.6), rng.normal(0, 1.6), rng.uniform(-1, 2)),
         angulation=(radians(rng.normal(0, 3)), radians(rng.normal(0, 3))),
-        jag=(rng.uniform(0.2, 0.7), rng.uniform(0.3, 0.8), rng.uniform(0, 6)),
+        jag=(rng.uniform(0.2, 0.7), rng.uniform(0.05, 0.25), rng.uniform(0, 6)),
     )
 
 
@@ -152,7 +152,7 @@ def in_between(rng: np.random.Generator) -> Fracture:
         beak=rng.uniform(0, 1),
         shift=(rng.normal(0, 1.2), rng.normal(0, 1.2), rng.uniform(-0.5, 1)),
         angulation=(radians(rng.normal(0, 2.5)), radians(rng.normal(0, 2.5))),
-        jag=(rng.uniform(0.1, 0.6), rng.uniform(0.3, 0.8), rng.uniform(0, 6)),
+        jag=(rng.uniform(0.1, 0.6), rng.uniform(0.05, 0.25), rng.uniform(0, 6)),
     )
 
 

@@ -12,11 +12,13 @@ import platform
 import re
 import subprocess
 import tomllib
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
 import tqdm
 import tqdm.auto
+from safetensors import SafetensorError
 
 ROOT = Path(__file__).resolve().parents[1]  # the repository
 
@@ -86,7 +88,8 @@ class Run:
         path = self.folder / part
         if not path.exists():
             raise NotYet(
-                f"{shown(path)} is missing: run notebook {notebook} first (or python run_all.py --from {notebook[:2]})"
+                f"{shown(path)} is missing: run notebook {notebook} first "
+                f"(or python run_all.py --run {self.folder.name} --from {notebook[:2]})"
             )
         return path
 
@@ -96,7 +99,7 @@ class Run:
         path = self.folder / "manifest.json"
         try:
             return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise Damaged(f"{shown(path)} is damaged ({error}): delete it, and the run starts over") from error
 
     def record(self, section: str | None = None, /, **facts) -> None:
@@ -118,16 +121,29 @@ def progress(total: int, initial: int = 0, desc: str = "") -> tqdm.tqdm:
     return tqdm.auto.tqdm(total=total, initial=initial, desc=desc)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all: readers never see half a file, and a full disk leaves the old one."""
+@contextmanager
+def written(path: str | Path):
+    """A path to write to, which becomes `path` when all is written: readers never see half a file.
+
+    Where writing fails (a full disk, no permission) the old file stays and the error names the file.
+    """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the suffix, which tells writers the format
     try:
-        part.write_text(text, encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
         os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise _cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with written(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def from_root(path: str | Path) -> Path:
@@ -232,10 +248,10 @@ def _plain(value):
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def _cannot_write(path: Path, error: OSError) -> OSError:
-    return OSError(
-        error.errno, f"cannot write {shown(path)}: {error.strerror}; free space, change permissions or take another run"
-    )
+def _cannot_write(path: Path, error: Exception) -> OSError:
+    reason = getattr(error, "strerror", None) or error
+    remedy = "free space, change permissions or take another run"
+    return OSError(getattr(error, "errno", None), f"cannot write {shown(path)}: {reason}; {remedy}")
 
 
 if __name__ == "__main__":

@@ -48,10 +48,10 @@ def make_splits(
     if not (0 < test_share < 1 and 0 < validation_share < 1):
         raise ValueError(f"test_share={test_share} and validation_share={validation_share} must lie between 0 and 1")
     patients = patients.sort_index()
-    needed = max(folds, 4 if folds == 2 else 3)  # one to test and two to share, in the fold that tests most
+    needed = max(2 * folds, 4)  # two to test on in every cell, and two to share
     counts = patients.value_counts().reindex(["AFF", "NFF"], fill_value=0)
     for label, n in counts[counts < needed].items():
-        remedy = f"set folds to {min(counts)} or 1, or " * (min(counts) > 2) + "bring more patients"
+        remedy = f"set folds to {min(counts) // 2} or less, or " * (min(counts) > 3) + "bring more patients"
         raise ValueError(
             f"class {label} has {n} patients; folds={folds} needs at least {needed} of each class, "
             f"to train, validate and test in every cell: {remedy}"
@@ -143,15 +143,15 @@ def counts_by_part(cohort: Cohort, splits: pd.DataFrame) -> pd.DataFrame:
 def _test_sets(patients: pd.Series, folds: int, test_share: float, rng: np.random.Generator):
     """The patients to test on, fold by fold."""
     if folds == 1:
-        return [_draw(patients, test_share, rng, spare=2)]
+        return [_draw(patients, test_share, rng, spare=2, least=2)]
     folding = StratifiedKFold(folds, shuffle=True, random_state=int(rng.integers(2**32)))
     return [patients.index[test] for _, test in folding.split(patients, patients)]
 
 
-def _draw(patients: pd.Series, share: float, rng: np.random.Generator, spare: int) -> np.ndarray:
-    """A share of each class's patients, at least one and all but `spare` at most."""
+def _draw(patients: pd.Series, share: float, rng: np.random.Generator, spare: int, least: int = 1) -> np.ndarray:
+    """A share of each class's patients, at least `least` and all but `spare` at most."""
     drawn = [
-        rng.choice(group.index, np.clip(round(share * len(group)), 1, len(group) - spare), replace=False)
+        rng.choice(group.index, np.clip(round(share * len(group)), least, len(group) - spare), replace=False)
         for _, group in patients.groupby(patients)
     ]
     return np.concatenate(drawn)

@@ -439,8 +439,9 @@ def across_cells(tests: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
     ratio, rows = _test_train_ratio(splits, cells), []
     for (metric, a, b), group in tests.groupby(["metric", "a", "b"], sort=False):
         result = corrected_t_test(group.difference, ratio)
+        patients = group.patients.sum() // group.repeat.nunique()
         rows.append(
-            {"question": "RQ1", "metric": metric, "a": a, "b": b, "n": len(group), "patients": group.patients.sum(),
+            {"question": "RQ1", "metric": metric, "a": a, "b": b, "n": len(group), "patients": patients,
              "test": "corrected t", **result[["difference", "ci_low", "ci_high", "statistic", "p"]]}
         )  # fmt: skip
     return pd.DataFrame(rows)

@@ -22,12 +22,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lib.cohort import Cohort
-from lib.runs import code_files
+from lib.runs import code_files, written
 
 
 def accelerator() -> Accelerator:
     """The device to train on, with bf16 autocast where the hardware multiplies bf16 natively, else float32."""
-    bf16 = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+    if torch.cuda.is_available():
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        bf16 = torch.cpu._is_avx512_bf16_supported()
     return Accelerator(mixed_precision="bf16" if bf16 else "no")
 
 
@@ -167,9 +170,8 @@ class Checkpoint:
     def save(self, step: int) -> None:
         """Write the state after `step` steps."""
         state = {name: thing.state_dict() for name, thing in self.objects.items()}
-        temporary = self.path.with_suffix(".tmp")
-        torch.save({"step": step, "inputs": self.inputs, "objects": state}, temporary)
-        temporary.replace(self.path)
+        with written(self.path) as path:
+            torch.save({"step": step, "inputs": self.inputs, "objects": state}, path)
         self.saved_at = time.monotonic()
 
 
@@ -180,8 +182,8 @@ def save_weights(path: Path, networks: dict[str, nn.Module], metadata: dict) -> 
         for name, network in networks.items()
         for key, value in network.state_dict().items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata={"json": json.dumps(metadata)})
+    with written(path) as part:
+        save_file(tensors, part, metadata={"json": json.dumps(metadata)})
 
 
 def load_weights(path: Path, networks: dict[str, nn.Module]) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from lib.cohort import LABELS, Cohort, to_pixels
 from lib.runs import progress
+from lib.training import cohort_hash
 
 WEIGHTS = "weights.safetensors"
 
@@ -57,6 +58,15 @@ def domains(cohort: Cohort, divisor: int, smallest: int) -> tuple[torch.Tensor, 
             raise ValueError(f"no {label} among the {len(cohort)} training images: a translator needs both labels")
     X, Y = (torch.from_numpy(cohort.select(label=label).images()) for label in LABELS)
     return X, Y
+
+
+def check_trained_on(metadata: dict, training: Cohort) -> None:
+    """Raise ValueError where weights come from other images than this training part: they may know test patients."""
+    if metadata.get("cohort_hash") != cohort_hash(training):
+        raise ValueError(
+            f"{metadata['method']} was trained on other images than this cell's training part, maybe on patients who "
+            "now test: run its notebook again"
+        )
 
 
 def check_size(cohort: Cohort, divisor: int, smallest: int) -> None:

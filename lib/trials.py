@@ -260,7 +260,6 @@ def run_trial(
         "history": trained.history.to_dict("list"),
         "probabilities": probabilities.tolist(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(result, indent=1))
     checkpoint.unlink(missing_ok=True)
     return result

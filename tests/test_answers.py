@@ -151,7 +151,8 @@ def test_fidelity_with_its_references():
     text = section(answer(table, fidelity(), scores(), FACTS), "RQ1")
     assert "**Likeness to real images: CycleDiff's are closer.**" in text
     assert (
-        "The KID is 0.0331 lower for CycleDiff (95 % interval of the difference −0.05 to −0.012, Holm-adjusted p = "
+        "Over all test images, the KID is 0.0331 lower for CycleDiff (95 % interval of the difference −0.05 to −0.012, "
+        "Holm-adjusted p = "
         "0.004, 120 patients): CycleDiff's images lie closer to real ones." in text
     )
     assert (

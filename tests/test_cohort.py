@@ -1,5 +1,7 @@
 """The cohort: saved and loaded, selected, joined, split and translated without mixing anything up."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.cohort import Cohort, to_pixels
+from lib.phantom import Phantom
 from lib.splits import make_splits
 
 
@@ -153,3 +156,24 @@ def test_bad_cohorts(change, message):
     cohort = make_cohort()
     with pytest.raises(ValueError, match=message):
         Cohort(*change(cohort.table, cohort.pixels))
+
+
+def test_first_stops_at_the_end():
+    cohort = Phantom(patients=4, size=16, aff_share=0.3).cohort()
+    assert cohort.first(2).table.image_id.tolist() == cohort.table.image_id[:2].tolist()
+    assert len(cohort.first(10**6)) == len(cohort)
+
+
+def test_a_full_disk_leaves_the_old_cohort(tmp_path, monkeypatch):
+    cohort = Phantom(patients=4, size=16, aff_share=0.3).cohort()
+    cohort.save(tmp_path)
+
+    def full(file, array):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match=r"cannot write .*pixels.npy: No space left on device; free space"):
+        cohort.first(2).save(tmp_path)
+    assert len(Cohort.load(tmp_path)) == len(cohort)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pixels.npy", "table.csv"]

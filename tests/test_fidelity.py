@@ -88,6 +88,8 @@ def test_mean_by_patient():
     result = mean_by_patient([1, 1, 0, np.nan], ["a", "a", "b", "b"])
     assert result["value"] == pytest.approx(2 / 3) and result["n"] == 3
     assert result["ci_low"] == 0 and result["ci_high"] == 1
+    none = mean_by_patient(np.zeros(40), np.arange(40) // 2)
+    assert none["ci_low"] == 0 and none["ci_high"] == pytest.approx(0.1684, abs=1e-4)  # Clopper–Pearson, 0 of 20
     many = mean_by_patient(np.tile([0.0, 1.0], 200), np.arange(400))
     assert many["ci_high"] - many["ci_low"] == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1)
     clustered = mean_by_patient(np.repeat([0.0, 1.0] * 50, 4), np.repeat(np.arange(100), 4))
@@ -113,6 +115,7 @@ def test_a_perfect_and_a_lazy_translator(cohort, judge_folder):
         assert value[direction, "cyclegan", "counterfactual_inside"] == pytest.approx(1)
         assert value[direction, "cyclediff", "counterfactual_inside"] < 0.96
         assert value[direction, "cyclediff", "ssim_outside"] == pytest.approx(1)
+        assert value[direction, "counterfactual", "ssim_outside"] < 1, "a perfect translation moves bone too"
         for metric in ("transfer", "ssim_outside", "counterfactual_inside"):
             assert value[direction, "cyclediff", metric] == pytest.approx(value[direction, "source", metric])
         assert value[direction, "cyclegan", "kid"] < value[direction, "cyclediff", "kid"]

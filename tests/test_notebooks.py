@@ -94,7 +94,7 @@ def test_tables_keep_the_contract(run, table):
 
 def test_tables_hold_every_method_and_question(run):
     fidelity = pd.read_csv(run / "fidelity.csv")
-    assert {"cyclegan", "cyclediff", "noise", "real", "source"} == set(fidelity.method)
+    assert {"cyclegan", "cyclediff", "noise", "real", "source", "counterfactual"} == set(fidelity.method)
     assert {"kid", "fid", "precision", "recall", "transfer", "neither", "ssim_outside"} <= set(fidelity.metric)
     comparisons = pd.read_csv(run / "statistics" / "comparisons.csv")
     assert {"RQ1", "RQ2", "RQ3", "oversampling"} == set(comparisons.question)

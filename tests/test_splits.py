@@ -60,7 +60,7 @@ def test_more_repeats_leave_the_earlier_as_they_were(folds):
     assert tests.nunique() == 4 * folds
 
 
-@pytest.mark.parametrize(("aff", "folds"), [(3, 1), (4, 2), (3, 3), (4, 4), (7, 5)])
+@pytest.mark.parametrize(("aff", "folds"), [(4, 1), (4, 2), (6, 3), (8, 4), (11, 5)])
 def test_the_fewest_patients_that_fit(aff, folds):
     check_splits(
         make_splits(make_patients(aff, 30), 1, folds, seed=0, test_share=0.9, validation_share=0.9),
@@ -68,13 +68,26 @@ def test_the_fewest_patients_that_fit(aff, folds):
     )
 
 
+@pytest.mark.parametrize(("aff", "folds"), [(4, 1), (11, 5)])
+def test_every_cell_tests_on_two_patients_of_each_class(aff, folds):
+    """One alone has no variance: no interval could be given."""
+    patients = make_patients(aff, 30)
+    tested = make_splits(patients, 1, folds, seed=0).query("part == 'test'")
+    assert (tested.groupby(["fold", tested.patient_id.map(patients)]).size() >= 2).all()
+
+
 @pytest.mark.parametrize(
     ("aff", "nff", "folds", "message"),
     [
-        (4, 50, 5, "class AFF has 4 patients; folds=5 needs at least 5 .* set folds to 4 or 1, or bring more patients"),
+        (
+            4,
+            50,
+            5,
+            "class AFF has 4 patients; folds=5 needs at least 10 .* set folds to 2 or less, or bring more",
+        ),
         (50, 4, 5, "class NFF has 4 patients"),
-        (3, 50, 2, "class AFF has 3 patients; folds=2 needs at least 4 .* set folds to 3 or 1"),
-        (2, 50, 1, "class AFF has 2 patients; folds=1 needs at least 3 .* every cell: bring more patients"),
+        (3, 50, 2, "class AFF has 3 patients; folds=2 needs at least 4 .* every cell: bring more patients"),
+        (2, 50, 1, "class AFF has 2 patients; folds=1 needs at least 4 .* every cell: bring more patients"),
         (0, 50, 3, "class AFF has 0 patients"),
     ],
 )
