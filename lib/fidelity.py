@@ -109,7 +109,7 @@ def distances(generated: Cohort, reference: Cohort, features: str, judge_folder:
 
     With as many generated as real images KID takes all pairs (one subset of all): the unbiased estimate, without subset
     noise. FID of n images in d dimensions is biased upward, the more the smaller n: compare it with the references at
-    the same n only.
+    the same n only. Precision and recall need four images, else they are missing.
     """
     register_judge()
     judged = features == "judge"
@@ -121,10 +121,10 @@ def distances(generated: Cohort, reference: Cohort, features: str, judge_folder:
             extractor["feature_extractor_weights_path"] = str(from_root(inception))
     values = torch_fidelity.calculate_metrics(
         input1=Images(generated, not judged), input2=Images(reference, not judged), cuda=torch.cuda.is_available(),
-        kid=True, fid=True, prc=True, kid_subsets=1, kid_subset_size=n, save_cpu_ram=True, cache=False, verbose=False,
+        kid=True, fid=True, prc=n > 3, kid_subsets=1, kid_subset_size=n, save_cpu_ram=True, cache=False, verbose=False,
         **extractor,
     )  # fmt: skip
-    return {name: float(values[key]) for name, key in DISTANCES.items()}
+    return {name: float(values.get(key, np.nan)) for name, key in DISTANCES.items()}
 
 
 def subsample(cohort: Cohort, n: int, seed: int) -> Cohort:

@@ -423,7 +423,7 @@ class Phantom:
     patients: int = 1200
     size: int = 256
     aff_share: float = 0.15
-    overlap: float = 0.4
+    overlap: float = 0.3
     seed: int = 0
 
     def __post_init__(self):

@@ -472,14 +472,17 @@ def _kernels(X: np.ndarray, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _leave_one_out(X, Y, x_patients, y_patients) -> tuple[float, np.ndarray]:
-    """KID, and KID without each patient in turn (patients in sorted order)."""
+    """KID, and KID without each patient in turn (patients in sorted order).
+
+    The latter are missing where only one image would be left of a set: so few patients allow no interval.
+    """
     if len(x_patients) != len(X) or len(y_patients) != len(Y):
         raise ValueError(f"{len(X)} and {len(Y)} images, but patients of {len(x_patients)} and {len(y_patients)}")
     patients, index = np.unique([*map(str, x_patients), *map(str, y_patients)], return_inverse=True)
     of_x, of_y = (np.equal.outer(np.arange(len(patients)), i).astype(float) for i in np.split(index, [len(X)]))
     n, m = len(X) - of_x.sum(1), len(Y) - of_y.sum(1)
     if min(n.min(), m.min()) < 2:
-        raise ValueError("the jackknife needs at least two images of each set when any one patient is left out")
+        return kid(X, Y), np.full(len(patients), np.nan)
     Kxx, Kyy, Kxy = _kernels(X, Y)
     xx = Kxx.sum() - 2 * of_x @ Kxx.sum(1) + ((of_x @ Kxx) * of_x).sum(1)
     yy = Kyy.sum() - 2 * of_y @ Kyy.sum(1) + ((of_y @ Kyy) * of_y).sum(1)

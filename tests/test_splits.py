@@ -97,8 +97,8 @@ def test_too_few_patients(aff, nff, folds, message):
 
 
 def test_repeats_that_cannot_differ():
-    with pytest.raises(ValueError, match=r"repeats \d+ and \d+ test on the same patients: 6 patients are too few"):
-        make_splits(make_patients(3, 3), 10, 1, seed=0)  # 3 × 3 possible test sets
+    with pytest.raises(ValueError, match=r"repeats \d+ and \d+ test on the same patients: 8 patients are too few"):
+        make_splits(make_patients(4, 4), 40, 1, seed=0)  # 6 × 6 possible test sets
 
 
 @pytest.mark.parametrize("wrong", [{"repeats": 0}, {"folds": 0}, {"test_share": 1.5}, {"validation_share": 0}])

@@ -458,9 +458,11 @@ def test_kid_refuses(X, Y):
         kid(X, Y)
 
 
-def test_kid_jackknife_refuses_a_set_of_one_patient():
-    with pytest.raises(ValueError, match="left out"):
-        kid_jackknife(features(0, 4, 2), features(1, 4, 2), ["a"] * 4, list("bcde"))
+def test_kid_jackknife_of_one_patient_has_no_interval():
+    X, Y = np.random.default_rng(0).normal(size=(2, 5, 3))
+    result = kid_jackknife(X, Y, ["only"] * 5, list("abcde"))
+    assert result.value == pytest.approx(kid(X, Y))
+    assert np.isnan(result.ci_low) and np.isnan(result.ci_high)
 
 
 # The declared comparisons
