@@ -185,6 +185,7 @@ def ssim_by_zone(a: np.ndarray, b: np.ndarray, table: pd.DataFrame) -> tuple[np.
 
 def mean_by_patient(values: np.ndarray, patients: pd.Series, draws: int = 2000, seed: int = 0) -> dict:
     """Mean over images with a 95 % percentile interval from resampling patients."""
+    yes_or_no = np.asarray(values).dtype == bool
     values, patients = np.asarray(values, float), pd.Series(np.asarray(patients))
     keep = ~np.isnan(values)
     groups = pd.DataFrame({"value": values[keep], "patient": patients[keep].to_numpy()}).groupby("patient").value
@@ -194,7 +195,7 @@ def mean_by_patient(values: np.ndarray, patients: pd.Series, draws: int = 2000, 
     rows = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
     means = sums[rows].sum(1) / counts[rows].sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
-    if low == high and set(values[keep]) <= {0.0, 1.0}:  # none or all of them: Clopper and Pearson, patients as trials
+    if yes_or_no and low == high:  # none or all of them: Clopper and Pearson, patients as trials
         bound = 0.025 ** (1 / len(sums))
         low, high = (bound, 1.0) if values[keep].all() else (0.0, 1 - bound)
     return {"value": values[keep].mean(), "ci_low": low, "ci_high": high, "n": int(keep.sum())}

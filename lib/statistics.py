@@ -563,7 +563,7 @@ def compare(
     for family, question, a, b in questions:
         images_of_pair, patients_of_pair = _paired(predictions, a, b), _paired(patients, a, b)
         if len(patients_of_pair[["repeat", "fold"]].drop_duplicates()) > 1:
-            results = _several_cells(images_of_pair, patients_of_pair, scores.loc[a] - scores.loc[b], splits)
+            results = _several_cells(images_of_pair, scores.loc[a] - scores.loc[b], splits)
         else:
             results = _one_cell(images_of_pair, patients_of_pair, draws, seed)
         people = patients_of_pair.patient_id.nunique()
@@ -617,7 +617,7 @@ def _paired(table: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
     return paired.assign(y=(paired.label == "AFF").astype(int))
 
 
-def _several_cells(images, patients, differences, splits) -> list[dict]:
+def _several_cells(images, differences, splits) -> list[dict]:
     """Corrected t-tests of `differences` (one row a trial, one column a metric), and the out-of-fold images."""
     differences = differences.dropna().groupby(level=[0, 1]).mean()  # seeds are no replicates
     ratio = _test_train_ratio(splits, differences.index)

@@ -88,7 +88,8 @@ def test_mean_by_patient():
     result = mean_by_patient([1, 1, 0, np.nan], ["a", "a", "b", "b"])
     assert result["value"] == pytest.approx(2 / 3) and result["n"] == 3
     assert result["ci_low"] == 0 and result["ci_high"] == 1
-    none = mean_by_patient(np.zeros(40), np.arange(40) // 2)
+    assert mean_by_patient(np.ones(40), np.arange(40) // 2)["ci_low"] == 1, "a measure, not a proportion"
+    none = mean_by_patient(np.zeros(40, bool), np.arange(40) // 2)
     assert none["ci_low"] == 0 and none["ci_high"] == pytest.approx(0.1684, abs=1e-4)  # Clopper–Pearson, 0 of 20
     many = mean_by_patient(np.tile([0.0, 1.0], 200), np.arange(400))
     assert many["ci_high"] - many["ci_low"] == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.1)
