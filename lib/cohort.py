@@ -110,8 +110,7 @@ class Cohort:
 
     def images(self) -> np.ndarray:
         """(N, 1, H, W) float32 in [-1, 1], as networks take them."""
-        top = np.iinfo(self.pixels.dtype).max
-        return (np.asarray(self.pixels, np.float32) * (2 / top) - 1)[:, None]
+        return to_images(self.pixels)
 
     def translated(self, images: np.ndarray, to: str, method: str) -> Cohort:
         """The synthetic cohort that a translator made of this one, image by image.
@@ -146,6 +145,11 @@ class Cohort:
         ids = dict.fromkeys(("image_id", "patient_id", "source_image_id"), str)
         table = pd.read_csv(folder / "table.csv", dtype=ids, keep_default_na=False, na_values=[""])
         return cls(table, np.load(folder / "pixels.npy", mmap_mode="r"))
+
+
+def to_images(pixels: np.ndarray) -> np.ndarray:
+    """(N, H, W) integers to (N, 1, H, W) float32 in [-1, 1]: the whole range of their type, black to white."""
+    return (np.asarray(pixels, np.float32) * (2 / np.iinfo(pixels.dtype).max) - 1)[:, None]
 
 
 def to_pixels(images: np.ndarray, dtype) -> np.ndarray:

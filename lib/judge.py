@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib import training
-from lib.cohort import LABELS, Cohort
+from lib.cohort import LABELS, Cohort, to_images
 from lib.phantom import FAILURES, Phantom
 from lib.runs import progress
 
@@ -96,11 +96,6 @@ def examples(cohort: Cohort, seed: int, phantom: Phantom | None = None) -> tuple
     return np.concatenate(pixels), np.concatenate(classes)
 
 
-def to_images(pixels: np.ndarray) -> torch.Tensor:
-    """(N, H, W) integers to (N, 1, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.asarray(pixels, np.float32) * (2 / np.iinfo(pixels.dtype).max) - 1)[:, None]
-
-
 # The network ---------------------------------------------------------------------------------------------------------
 
 
@@ -168,7 +163,7 @@ class Judge:
 
         if start < steps:
             pixels, classes = examples(cohort, seed, phantom)
-            images, classes = to_images(pixels), torch.from_numpy(classes)
+            images, classes = torch.from_numpy(to_images(pixels)), torch.from_numpy(classes)
             weight = len(classes) / (len(CLASSES) * torch.bincount(classes, minlength=len(CLASSES)).float())
         bar = progress(steps, start, "judge")
         network.train()
@@ -202,18 +197,19 @@ class Judge:
         return judge
 
     @torch.no_grad()
-    def _run(self, function, images: torch.Tensor, batch: int = 256) -> np.ndarray:
+    def _run(self, function, pixels: np.ndarray, batch: int = 256) -> np.ndarray:
+        images = torch.from_numpy(to_images(pixels))
         self.network.eval()
         device = next(self.network.parameters()).device
         return np.concatenate([function(part.to(device)).float().cpu().numpy() for part in images.split(batch)])
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
         """(N, H, W) integer pixels to (N, features) float32."""
-        return self._run(self.network.features, to_images(pixels))
+        return self._run(self.network.features, pixels)
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """(N, H, W) integer pixels to (N, 3) probabilities of NFF, AFF and neither."""
-        return self._run(lambda images: self.network(images).softmax(1), to_images(pixels))
+        return self._run(lambda images: self.network(images).softmax(1), pixels)
 
     def verdicts(self, pixels: np.ndarray) -> np.ndarray:
         """(N,) "NFF", "AFF" or "neither", whichever is most probable."""

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lib.cohort import Cohort
-from lib.judge import CLASSES, DEFAULT_ZONE, Judge, examples, jittered, made_failure, to_images, zones
+from lib.judge import CLASSES, DEFAULT_ZONE, Judge, examples, jittered, made_failure, zones
 from lib.phantom import FAILURES, Phantom
 
 PHANTOM = Phantom(patients=12, size=32, aff_share=0.4, seed=5)
@@ -56,7 +56,7 @@ def test_zones_fall_back_where_the_table_names_none(cohort):
 
 
 def test_jitter_is_a_function_of_its_key_and_keeps_the_range(cohort):
-    images = to_images(cohort.pixels[:4])
+    images = torch.from_numpy(cohort.images()[:4])
     assert torch.equal(jittered(images, 0, 1), jittered(images, 0, 1))
     assert not torch.equal(jittered(images, 0, 1), jittered(images, 0, 2))
     assert jittered(images, 0, 1).shape == images.shape and jittered(images, 0, 1).abs().max() <= 1
