@@ -122,6 +122,7 @@ class Settings:
     times: str = "uniform"  # of the translators; "half_square": t = ½u², near the image (ours)
     translator_width: int = 64
     translator_blocks: int = 12
+    translator_skips: bool = False  # encoder's features added to the decoder's, for lines of a pixel's width (ours)
     residual: bool = False  # translators add their output to the component, so that they start as the identity (ours)
     discriminator_width: int = 64
     discriminator_layers: int = 3  # of stride 2; fewer for latents below 64 px
@@ -345,7 +346,8 @@ class Translator(nn.Module):
         self.stem = nn.Conv2d(channels, s.translator_width, 3, padding=1, padding_mode="reflect")
         self.blocks = nn.ModuleList(ResidualBlock(s.translator_width, time) for _ in range(2))
         self.attention = LinearAttention(s.translator_width)
-        self.resnet = ResNet(s.translator_width, channels, s.translator_width, s.translator_blocks, time=time)
+        width = s.translator_width
+        self.resnet = ResNet(width, channels, width, s.translator_blocks, time=time, skips=s.translator_skips)
 
     def init_weights(self, generator: torch.Generator) -> None:
         init_weights(self, generator)
@@ -469,8 +471,8 @@ class CycleDiff:
         self.G.init_weights(torch_generator(seed, 1))
         self.F.init_weights(torch_generator(seed, 2))
         D_X, D_Y = (self._network(Discriminator(channels, size, s)) for _ in range(2))
-        init_weights(D_X, torch_generator(seed, 3))
-        init_weights(D_Y, torch_generator(seed, 4))
+        D_X.patches.init_weights(torch_generator(seed, 3))
+        D_Y.patches.init_weights(torch_generator(seed, 4))
         averages = {name: EMA(getattr(self, name), s.ema) for name in ("denoisers", "G", "F")}
         average = averages["denoisers"].average
         vgg16, self.metadata["perceptual"] = vgg16_features(s.vgg16_weights) if s.perceptual else (None, "no such term")
@@ -489,7 +491,7 @@ class CycleDiff:
         objects |= {f"average_{name}": ema for name, ema in averages.items()}
         if steps_autoencoder:
             D_A = self._network(PatchGAN(1, s.discriminator_width, patch_layers(cohort.size, s.discriminator_layers)))
-            init_weights(D_A, torch_generator(seed, 5))
+            D_A.init_weights(torch_generator(seed, 5))
             adam_A = {"lr": s.autoencoder_learning_rate, "betas": (0.5, 0.9), "fused": True}
             optimiser_A = torch.optim.Adam(self.autoencoders.parameters(), **adam_A)
             optimiser_DA = torch.optim.Adam(D_A.parameters(), **adam_A)

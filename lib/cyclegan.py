@@ -79,6 +79,7 @@ class Settings:
     width: int = 64  # generator channels at full size
     blocks: int = 9  # residual blocks; the paper takes 6 at 128 px and below
     residual: bool = False  # add the output to the input, so that a generator starts as the identity
+    skips: bool = False  # encoder's features added to the decoder's, for lines of a pixel's width
     upsampling: str = "resize"  # no checkerboards; "transposed" is as published
     discriminator_width: int = 64  # discriminator channels of the first layer
     discriminator_layers: int = 3  # layers of stride 2: 3 see patches of 70 px; fewer below 64 px
@@ -94,7 +95,7 @@ class Generator(ResNet):
     """
 
     def __init__(self, settings: Settings):
-        super().__init__(1, 1, settings.width, settings.blocks, settings.upsampling)
+        super().__init__(1, 1, settings.width, settings.blocks, settings.upsampling, skips=settings.skips)
         self.residual = settings.residual
 
     def init_weights(self, generator: torch.Generator) -> None:
@@ -143,8 +144,8 @@ class CycleGAN:
         D_X, D_Y = (self._network(PatchGAN(1, s.discriminator_width, layers)) for _ in range(2))
         self.G.init_weights(torch_generator(seed, 1))
         self.F.init_weights(torch_generator(seed, 2))
-        init_weights(D_X, torch_generator(seed, 3))
-        init_weights(D_Y, torch_generator(seed, 4))
+        D_X.init_weights(torch_generator(seed, 3))
+        D_Y.init_weights(torch_generator(seed, 4))
         G_average, F_average = EMA(self.G, s.ema), EMA(self.F, s.ema)
 
         adam = {"lr": s.learning_rate, "betas": (0.5, 0.999), "fused": True}

@@ -88,7 +88,10 @@ def down(channels: int) -> nn.Sequential:
 
 
 def up(channels: int, upsampling: str) -> nn.Sequential:
-    """uk: twice the size, half the channels; "resize" leaves no checkerboard, "transposed" is as published."""
+    """uk, before its ReLU: twice the size, half the channels.
+
+    "resize" leaves no checkerboard, "transposed" is as published.
+    """
     half = channels // 2
     if upsampling == "transposed":
         convolve = [nn.ConvTranspose2d(channels, half, 3, stride=2, padding=1, output_padding=1)]
@@ -96,7 +99,7 @@ def up(channels: int, upsampling: str) -> nn.Sequential:
         convolve = [nn.Upsample(scale_factor=2), nn.Conv2d(channels, half, 3, padding=1, padding_mode="reflect")]
     else:
         raise ValueError(f"upsampling={upsampling!r}: choose 'resize' or 'transposed'")
-    return nn.Sequential(*convolve, instance_norm(half), nn.ReLU())
+    return nn.Sequential(*convolve, instance_norm(half))
 
 
 class ResNet(nn.Module):
@@ -110,24 +113,38 @@ class ResNet(nn.Module):
     blocks : n, the residual blocks (published: 9 at 256 px, 6 at 128 px and below)
     upsampling : "resize" or "transposed"
     time : width of a time embedding that conditions every residual block, or None
+    skips : add what the encoder has found at each size to the decoder there, before its activation (published: no). A
+        line of a pixel's width is otherwise erased and redrawn through features of a quarter of the resolution
 
     The input's side must be a multiple of 4.
     """
 
     def __init__(
-        self, channels: int, out: int, width: int, blocks: int, upsampling: str = "resize", time: int | None = None
+        self,
+        channels: int,
+        out: int,
+        width: int,
+        blocks: int,
+        upsampling: str = "resize",
+        time: int | None = None,
+        skips: bool = False,
     ):
         super().__init__()
         self.encoder = nn.Sequential(stem(channels, width), down(width), down(2 * width))
         self.blocks = nn.ModuleList(ResidualBlock(4 * width, time) for _ in range(blocks))
         self.decoder = nn.Sequential(up(4 * width, upsampling), up(2 * width, upsampling))
         self.head = nn.Conv2d(width, out, 7, padding=3, padding_mode="reflect")
+        self.skips = skips
 
     def forward(self, x: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
-        h = self.encoder(x)
+        full = self.encoder[0](x)
+        half = self.encoder[1](full)
+        h = self.encoder[2](half)
         for block in self.blocks:
             h = block(h, time)
-        return self.head(self.decoder(h))
+        for stage, found in zip(self.decoder, (half, full), strict=True):
+            h = nnf.relu(stage(h) + found if self.skips else stage(h))
+        return self.head(h)
 
 
 # Discriminator -------------------------------------------------------------------------------------------------------
@@ -156,6 +173,15 @@ class PatchGAN(nn.Module):
         self.norms = nn.ModuleList(instance_norm(after) if norm else nn.Identity() for after in widths[1:])
         self.film = FiLM(time, widths[1]) if time else None
         self.last = nn.Conv2d(widths[-1], 1, 4, padding=1)
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """As published, but for the last layer, which starts at zero: no patch is judged before anything is learnt.
+
+        From N(0, 0.02) the first scores are noise of about the size of the targets, and unlearning it took longer than
+        learning the classes (`benchmarks/discriminator.py`).
+        """
+        init_weights(self, generator)
+        nn.init.zeros_(self.last.weight)
 
     def forward(self, x: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
         """(B, channels, H, W) → (B, 1, h, w), a score for each patch: 1 real, 0 translated."""

@@ -13,7 +13,7 @@ from lib.cyclegan import CycleGAN, Generator, Settings
 from lib.training import Checkpoint, History, torch_generator, weights_metadata
 
 TOY = Settings(
-    steps=6, batch=2, width=4, blocks=1, discriminator_width=4, pool=3, residual=True, ema=0.5, noise=0.02,
+    steps=6, batch=2, width=4, blocks=1, discriminator_width=4, pool=3, residual=True, skips=True, ema=0.5, noise=0.02,
     diffaugment=True, log_every=2, previews=2,
 )  # fmt: skip
 

@@ -80,6 +80,28 @@ def test_weights_follow_the_appendix():
     assert all(not p.any() for name, p in network.named_parameters() if name.endswith("bias"))
 
 
+def test_discriminator_starts_undecided_and_learns_from_its_first_step():
+    discriminator = PatchGAN(1, 8, layers=2)
+    discriminator.init_weights(torch_generator(0))
+    images = torch.rand(4, 1, 32, 32) * 2 - 1
+    scores = discriminator(images)
+    assert not scores.any()
+    lsgan_discriminator(*scores.chunk(2)).backward()
+    assert discriminator.last.weight.grad.any()
+
+
+def test_skips_carry_what_the_bottleneck_loses():
+    """With the decoder's convolutions at zero the output depends on the input through the skips alone."""
+    for skips in (False, True):
+        network = ResNet(1, 1, 4, 1, skips=skips)
+        init_weights(network, torch_generator(0))
+        for stage in network.decoder:
+            for p in stage.parameters():
+                torch.nn.init.zeros_(p)
+        a, b = (network(torch.rand(1, 1, 16, 16, generator=torch_generator(seed))) for seed in (1, 2))
+        assert torch.equal(a, b) != skips
+
+
 def test_least_squares():
     ones, zeros, halves = torch.ones(2, 1, 3, 3), torch.zeros(2, 1, 3, 3), torch.full((2, 1, 3, 3), 0.5)
     assert lsgan_discriminator(ones, zeros) == 0
