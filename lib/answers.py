@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from lib import cyclediff, cyclegan
 from lib.metrics import KEY_SECONDARY, PRIMARY
 from lib.statistics import MARGIN, QUESTIONS
 from lib.training import weights_metadata
@@ -98,14 +100,20 @@ def answer(comparisons: pd.DataFrame, fidelity: pd.DataFrame, metrics: pd.DataFr
 
 
 def trained_how(name: str, folder: Path) -> str:
-    """A sentence on how long a translator was trained, and how long its paper trained it."""
+    """What a translator was trained for and how long its paper's was, and which of its settings differ from those."""
     path = Path(folder) / WEIGHTS
     if not path.exists():
         return f"{name} was not trained."
     metadata = weights_metadata(path)
     published = {"CycleGAN": "200 epochs of single images", "CycleDiff": "100,000 steps of 24 images"}[name]
     batch = _count(metadata["settings"]["batch"], "image")
-    return f"{name} was trained for {metadata['steps']:,} steps of {batch} of each class (published: {published})."
+    defaults = asdict({"CycleGAN": cyclegan.Settings, "CycleDiff": cyclediff.Settings}[name]())
+    choices = {key: value for key, value in metadata["settings"].items() if isinstance(value, (bool, str))}
+    unlike = [f"{key} {value}" for key, value in choices.items() if value != defaults[key]]
+    return (
+        f"{name} was trained for {metadata['steps']:,} steps of {batch} of each class (published: {published})"
+        f"{', with ' * bool(unlike)}{', '.join(unlike)}."
+    )
 
 
 def _setting(facts: dict) -> str:

@@ -91,7 +91,10 @@ T_MIN = 1e-3  # times are drawn from (T_MIN, 1]
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults are the paper's, or where it is silent the released code's, except where it is said."""
+    """The defaults are the paper's, or where it is silent the released code's, except where it is said.
+
+    The discriminators' last layers start as in `PatchGAN.init_weights`.
+    """
 
     # Autoencoder
     autoencoder: str = "kl"  # factor 4; "pixels": lossless, factor 2, nothing to train, for images up to 128 px or so

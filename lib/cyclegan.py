@@ -64,7 +64,7 @@ from lib.translator import WEIGHTS, check_size, domains, save_preview, translate
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults are the paper's, except where it is said."""
+    """The defaults are the paper's, but for `upsampling` and the discriminators' start (`PatchGAN.init_weights`)."""
 
     steps: int = 200_000  # updates; the paper's 200 epochs are 200 · (images of the larger domain) / batch
     batch: int = 1  # images of each domain in a step; larger keeps a GPU busy
@@ -72,7 +72,7 @@ class Settings:
     cycle: float = 10.0  # λ of eq. 3
     identity: float = 5.0  # weight of L_identity, 0.5·λ; 0 leaves the term out
     noise: float = 0.0  # σ added to y_fake, x_fake before the way back, exposes a source hidden in them (1712.02950)
-    pool: int = 50  # past fakes kept for each discriminator
+    pool: int = 50  # past fakes kept for each discriminator, whatever the batch
     enlarge: float = 286 / 256  # enlarged by this factor, then cropped at random; 1 keeps the field of view
     diffaugment: bool = False  # augment all that D sees (2006.10738): a rare class is otherwise learnt by heart
     ema: float = 0.0  # decay of the averaged generators that translate; 0: the current ones, as published
@@ -266,6 +266,18 @@ class CycleGAN:
         """
         check_size(cohort, divisor=4, smallest=16)
         return translated(cohort, to, self.name, self._sampler(self.F if to == LABELS[0] else self.G), batch)
+
+    def round_trip(self, cohort: Cohort, noise: float = 0.0, seed: int = 0) -> float:
+        """‖F(G(x) + σ·n) − x‖₁ of NFF images, or ‖G(F(y) + σ·n) − y‖₁ of AFF images; the cohort has one label.
+
+        A small error that a little noise n ~ N(0, 1) makes large means that the translation hides its source in a
+        fine pattern (arXiv 1712.02950). `noise` is σ on the scale from -1 to 1.
+        """
+        there, back = (self.G, self.F) if cohort.table.label.iloc[0] == LABELS[0] else (self.F, self.G)
+        images = torch.from_numpy(cohort.images())
+        n = torch.randn(images.shape, generator=torch_generator(seed))
+        translated = self._sampler(there)(images).cpu()
+        return l1_loss(self._sampler(back)(translated + noise * n).cpu(), images).item()
 
     def save(self, folder: Path) -> None:
         """Write G and F, with settings, seed and the hashes of what they were trained on, to `weights.safetensors`."""

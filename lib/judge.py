@@ -42,24 +42,28 @@ def made_failure(image: np.ndarray, other: np.ndarray, zone: tuple[float, float]
     Parameters
     ----------
     image : (H, W) the radiograph
-    other : (H, W) a radiograph of the other class, whose fracture shines through where `kind` is "doubled"
+    other : (H, W) a radiograph of the other class, whose fracture is added where `kind` is "doubled"
     zone : top and bottom of the fracture zone as fractions of the height
     kind : one of `lib.phantom.FAILURES`
     """
     height, width = image.shape
     top, bottom = int(zone[0] * height), max(int(zone[1] * height), int(zone[0] * height) + 2)
-    image = image.astype(np.float32)
+    image, other = image.astype(np.float32), other.astype(np.float32)
+
+    def unbroken(image):  # the shaft above the zone is blended into the shaft below it
+        above, below = image[max(top - 2, 0)], image[min(bottom + 1, height - 1)]
+        share = np.clip((np.arange(height) - top) / (bottom - top), 0, 1)[:, None]
+        return (1 - share) * above + share * below
+
     weight = np.zeros_like(image)
     weight[top:bottom] = 1
     weight = gaussian_filter(weight, height / 40)
     if kind == "blurred":
         changed = gaussian_filter(image, height * rng.uniform(0.03, 0.05))
     elif kind == "doubled":
-        changed = (image + other.astype(np.float32)) / 2
-    else:  # erased: the shaft above the zone is blended into the shaft below it
-        above, below = image[max(top - 2, 0)], image[min(bottom + 1, height - 1)]
-        share = np.clip((np.arange(height) - top) / (bottom - top), 0, 1)[:, None]
-        changed = (1 - share) * above + share * below + rng.normal(0, image.std() * 0.03, image.shape)
+        changed = unbroken(image) + sum(rng.uniform(0.4, 1.0) * (z - unbroken(z)) for z in (image, other))
+    else:
+        changed = unbroken(image) + rng.normal(0, image.std() * 0.03, image.shape)
         if kind == "half drawn":
             side = np.arange(width) < width * 0.5
             weight = weight * (side if rng.random() < 0.5 else ~side)
@@ -75,16 +79,18 @@ def examples(cohort: Cohort, seed: int, phantom: Phantom | None = None) -> tuple
     Returns
     -------
     pixels : (M, H, W) in the cohort's integer range
-    classes : (M,) position in `CLASSES`
+    drawn : (M,) "AFF", "NFF" or one of `lib.phantom.FAILURES`
     """
     rng = training.generator(seed)
     kinds = rng.permutation(np.resize(FAILURES, len(cohort)))
-    pixels, classes = [cohort.pixels], [cohort.targets]
+    labels = cohort.table.label.to_numpy(object)
+    pixels, drawn = [cohort.pixels], [labels]
     if phantom is not None:
         counterfactual = phantom.counterfactual(cohort)
         pixels += [counterfactual.pixels, phantom.render(cohort.table.image_id, kinds)]
-        classes += [counterfactual.targets]
+        drawn.append(counterfactual.table.label.to_numpy(object))
     else:
+        kinds[(kinds == "half drawn") & (labels == "AFF")] = "doubled"  # half a transverse line is an incomplete AFF
         top = np.iinfo(cohort.pixels.dtype).max
         others = [rng.choice(np.flatnonzero(cohort.targets != target)) for target in cohort.targets]
         failures = [
@@ -92,8 +98,12 @@ def examples(cohort: Cohort, seed: int, phantom: Phantom | None = None) -> tuple
             for image, other, zone, kind in zip(cohort.pixels, others, zones(cohort.table), kinds, strict=True)
         ]
         pixels.append(np.clip(np.rint(failures), 0, top).astype(cohort.pixels.dtype))
-    classes.append(np.full(len(cohort), CLASSES.index("neither")))
-    return np.concatenate(pixels), np.concatenate(classes)
+    return np.concatenate(pixels), np.concatenate([*drawn, kinds])
+
+
+def class_of(drawn: np.ndarray) -> np.ndarray:
+    """(M,) position in `CLASSES` of what is drawn: every failure is "neither"."""
+    return np.array([CLASSES.index(name if name in LABELS else "neither") for name in drawn])
 
 
 # The network ---------------------------------------------------------------------------------------------------------
@@ -162,8 +172,8 @@ class Judge:
         start = checkpoint.load()
 
         if start < steps:
-            pixels, classes = examples(cohort, seed, phantom)
-            images, classes = torch.from_numpy(to_images(pixels)), torch.from_numpy(classes)
+            pixels, drawn = examples(cohort, seed, phantom)
+            images, classes = torch.from_numpy(to_images(pixels)), torch.from_numpy(class_of(drawn))
             weight = len(classes) / (len(CLASSES) * torch.bincount(classes, minlength=len(CLASSES)).float())
         bar = progress(steps, start, "judge")
         network.train()
@@ -216,8 +226,9 @@ class Judge:
         return np.array(CLASSES)[self.probabilities(pixels).argmax(1)]
 
     def confusion(self, cohort: Cohort, seed: int, phantom: Phantom | None = None) -> pd.DataFrame:
-        """How often each true class (rows) is judged to be each class (columns), on images the judge has not seen."""
-        pixels, classes = examples(cohort, seed, phantom)
-        verdicts = pd.Series(self.verdicts(pixels), name="judged")
-        truth = pd.Series(np.array(CLASSES)[classes], name="true")
-        return pd.crosstab(truth, verdicts, normalize="index").reindex(index=CLASSES, columns=CLASSES, fill_value=0.0)
+        """How often what is drawn (rows) is judged to be each class (columns), on images the judge has not seen."""
+        pixels, drawn = examples(cohort, seed, phantom)
+        shares = pd.crosstab(
+            pd.Series(drawn, name="drawn"), pd.Series(self.verdicts(pixels), name="judged"), normalize="index"
+        )
+        return shares.reindex(columns=CLASSES, fill_value=0.0).reindex(index=[*LABELS, *FAILURES])

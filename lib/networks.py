@@ -175,13 +175,13 @@ class PatchGAN(nn.Module):
         self.last = nn.Conv2d(widths[-1], 1, 4, padding=1)
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """As published, but for the last layer, which starts at zero: no patch is judged before anything is learnt.
+        """As published, but for the last layer: every patch starts at ½, between translated (0) and real (1).
 
-        From N(0, 0.02) the first scores are noise of about the size of the targets, and unlearning it took longer than
-        learning the classes (`benchmarks/discriminator.py`).
+        Small discriminators learn the classes sooner than from N(0, 0.02) (`benchmarks/discriminator.py`).
         """
         init_weights(self, generator)
         nn.init.zeros_(self.last.weight)
+        nn.init.constant_(self.last.bias, 0.5)
 
     def forward(self, x: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
         """(B, channels, H, W) → (B, 1, h, w), a score for each patch: 1 real, 0 translated."""
@@ -276,6 +276,7 @@ def diffaugment(images: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     """Random brightness, contrast and shift by up to an eighth, through which gradients flow (arXiv 2006.10738).
 
     Applied to all that a discriminator sees, real and translated, it keeps a small class from being learnt by heart.
+    The ranges are ours: brightness says less of a radiograph than of a photograph.
     """
     draw = (torch.rand(2, len(images), 1, 1, 1, generator=generator) - 0.5).to(images.device)
     mean = images.mean(dim=(1, 2, 3), keepdim=True)

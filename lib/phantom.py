@@ -38,6 +38,7 @@ FIELD_OF_VIEW = 90.0  # mm, side of the square frame: a shaft of 28 mm is a litt
 MU_CORTEX, MU_MARROW, MU_SOFT = 0.0604, 0.0235, 0.0217  # 1/mm at 60 keV
 SCATTER = 0.01  # share of the incident photons that reach the detector from elsewhere
 OVERSAMPLING = 2  # rays per pixel side: intensities are averaged over a pixel, as a detector does
+NORMAL = ("oblique", "spiral", "butterfly")  # subtypes of a normal fracture
 FAILURES = ("erased", "blurred", "doubled", "half drawn")  # what a translator may leave that is no fracture
 
 
@@ -125,8 +126,8 @@ def atypical(rng: np.random.Generator, radius: float) -> Fracture:
 
 
 def normal(rng: np.random.Generator) -> Fracture:
-    """A normal (high-energy) fracture: oblique, spiral or with a butterfly fragment, displaced, without beaking."""
-    subtype = rng.choice(["oblique", "spiral", "butterfly"], p=[0.6, 0.2, 0.2])
+    """A normal fracture: oblique, spiral or with a butterfly fragment, displaced, without beaking."""
+    subtype = rng.choice(NORMAL, p=[0.6, 0.2, 0.2])
     sign = int(rng.choice([-1, 1]))
     return Fracture(
         str(subtype),
@@ -142,7 +143,10 @@ def normal(rng: np.random.Generator) -> Fracture:
 
 
 def mimic(rng: np.random.Generator, radius: float) -> Fracture:
-    """A normal fracture that looks atypical: the case definition also asks for minimal trauma, which no image shows."""
+    """An NFF that looks like an AFF: labels follow records, and a radiograph need not show what they know.
+
+    The case definition excludes, for one, fractures of a diseased bone (tumours, Paget's disease).
+    """
     return replace(atypical(rng, radius), subtype="mimic")
 
 
@@ -156,8 +160,10 @@ def draw_patient(seed: int, number: int, aff_share: float, overlap: float) -> Pa
     aff = bool((start + number * 0.6180339887498949) % 1 < aff_share)
     rng = np.random.default_rng([seed, number])
     aff_rng, nff_rng = np.random.default_rng([seed, number, 1]), np.random.default_rng([seed, number, 2])
+    mimics = nff_rng.random() < overlap
+    looks_atypical = aff or mimics
     radius = min(max(rng.normal(14, 1.2), 11), 17)
-    cortex = min(max(rng.normal(5.6 + 0.5 * aff, 0.9), 3.5), 8.5)
+    cortex = min(max(rng.normal(5.6 + 0.5 * looks_atypical, 0.9), 3.5), 8.5)
     return Patient(
         label="AFF" if aff else "NFF",
         side=str(rng.choice(["left", "right"])),
@@ -165,11 +171,11 @@ def draw_patient(seed: int, number: int, aff_share: float, overlap: float) -> Pa
         radius=radius,
         cortex=cortex,
         taper=rng.normal(0.0006, 0.0006),
-        bowing=(rng.normal(0.0008 + 0.0003 * aff, 0.0005), rng.normal(0.0015, 0.0004)),
+        bowing=(rng.normal(0.0008 + 0.0003 * looks_atypical, 0.0005), rng.normal(0.0015, 0.0004)),
         thigh=(min(max(rng.normal(75, 12), 48), 110), min(max(rng.normal(65, 10), 45), 95)),
         fractures={
             "AFF": atypical(aff_rng, radius),
-            "NFF": mimic(nff_rng, radius) if nff_rng.random() < overlap else normal(nff_rng),
+            "NFF": mimic(nff_rng, radius) if mimics else normal(nff_rng),
         },
     )
 
@@ -341,10 +347,11 @@ def render(patient: Patient, exposure: Exposure, drawn: str, size: int, rng: np.
         bones = unbroken = bone(None)
         for label in LABELS:
             bones = bones + rng.uniform(0.4, 1.0) * (bone(patient.fractures[label]) - unbroken)
+        bones = np.maximum(bones, 0)  # where both gaps meet
     else:
         half = (
             ramp(int(rng.choice([-1, 1])) * u, 8.0)
-            if patient.label == "NFF"
+            if own.subtype in NORMAL
             else ramp(-u * copysign(1, cos(exposure.angle)), 8.0)
         )
         bones = bone(None) + half * (bone(own) - bone(None))
@@ -406,8 +413,8 @@ class Phantom:
     patients : number of patients, 3.6 images each on average (1 to 8)
     size : side of the images in pixels
     aff_share : share of AFF patients (the nearest published cohort has 159 AFF and 914 NFF patients)
-    overlap : share of NFF patients whose fracture looks atypical (`mimic`), so that no classifier is perfect: its AUROC
-        is at most 1 − overlap/2
+    overlap : share of NFF patients who look like AFF patients (`mimic`), so that no classifier is perfect: its AUROC is
+        at most 1 − overlap/2 on average
     seed : every number gives another cohort
     """
 

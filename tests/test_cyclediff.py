@@ -31,6 +31,7 @@ from lib.cyclediff import (
     time_grid,
     vgg16_features,
 )
+from lib.networks import lsgan_discriminator
 from lib.training import Checkpoint, History, torch_generator, weights_metadata
 
 TOY = Settings(
@@ -330,6 +331,26 @@ def test_residual_translators_start_as_the_identity():
     translator.init_weights(torch_generator(0))
     C = torch.randn(2, 4, 8, 8)
     assert torch.equal(translator(C, torch.tensor([0.1, 0.9])), C)
+
+
+def test_translator_skips_change_what_comes_out_of_the_same_weights():
+    C, t, outputs = torch.randn(2, 4, 8, 8), torch.tensor([0.1, 0.9]), []
+    for skips in (True, False):
+        translator = cyclediff.Translator(4, replace(KL, residual=False, translator_skips=skips))
+        translator.init_weights(torch_generator(0))
+        outputs.append(translator(C, t))
+    assert not torch.equal(*outputs)
+
+
+def test_discriminators_start_undecided_with_gradients_of_ordinary_size():
+    """Rows of zeros would be normalised by nothing, and one huge gradient stops Adam for thousands of steps."""
+    D = cyclediff.Discriminator(4, 32, replace(KL, discriminator_width=4))
+    D.patches.init_weights(torch_generator(0))
+    t = torch.tensor([0.1, 0.9])
+    real, fake = D(torch.randn(2, 4, 32, 32), t), D(torch.randn(2, 4, 32, 32), t)
+    assert (real == 0.5).all()
+    (lsgan_discriminator(real, fake) + cyclediff.contrastive_loss(real, fake)).backward()
+    assert all(p.grad.abs().max() < 100 for p in D.patches.last.parameters())
 
 
 def test_separate_unets_know_their_domain_only():

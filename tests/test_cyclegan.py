@@ -141,6 +141,37 @@ def test_residual_generator_stays_in_range_and_learns_at_saturated_pixels():
     assert generator.head.bias.grad > 0
 
 
+def test_settings_reach_the_networks_and_the_loop(tmp_path):
+    """Discriminators start undecided; skips and augmentation change what comes out of the same weights and batches."""
+
+    def first_losses(**changes):
+        gan, folder = CycleGAN(replace(TOY, steps=1, log_every=1, previews=1, **changes)), tmp_path / repr(changes)
+        folder.mkdir()
+        return gan.fit(toy_cohort(), folder, seed=0).iloc[0]
+
+    first = first_losses()
+    assert first.D_X == first.D_Y == first.adversarial_G == first.adversarial_F == 0.25
+    x, outputs = torch.rand(1, 1, 16, 16), []
+    for skips in (True, False):
+        generator = Generator(replace(TOY, residual=False, skips=skips))
+        generator.init_weights(torch_generator(0))
+        outputs.append(generator(x))
+    assert not torch.equal(*outputs)
+    plain, augmented = (
+        CycleGAN(replace(TOY, diffaugment=diffaugment)).fit(toy_cohort(), tmp_path / str(diffaugment), seed=0)
+        for diffaugment in (False, True)
+    )
+    assert (plain.D_X.iloc[-1], plain.D_Y.iloc[-1]) != (augmented.D_X.iloc[-1], augmented.D_Y.iloc[-1])
+
+
+def test_round_trip_of_generators_that_do_nothing_errs_by_the_noise(tmp_path):
+    gan, cohort = CycleGAN(TOY), toy_cohort(30, size=32).select(label="NFF")  # greys far from the ends of the scale
+    for network in (gan.G, gan.F):
+        network.init_weights(torch_generator(0))
+    assert gan.round_trip(cohort) == 0
+    assert gan.round_trip(cohort, 0.05) == pytest.approx(0.05 * (2 / np.pi) ** 0.5, rel=0.02)
+
+
 def test_published_generator_ends_in_tanh():
     generator = Generator(replace(TOY, residual=False))
     torch.nn.init.constant_(generator.head.bias, 50.0)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lib.cohort import Cohort
-from lib.judge import CLASSES, DEFAULT_ZONE, Judge, examples, jittered, made_failure, zones
+from lib.judge import CLASSES, DEFAULT_ZONE, Judge, class_of, examples, jittered, made_failure, zones
 from lib.phantom import FAILURES, Phantom
 
 PHANTOM = Phantom(patients=12, size=32, aff_share=0.4, seed=5)
@@ -23,14 +23,17 @@ def judge(cohort, tmp_path_factory):
 
 
 def test_examples_on_the_phantom_are_balanced_three_ways(cohort):
-    pixels, classes = examples(cohort, seed=0, phantom=PHANTOM)
+    pixels, drawn = examples(cohort, seed=0, phantom=PHANTOM)
     assert len(pixels) == 3 * len(cohort)
-    np.testing.assert_array_equal(np.bincount(classes), [len(cohort)] * 3)
+    np.testing.assert_array_equal(np.bincount(class_of(drawn)), [len(cohort)] * 3)
+    assert {*drawn} == {"AFF", "NFF", *FAILURES}
 
 
 def test_examples_of_real_radiographs_are_made_of_nothing_but_them(cohort):
-    pixels, classes = examples(cohort, seed=0)
-    assert len(pixels) == 2 * len(cohort) and (classes == CLASSES.index("neither")).sum() == len(cohort)
+    pixels, drawn = examples(cohort, seed=0)
+    failures = drawn[len(cohort) :]
+    assert len(pixels) == 2 * len(cohort) and set(failures) <= set(FAILURES)
+    assert "half drawn" not in failures[cohort.table.label == "AFF"]
     np.testing.assert_array_equal(pixels[: len(cohort)], cohort.pixels)
     assert pixels.dtype == cohort.pixels.dtype
     sixteen = Cohort(cohort.table, cohort.pixels.astype(np.uint16) * 257)
@@ -91,7 +94,16 @@ def test_a_finished_training_is_not_repeated(judge, cohort):
     np.testing.assert_allclose(again.features(cohort.pixels), judge.features(cohort.pixels), atol=1e-4)
 
 
-def test_confusion_has_a_row_of_shares_for_each_class(judge, cohort):
+def test_made_doubles_hold_both_lines():
+    image, other = np.full((2, 64, 64), 200.0)
+    image[28], other[36] = 50, 50
+    failed = made_failure(image, other, (0.4, 0.6), "doubled", np.random.default_rng(0))
+    assert failed[28].mean() < 160 and failed[36].mean() < 160
+    np.testing.assert_allclose(failed[32], 200, atol=1)
+
+
+def test_confusion_has_a_row_of_shares_for_each_class_and_failure(judge, cohort):
     confusion = judge[0].confusion(cohort, seed=1, phantom=PHANTOM)
-    assert list(confusion.index) == list(confusion.columns) == list(CLASSES)
+    assert list(confusion.columns) == list(CLASSES)
+    assert list(confusion.index) == ["NFF", "AFF", *FAILURES]
     np.testing.assert_allclose(confusion.sum(axis=1), 1)

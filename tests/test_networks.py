@@ -85,20 +85,25 @@ def test_discriminator_starts_undecided_and_learns_from_its_first_step():
     discriminator.init_weights(torch_generator(0))
     images = torch.rand(4, 1, 32, 32) * 2 - 1
     scores = discriminator(images)
-    assert not scores.any()
-    lsgan_discriminator(*scores.chunk(2)).backward()
+    assert (scores == 0.5).all()
+    loss = lsgan_discriminator(*scores.chunk(2))
+    assert loss == 0.25
+    loss.backward()
     assert discriminator.last.weight.grad.any()
 
 
-def test_skips_carry_what_the_bottleneck_loses():
-    """With the decoder's convolutions at zero the output depends on the input through the skips alone."""
-    for skips in (False, True):
-        network = ResNet(1, 1, 4, 1, skips=skips)
-        init_weights(network, torch_generator(0))
-        for stage in network.decoder:
-            for p in stage.parameters():
-                torch.nn.init.zeros_(p)
-        a, b = (network(torch.rand(1, 1, 16, 16, generator=torch_generator(seed))) for seed in (1, 2))
+@pytest.mark.parametrize("skips", [False, True])
+def test_skips_carry_what_the_bottleneck_loses(skips):
+    """With no signal from below, the two last layers still see the input, each through its own skip."""
+    network, seen = ResNet(1, 1, 4, 1, skips=skips), {}
+    init_weights(network, torch_generator(0))
+    for p in (*network.encoder[2].parameters(), *network.decoder[1].parameters()):
+        torch.nn.init.zeros_(p)
+    for name, layer in (("half", network.decoder[1]), ("full", network.head)):
+        layer.register_forward_pre_hook(lambda _, h, name=name: seen.setdefault(name, []).append(h[0]))
+    for seed in (1, 2):
+        network(torch.rand(1, 1, 16, 16, generator=torch_generator(seed)))
+    for a, b in seen.values():
         assert torch.equal(a, b) != skips
 
 
