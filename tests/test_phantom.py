@@ -95,7 +95,7 @@ def test_every_image_is_a_function_of_seed_patient_and_image(cohort):
 
 
 def test_known_pixels():
-    """Guards the physics: where these means change, every figure of the study does. Tolerance for other numpy builds."""
+    """Guards the physics: where these means change, every figure does. Tolerance for other numpy builds."""
     means = Phantom(patients=3, size=64, seed=0).cohort().pixels.mean((1, 2))
     np.testing.assert_allclose(means, [87.6, 84.1, 79.7, 97.8, 106.8, 96.6, 77.0, 113.3, 123.4], atol=0.5)
 
