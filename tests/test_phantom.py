@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import ks_2samp
 
+from lib.cohort import LABELS
 from lib.phantom import (
     FAILURES,
     MU_CORTEX,
@@ -97,7 +97,7 @@ def test_every_image_is_a_function_of_seed_patient_and_image(cohort):
 def test_known_pixels():
     """Guards the physics: where these means change, every figure does. Tolerance for other numpy builds."""
     means = Phantom(patients=3, size=64, seed=0).cohort().pixels.mean((1, 2))
-    np.testing.assert_allclose(means, [87.6, 84.1, 79.7, 97.8, 106.8, 96.6, 77.0, 113.3, 123.4], atol=0.5)
+    np.testing.assert_allclose(means, [87.6, 84.1, 79.7, 97.8, 106.8, 96.6, 77.0, 114.7, 125.0], atol=0.5)
 
 
 def test_patients_have_one_to_eight_images_of_one_label_and_side(cohort):
@@ -140,34 +140,23 @@ def test_failures_are_neither_fracture(cohort):
             assert np.abs(drawn[a] - drawn[b]).mean() > 0.3, (a, b)
 
 
-def test_overlap_is_the_share_of_normal_fractures_that_look_atypical():
-    """Without it every fracture has its class' features."""
+def test_overlap_is_the_share_of_normal_fractures_that_are_hard_to_tell():
+    """Without it every fracture has its class' features; with it they overlap in slope and thickening."""
     for overlap in (0.0, 0.4):
         patients = [draw_patient(0, number, 0.5, overlap) for number in range(1500)]
-        share = {label: np.mean([p.fractures[label].subtype == "mimic" for p in patients]) for label in ("AFF", "NFF")}
-        assert share["NFF"] == pytest.approx(overlap, abs=0.04)
-        assert share["AFF"] == 0
+        hard = {name: np.mean([p.fractures[name].subtype == "nearly transverse" for p in patients]) for name in LABELS}
+        assert hard["NFF"] == pytest.approx(overlap, abs=0.04)
+        assert hard["AFF"] == 0
     clear = [draw_patient(0, number, 0.5, 0.0).fractures for number in range(300)]
     assert min(abs(f["NFF"].slope) for f in clear) > np.tan(np.deg2rad(30))
     assert all(f["NFF"].beak == 0 and f["AFF"].beak >= 0.5 for f in clear)
-
-
-def test_a_mimic_is_drawn_like_an_atypical_fracture():
-    """Patient and fracture come from the same distributions: nothing but the label tells them apart."""
-    patients = [draw_patient(1, number, 0.5, 1.0) for number in range(4000)]
-    groups = {label: [p for p in patients if p.label == label] for label in ("AFF", "NFF")}
-    for trait in ("slope", "beak", "gap", "reach", "flare"):
-        a, b = (np.array([getattr(p.fractures[label], trait) for p in group]) for label, group in groups.items())
-        assert ks_2samp(a, b).pvalue > 0.001, trait
-    for trait in ("radius", "cortex", "taper"):
-        a, b = (np.array([getattr(p, trait) for p in group]) for group in groups.values())
-        assert ks_2samp(a, b).pvalue > 0.001, trait
-    a, b = (np.array([p.bowing[0] for p in group]) for group in groups.values())
-    assert ks_2samp(a, b).pvalue > 0.001
+    hard = [draw_patient(0, number, 0.5, 1.0).fractures for number in range(300)]
+    assert max(abs(f["NFF"].slope) for f in hard) < np.tan(np.deg2rad(16))
+    assert 0.1 < np.mean([f["NFF"].beak > f["AFF"].beak for f in hard]) < 0.4
 
 
 def test_half_drawn_lines_never_pass_for_incomplete_atypical_ones():
-    """An incomplete AFF breaks the lateral cortex alone, so a half drawn line of that look breaks the medial one."""
+    """An incomplete AFF breaks the lateral cortex alone, so the medial half is drawn of a line that is transverse."""
     phantom = Phantom(patients=40, size=64, aff_share=0.3, overlap=1.0, seed=2)
     table = phantom.table
     rows = table[(table["view"] == "AP") & table.image_id.str.endswith("-0")].reset_index(drop=True)
