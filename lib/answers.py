@@ -89,6 +89,8 @@ def answer(comparisons: pd.DataFrame, fidelity: pd.DataFrame, metrics: pd.DataFr
             parts = [_fidelity(comparisons, fidelity), *parts]
         headlines = [headline for headline, _ in parts]
         short.append(f"- {question.capitalize() if question.islower() else question}: {'; '.join(headlines)}.")
+        if question == "RQ1":
+            short += [f"- {sentence}" for sentence in _no_closer_than_source(fidelity)]
         text = [f"**{_sentence(headline)}.** {body}" for headline, body in parts]
         if question == "RQ1" and (remark := _disagreement(comparisons)):
             text.append(remark)
@@ -100,20 +102,26 @@ def answer(comparisons: pd.DataFrame, fidelity: pd.DataFrame, metrics: pd.DataFr
 
 
 def trained_how(name: str, folder: Path) -> str:
-    """What a translator was trained for and how long its paper's was, and which of its settings differ from those."""
+    """A sentence on how long a translator was trained, and how long its paper trained it."""
     path = Path(folder) / WEIGHTS
     if not path.exists():
         return f"{name} was not trained."
     metadata = weights_metadata(path)
     published = {"CycleGAN": "200 epochs of single images", "CycleDiff": "100,000 steps of 24 images"}[name]
     batch = _count(metadata["settings"]["batch"], "image")
+    return f"{name} was trained for {metadata['steps']:,} steps of {batch} of each class (published: {published})."
+
+
+def unlike_published(name: str, folder: Path) -> str:
+    """A sentence on what was chosen otherwise than in a translator's paper, sizes aside; empty where nothing was."""
+    path = Path(folder) / WEIGHTS
+    if not path.exists():
+        return ""
+    metadata = weights_metadata(path)
     defaults = asdict({"CycleGAN": cyclegan.Settings, "CycleDiff": cyclediff.Settings}[name]())
     choices = {key: value for key, value in metadata["settings"].items() if isinstance(value, (bool, str))}
-    unlike = [f"{key} {value}" for key, value in choices.items() if value != defaults[key]]
-    return (
-        f"{name} was trained for {metadata['steps']:,} steps of {batch} of each class (published: {published})"
-        f"{', with ' * bool(unlike)}{', '.join(unlike)}."
-    )
+    unlike = [f"{key} = {value}" for key, value in choices.items() if value != defaults[key]]
+    return f"Chosen otherwise than in the paper of {name}: {', '.join(unlike)}." if unlike else ""
 
 
 def _setting(facts: dict) -> str:
@@ -260,14 +268,18 @@ def _kid_sentence(row) -> str:
 
 
 def _no_closer_than_source(fidelity: pd.DataFrame) -> list[str]:
-    """A sentence for each direction in which a generator's images lie no closer to real ones than doing nothing."""
+    """A sentence for each direction in which a generator's images lie no closer to real ones than doing nothing.
+
+    That is where the KID of the untranslated images lies within the interval of the translated ones', or below it.
+    """
     kid = fidelity[(fidelity.metric == "kid") & (fidelity.features == "judge")]
-    means = kid.groupby(["direction", "method"], sort=False).value.mean().unstack()
-    if "source" not in means:
-        return []
+    means = kid.groupby(["direction", "method"], sort=False)[["value", "ci_high"]].mean()
     sentences = []
-    for direction, row in means.iterrows():
-        idle = [name for method, name in GENERATORS.items() if method in row and row[method] >= row["source"]]
+    for direction, rows in means.groupby("direction", sort=False):
+        rows = rows.droplevel("direction")
+        if "source" not in rows.index:
+            continue
+        idle = [n for m, n in GENERATORS.items() if m in rows.index and rows.ci_high[m] >= rows.value["source"]]
         if idle:
             sentences.append(f"{direction}, images of {_list(idle)} lie no closer to real ones than untranslated ones.")
     return sentences
@@ -348,6 +360,7 @@ def _reading(facts: dict) -> str:
         f"matters means that the 90 % interval of the AUROC difference lies within ±{margin:g}. Otherwise the data "
         "cannot decide, which is not the same as no difference. Intervals are 95 % unless it says otherwise, and not "
         "adjusted. All other metrics and conditions are supporting or descriptive."
+        f"{' ' * bool(facts.get('unlike_published'))}{facts.get('unlike_published', '')}"
     )
 
 

@@ -166,6 +166,7 @@ def fidelity_bars(fidelity: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     )
     for line, direction in zip(axes, directions, strict=True):
         for ax, metric in zip(line, metrics, strict=True):
+            ax.xaxis.set_tick_params(labelbottom=True)
             rows = fidelity[(fidelity.direction == direction) & (fidelity.metric == metric)]
             rows = (
                 rows[rows.features != "inception"].groupby("method", sort=False)[["value", "ci_low", "ci_high"]].mean()
@@ -177,8 +178,15 @@ def fidelity_bars(fidelity: pd.DataFrame, metrics: Sequence[str]) -> Figure:
             ax.invert_yaxis()
             if ax is line[0]:
                 ax.set_ylabel(direction)
-            if line is axes[-1]:
+            if direction == directions[-1]:
                 ax.set_xlabel(metric.replace("_", " "))
+    for ax, metric in zip(axes[-1], metrics, strict=True):
+        values = fidelity[(fidelity.metric == metric) & (fidelity.features != "inception")]
+        rest = values[values.method != "noise"]
+        if len(rest) < len(values) and values.value.max() > 3 * rest.value.max():  # a bar that would hide all others
+            ax.set_xlim(min(rest.ci_low.min(), 0), 1.1 * rest.ci_high.max())
+            cut = values[values.method == "noise"].value.mean()
+            ax.set_xlabel(f"{metric.replace('_', ' ')} (noise, cut off: {cut:.3g})")
     return fig
 
 

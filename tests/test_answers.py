@@ -1,11 +1,16 @@
 import re
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from lib.answers import answer
+from lib import cyclegan
+from lib.answers import answer, unlike_published
 from lib.statistics import COLUMNS, QUESTIONS
+from lib.training import save_weights
+from lib.translator import WEIGHTS
 
 FACTS = {
     "data": "phantom", "profile": "quick", "cells": 1, "test_patients": 120, "test_aff_patients": 18, "seeds": 3,
@@ -216,3 +221,30 @@ def test_text_is_well_formed(verdict, kid, without):
     for paragraph in filter(None, prose.split("\n\n")):
         for line in paragraph.strip().splitlines():
             assert line.endswith((".", ":")), line
+
+
+def test_a_generator_that_does_nothing_is_named():
+    """Its KID is that of the untranslated images to within its interval, or worse."""
+    kid = pd.DataFrame(
+        [
+            ("NFF→AFF", "source", 0.31, 0.2, 0.4),
+            ("NFF→AFF", "cyclegan", 0.02, 0.01, 0.04),
+            ("NFF→AFF", "cyclediff", 0.30, 0.21, 0.39),
+            ("AFF→NFF", "source", 0.31, 0.2, 0.4),
+            ("AFF→NFF", "cyclegan", 0.02, 0.01, 0.04),
+            ("AFF→NFF", "cyclediff", 0.05, 0.01, 0.09),
+        ],
+        columns=["direction", "method", "value", "ci_low", "ci_high"],
+    ).assign(features="judge", metric="kid", repeat=0, fold=0, n=100)
+    text = answer(comparisons("undecided"), kid, scores(), FACTS)
+    assert "\n- NFF→AFF, images of CycleDiff lie no closer to real ones than untranslated ones.\n" in text
+    assert "AFF→NFF, images of" not in text
+
+
+def test_what_differs_from_the_paper_is_read_from_the_weights(tmp_path):
+    settings = asdict(cyclegan.Settings(residual=True, width=8))
+    save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"steps": 5, "settings": settings})
+    assert unlike_published("CycleGAN", tmp_path) == "Chosen otherwise than in the paper of CycleGAN: residual = True."
+    assert unlike_published("CycleGAN", tmp_path / "nowhere") == ""
+    facts = FACTS | {"unlike_published": "Chosen otherwise."}
+    assert "Chosen otherwise." in section(answer(comparisons("undecided"), fidelity(), scores(), facts), "How to read")

@@ -109,3 +109,14 @@ def test_loss_curves_share_panels_and_keep_to_the_data():
     assert np.allclose(smooth.get_ydata(), 3.0)
     falling = together.lines[1].get_ydata()
     assert np.all(np.diff(falling) <= 0)
+
+
+def test_a_bar_that_would_hide_the_others_is_cut_off_and_said():
+    rows = [("NFF→AFF", m, "kid", v) for m, v in (("source", 1.4), ("cyclegan", 0.03), ("noise", 525.0))]
+    rows += [("AFF→NFF", m, "kid", v) for m, v in (("source", 1.3), ("cyclegan", 0.1))]
+    table = pd.DataFrame(rows, columns=["direction", "method", "metric", "value"])
+    table = table.assign(features="judge", ci_low=table.value - 0.1, ci_high=table.value + 0.1)
+    above, below = figures.fidelity_bars(table, ["kid"]).axes
+    assert below.get_xlim()[1] < 2
+    assert below.get_xlabel() == "kid (noise, cut off: 525)" and above.get_ylabel() == "NFF→AFF"
+    assert figures.fidelity_bars(table[table.method != "noise"], ["kid"]).axes[-1].get_xlabel() == "kid"
