@@ -360,8 +360,8 @@ def _reading(facts: dict) -> str:
         f"matters means that the 90 % interval of the AUROC difference lies within ±{margin:g}. Otherwise the data "
         "cannot decide, which is not the same as no difference. Intervals are 95 % unless it says otherwise, and not "
         "adjusted. All other metrics and conditions are supporting or descriptive."
-        f"{' ' * bool(facts.get('unlike_published'))}{facts.get('unlike_published', '')}"
-    )
+        f" {facts.get('unlike_published', '')}"
+    ).rstrip()
 
 
 def _interval(row) -> str:

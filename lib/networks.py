@@ -276,7 +276,7 @@ def diffaugment(images: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     """Random brightness, contrast and shift by up to an eighth, through which gradients flow (arXiv 2006.10738).
 
     Applied to all that a discriminator sees, real and translated, it keeps a small class from being learnt by heart.
-    The ranges are ours: brightness says less of a radiograph than of a photograph.
+    The ranges are ours.
     """
     draw = (torch.rand(2, len(images), 1, 1, 1, generator=generator) - 0.5).to(images.device)
     mean = images.mean(dim=(1, 2, 3), keepdim=True)

@@ -38,7 +38,7 @@ FIELD_OF_VIEW = 90.0  # mm, side of the square frame: a shaft of 28 mm is a litt
 MU_CORTEX, MU_MARROW, MU_SOFT = 0.0604, 0.0235, 0.0217  # 1/mm at 60 keV
 SCATTER = 0.01  # share of the incident photons that reach the detector from elsewhere
 OVERSAMPLING = 2  # rays per pixel side: intensities are averaged over a pixel, as a detector does
-CLEARLY_NORMAL = ("oblique", "spiral", "butterfly")  # subtypes
+CLEARLY_NORMAL = ("oblique", "spiral", "butterfly")  # subtypes that no one takes for an AFF
 FAILURES = ("erased", "blurred", "doubled", "half drawn")  # what a translator may leave that is no fracture
 
 

@@ -169,7 +169,7 @@ def test_half_drawn_lines_never_pass_for_incomplete_atypical_ones():
 
 
 def test_doubled_lines_are_both_there():
-    """Each line darkens the bone where only it runs, and nothing is drawn that attenuates less than soft tissue."""
+    """Each line darkens the bone where only it runs."""
     phantom = Phantom(patients=40, size=64, aff_share=0.3, overlap=0.0, seed=2)
     ids = phantom.table.image_id[phantom.table["view"] == "AP"][:20]
     doubled, whole, aff, nff = (
