@@ -268,7 +268,7 @@ def _kid_sentence(row) -> str:
 
 
 def _no_closer_than_source(fidelity: pd.DataFrame) -> list[str]:
-    """A sentence for each direction in which a generator's images lie no closer to real ones than doing nothing.
+    """A sentence for each direction in which a generator is not shown to do better than doing nothing.
 
     That is where the KID of the untranslated images lies within the interval of the translated ones', or below it.
     """
@@ -281,7 +281,9 @@ def _no_closer_than_source(fidelity: pd.DataFrame) -> list[str]:
             continue
         idle = [n for m, n in GENERATORS.items() if m in rows.index and rows.ci_high[m] >= rows.value["source"]]
         if idle:
-            sentences.append(f"{direction}, images of {_list(idle)} lie no closer to real ones than untranslated ones.")
+            sentences.append(
+                f"{direction}, images of {_list(idle)} are not shown to lie closer to real ones than untranslated ones."
+            )
     return sentences
 
 
