@@ -90,7 +90,7 @@ def answer(comparisons: pd.DataFrame, fidelity: pd.DataFrame, metrics: pd.DataFr
         headlines = [headline for headline, _ in parts]
         short.append(f"- {question.capitalize() if question.islower() else question}: {'; '.join(headlines)}.")
         if question == "RQ1":
-            short += [f"- {sentence}" for sentence in _no_closer_than_source(fidelity)]
+            short += [f"- {sentence}" for sentence in _not_shown_closer(fidelity)]
         text = [f"**{_sentence(headline)}.** {body}" for headline, body in parts]
         if question == "RQ1" and (remark := _disagreement(comparisons)):
             text.append(remark)
@@ -235,7 +235,7 @@ def _fidelity(comparisons: pd.DataFrame, fidelity: pd.DataFrame) -> tuple[str, s
         )
         text += [_kid_sentence(row) for row in tests.itertuples()]
     if len(fidelity):
-        text += _no_closer_than_source(fidelity)
+        text += _not_shown_closer(fidelity)
     if len(fidelity):
         text.append(_transfer(fidelity))
     blocks = [" ".join(filter(None, text))]
@@ -267,7 +267,7 @@ def _kid_sentence(row) -> str:
     )
 
 
-def _no_closer_than_source(fidelity: pd.DataFrame) -> list[str]:
+def _not_shown_closer(fidelity: pd.DataFrame) -> list[str]:
     """A sentence for each direction in which a generator is not shown to do better than doing nothing.
 
     That is where the KID of the untranslated images lies within the interval of the translated ones', or below it.
