@@ -22,7 +22,7 @@ STEPS, EVERY, BATCH = 1000, 100, 4
 
 def course(training: Cohort, validation: Cohort, undecided: bool, seed: int) -> list[float]:
     """Validation AUROC of the mean patch score, every 100 steps."""
-    X, Y = domains(training, divisor=4, smallest=16)
+    X, Y = domains(training, divisor=4, smallest=16, batch=BATCH)
     images, device = torch.from_numpy(validation.images()), accelerator().device
     D = PatchGAN(1, 32)
     if undecided:

@@ -21,7 +21,16 @@ from torch.nn import functional as F
 from lib.cohort import LABELS, Cohort
 from lib.metrics import by_patient, choose_threshold
 from lib.runs import from_root
-from lib.training import Checkpoint, History, accelerator, batch_rows, cohort_hash, source_hash, torch_generator
+from lib.training import (
+    Checkpoint,
+    History,
+    accelerator,
+    batch_rows,
+    check_finite,
+    cohort_hash,
+    source_hash,
+    torch_generator,
+)
 
 ARCHITECTURES = {
     "resnet18": "ResNet-18",
@@ -281,6 +290,7 @@ def train(
         with machine.autocast():
             output = network(batch)[:, 0]
         loss = F.binary_cross_entropy_with_logits(output.float(), targets[rows], pos_weight=weight)
+        check_finite(step + 1, {"loss": loss})
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -293,8 +303,9 @@ def train(
             validation_loss = F.binary_cross_entropy_with_logits(output, validation_targets).item()
             labels, probabilities = patient_probabilities(validation, output.cpu().double().sigmoid().numpy())
             auroc = roc_auc_score(labels, probabilities) if np.isfinite(probabilities).all() else math.nan
-            mean_loss = torch.stack(losses).mean()
-            history.record(done, loss=mean_loss, validation_loss=validation_loss, validation_auroc=auroc)
+            terms = {"loss": torch.stack(losses).mean(), "validation_loss": validation_loss, "validation_auroc": auroc}
+            check_finite(done, terms)
+            history.record(done, **terms)
             best.update(done, auroc, validation_loss, network)
             losses = []
             if checkpoint and saved.due():

@@ -50,8 +50,10 @@ from lib.training import (
     History,
     accelerator,
     batch_rows,
+    check_finite,
     cohort_hash,
     flipped,
+    known,
     load_weights,
     patients_hash,
     save_weights,
@@ -139,7 +141,7 @@ class CycleGAN:
         discriminators (0.25 where one cannot tell).
         """
         s, folder = self.settings, Path(folder)
-        X, Y = domains(cohort, divisor=4, smallest=16)
+        X, Y = domains(cohort, divisor=4, smallest=16, batch=s.batch)
         layers = patch_layers(cohort.size, s.discriminator_layers)
         D_X, D_Y = (self._network(PatchGAN(1, s.discriminator_width, layers)) for _ in range(2))
         self.G.init_weights(torch_generator(seed, 1))
@@ -205,6 +207,11 @@ class CycleGAN:
             identity_X, identity_Y = l1_loss(x_same, x), l1_loss(y_same, y)
             loss = adversarial_G + adversarial_F + s.cycle * (cycle_X + cycle_Y)  # eq. 3
             loss = loss + s.identity * (identity_X + identity_Y)
+            terms = {
+                "adversarial_G": adversarial_G, "adversarial_F": adversarial_F, "cycle_X": cycle_X, "cycle_Y": cycle_Y,
+                "identity_X": identity_X, "identity_Y": identity_Y,
+            }  # fmt: skip
+            check_finite(step + 1, terms)
             optimiser_G.zero_grad()
             loss.backward()
             optimiser_G.step()
@@ -219,18 +226,15 @@ class CycleGAN:
                 with self.accelerator.autocast():
                     scores = D(diffaugment(both, random) if s.diffaugment else both)
                 losses_D.append(lsgan_discriminator(*scores.chunk(2)))
+            terms_D = {"D_X": losses_D[0], "D_Y": losses_D[1]}
+            check_finite(step + 1, terms_D)
             optimiser_D.zero_grad()
             sum(losses_D).backward()
             optimiser_D.step()
 
             # Record, show, save.
             if (step + 1) % s.log_every == 0 or step + 1 == s.steps:
-                terms = {
-                    "adversarial_G": adversarial_G, "adversarial_F": adversarial_F, "cycle_X": cycle_X,
-                    "cycle_Y": cycle_Y, "identity_X": identity_X, "identity_Y": identity_Y, "D_X": losses_D[0],
-                    "D_Y": losses_D[1],
-                }  # fmt: skip
-                terms = {name: term.item() for name, term in terms.items()}
+                terms = {name: term.item() for name, term in (terms | terms_D).items()}
                 history.record(step + 1, learning_rate=learning_rate, **terms)
             if preview is not None and (step + 1) % max(1, s.steps // s.previews) == 0:
                 samplers = {"AFF": self._sampler(G_average.average), "NFF": self._sampler(F_average.average)}
@@ -286,8 +290,9 @@ class CycleGAN:
     @classmethod
     def load(cls, folder: Path) -> Self:
         """The translator that `save` wrote."""
-        metadata = weights_metadata(Path(folder) / WEIGHTS)
-        gan = cls(Settings(**metadata["settings"]))
+        path = Path(folder) / WEIGHTS
+        metadata = weights_metadata(path, cls.name)
+        gan = cls(known(Settings, metadata["settings"], path))
         gan.metadata = metadata
-        load_weights(Path(folder) / WEIGHTS, {"G": gan.G, "F": gan.F})
+        load_weights(path, {"G": gan.G, "F": gan.F})
         return gan

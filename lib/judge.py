@@ -183,6 +183,7 @@ class Judge:
             with accelerator.autocast():
                 logits = network(x)
             loss = F.cross_entropy(logits.float(), classes[rows].to(device), weight.to(device), label_smoothing=0.05)
+            training.check_finite(step + 1, {"loss": loss})
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lib.cohort import Cohort
-from lib.runs import code_files, written
+from lib.runs import code_files, shown, written
 
 
 def accelerator() -> Accelerator:
@@ -90,20 +90,30 @@ class EMA:
         self.updates = state["updates"]
 
 
+def check_finite(step: int, terms: dict[str, torch.Tensor | float]) -> None:
+    """Raise FloatingPointError, naming the step and the terms, where a term is not finite.
+
+    Called with every step's losses before they change a weight, so that a checkpoint never holds what followed.
+    """
+    values = torch.stack([torch.as_tensor(term).detach().float() for term in terms.values()])
+    if not values.isfinite().all():
+        bad = [name for name, value in zip(terms, values.tolist(), strict=True) if not np.isfinite(value)]
+        raise FloatingPointError(
+            f"step {step}: {', '.join(bad)} is not finite. The weights of the step before are untouched and the last "
+            "checkpoint is kept; lower the learning rate and start again."
+        )
+
+
 class History:
-    """Losses by step: one row each time something is recorded. Raises FloatingPointError where a loss is not finite."""
+    """Losses by step: one row each time something is recorded."""
 
     def __init__(self):
         self.rows: list[dict] = []
 
-    def record(self, step: int, **losses) -> None:
-        losses = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in losses.items()}
-        if bad := [name for name, value in losses.items() if not np.isfinite(value)]:
-            raise FloatingPointError(
-                f"step {step}: {', '.join(bad)} is not finite. The last checkpoint is kept; lower the learning rate "
-                "and start again."
-            )
-        self.rows.append({"step": step, **losses})
+    def record(self, step: int, **facts) -> None:
+        """Add a row; `facts` are numbers, tensors of one number, or text."""
+        facts = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in facts.items()}
+        self.rows.append({"step": step, **facts})
 
     def frame(self) -> pd.DataFrame:
         return pd.DataFrame(self.rows)
@@ -187,17 +197,40 @@ def save_weights(path: Path, networks: dict[str, nn.Module], metadata: dict) -> 
 
 
 def load_weights(path: Path, networks: dict[str, nn.Module]) -> None:
-    """Fill networks from a file that `save_weights` wrote."""
+    """Fill networks from a file that `save_weights` wrote; a ValueError where it holds other networks or shapes."""
     tensors = load_file(path)
     for name, network in networks.items():
         own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-        network.load_state_dict(own)
+        try:
+            network.load_state_dict(own)
+        except RuntimeError as error:
+            raise ValueError(f"{shown(path)} does not fit the network {name!r}; train it again: {error}") from error
 
 
-def weights_metadata(path: Path) -> dict:
-    """The metadata of a weights file: how the networks were built and trained."""
-    with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["json"])
+def weights_metadata(path: Path, method: str | None = None) -> dict:
+    """The metadata of a weights file: how the networks were built and trained.
+
+    Raises
+    ------
+    ValueError
+        Where the file is no safetensors file of this project, or was not made by `method`, where one is given.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads(file.metadata()["json"])
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{shown(path)} is no weights file of this project: {error}; train again") from error
+    if method and metadata.get("method") != method:
+        raise ValueError(f"{shown(path)} holds weights of {metadata.get('method', 'something else')}, not of {method}")
+    return metadata
+
+
+def known(kind: type, values: dict, path: Path):
+    """The settings of a weights file; a ValueError where this version of the code does not know them all."""
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{shown(path)} was made by another version of the code ({error}): train again") from error
 
 
 def count_parameters(*networks: nn.Module) -> int:

@@ -44,18 +44,22 @@ class Translator(Protocol):
     def load(cls, folder: Path) -> Self: ...
 
 
-def domains(cohort: Cohort, divisor: int, smallest: int) -> tuple[torch.Tensor, torch.Tensor]:
+def domains(cohort: Cohort, divisor: int, smallest: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The images of X (NFF) and of Y (AFF), each (N, 1, H, W) float32 in [-1, 1].
 
     Raises
     ------
     ValueError
-        Where a domain is empty or the side of the images is no multiple of `divisor`, or smaller than `smallest`.
+        Where a domain is empty or smaller than a batch, or the side of the images is no multiple of `divisor`, or
+        smaller than `smallest`.
     """
     check_size(cohort, divisor, smallest)
     for label in LABELS:
-        if not (cohort.table.label == label).any():
+        n = (cohort.table.label == label).sum()
+        if not n:
             raise ValueError(f"no {label} among the {len(cohort)} training images: a translator needs both labels")
+        if n < batch:
+            raise ValueError(f"a batch of {batch} is larger than the {n} {label} training images: take {n} or less")
     X, Y = (torch.from_numpy(cohort.select(label=label).images()) for label in LABELS)
     return X, Y
 

@@ -1,38 +1,17 @@
-"""CycleDiff: identities of the process, every loss on a worked example, toy-sized training and sampling."""
+"""CycleDiff: toy-sized training, translating and sampling."""
 
-import math
 from dataclasses import replace
-from urllib.error import URLError
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torchvision
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
-from lib import cyclediff
 from lib.cohort import Cohort
-from lib.cyclediff import (
-    CycleDiff,
-    Denoisers,
-    Sampler,
-    Settings,
-    c_in,
-    contrastive_loss,
-    diffuse,
-    diffusion_loss,
-    draw_times,
-    perceptual_loss,
-    precondition,
-    recover_x0,
-    time_grid,
-    vgg16_features,
-)
-from lib.networks import lsgan_discriminator
-from lib.training import Checkpoint, History, torch_generator, weights_metadata
+from lib.cyclediff import CycleDiff, Sampler, Settings, train
+from lib.cyclediff.networks import Denoisers
+from lib.training import Checkpoint, History, save_weights, weights_metadata
 
 TOY = Settings(
     autoencoder="pixels", warmup_steps=3, joint_steps=3, batch=2, unet_width=8, unet_multipliers=(1, 2), unet_blocks=1,
@@ -41,7 +20,8 @@ TOY = Settings(
 )  # fmt: skip
 KL = replace(
     TOY, autoencoder="kl", shared_autoencoder=True, autoencoder_width=4, autoencoder_steps=3,
-    autoencoder_adversarial_from=2, shared_unet=True, residual=True, joint="diffusion_only", times="half_square",
+    autoencoder_adversarial_from=2, shared_unet=True, residual=True, joint="diffusion_only", t_max=0.5,
+    diffaugment=True,
 )  # fmt: skip
 SAMPLER = Sampler(steps=3, start_t=0.5)
 
@@ -67,59 +47,8 @@ def trained(tmp_path_factory):
 
 
 def weights(model: CycleDiff) -> torch.Tensor:
-    networks = (model.autoencoders, model.denoisers, model.G, model.F)
+    networks = vars(model.networks).values()
     return torch.cat([value.detach().flatten() for network in networks for value in network.state_dict().values()])
-
-
-# The process ---------------------------------------------------------------------------------------------------------
-
-
-def latents(seed: int, n: int = 4) -> torch.Tensor:
-    return torch.randn(n, 2, 3, 3, generator=torch_generator(seed), dtype=torch.float64)
-
-
-def times(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def test_diffusion_goes_from_the_image_to_the_noise():
-    x0, eps = latents(0, 3), latents(1, 3)
-    x_t = diffuse(x0, times(0, 0.25, 1), eps)
-    torch.testing.assert_close(x_t[0], x0[0])
-    torch.testing.assert_close(x_t[1], 0.75 * x0[1] + 0.25 * eps[1])
-    torch.testing.assert_close(x_t[2], eps[2])
-
-
-@given(t=st.floats(1e-3, 1), seed=st.integers(0, 1000), scale=st.floats(0, 100))
-def test_every_output_of_the_unet_satisfies_equation_1(t, seed, scale):
-    x_t, t = latents(seed, 1), times(t)
-    C, eps = precondition(x_t, t, scale * latents(seed + 1, 1))
-    torch.testing.assert_close(diffuse(-C, t, eps), x_t, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(recover_x0(x_t, t, C, eps), -C, rtol=1e-6, atol=1e-6)
-
-
-@given(t=st.floats(1e-3, 1), seed=st.integers(0, 1000))
-def test_the_true_pair_recovers_the_image(t, seed):
-    x0, eps, t = latents(seed), latents(seed + 1), times(*[t] * 4)
-    torch.testing.assert_close(recover_x0(diffuse(x0, t, eps), t, -x0, eps), x0)
-
-
-def test_input_of_the_unet_has_unit_variance():
-    x0, eps = (torch.randn(5, 1, 200, 200, generator=torch_generator(seed)) for seed in (0, 1))
-    t = torch.tensor([0.01, 0.3, 0.5, 0.8, 1.0])
-    variance = (c_in(t) * diffuse(x0, t, eps)).var(dim=(1, 2, 3))
-    assert (abs(variance - 1) < 0.03).all()
-
-
-def test_times():
-    uniform, half_square = (draw_times(20_000, name, torch_generator(0)) for name in ("uniform", "half_square"))
-    for t in (uniform, half_square):
-        assert t.min() > cyclediff.T_MIN - 1e-9 and t.max() <= 1
-    assert abs(uniform.mean() - 0.5) < 0.01 and abs(half_square.mean() - 1 / 6) < 0.01
-    assert time_grid(3, 0.25, 0.75) == [0.25, 0.5, 0.75] and time_grid(1, 0.25, 0.75) == [0.75]
-
-
-# The sampler with perfect networks -----------------------------------------------------------------------------------
 
 
 class Perfect(nn.Module):
@@ -150,93 +79,18 @@ class To(nn.Module):
 def test_perfect_networks_translate_perfectly_in_any_number_of_steps(trained, monkeypatch, start, steps, start_t):
     model, _, _, cohort = trained
     X, Y = cohort.select(label="NFF").take([0]), cohort.select(label="AFF").take([0])
-    x, y = (model.autoencoders.encode(torch.from_numpy(image.images()), domain) for domain, image in enumerate((X, Y)))
+    x, y = (
+        model.networks.autoencoders.encode(torch.from_numpy(image.images()), domain)
+        for domain, image in enumerate((X, Y))
+    )
     monkeypatch.setattr(model, "sampler", Sampler(steps=steps, start=start, start_t=start_t))
-    monkeypatch.setattr(model, "denoisers", Perfect(x, y))
-    monkeypatch.setattr(model, "G", To(y))
-    monkeypatch.setattr(model, "F", To(x))
+    monkeypatch.setattr(model.networks, "denoisers", Perfect(x, y))
+    monkeypatch.setattr(model.networks, "G", To(y))
+    monkeypatch.setattr(model.networks, "F", To(x))
     assert abs(model.translate(X, "AFF").pixels.astype(int) - Y.pixels).max() <= 1
     assert abs(model.translate(Y, "NFF").pixels.astype(int) - X.pixels).max() <= 1
     samples = model.sample(2, "AFF", seed=0, like=cohort)
     assert abs(samples.pixels.astype(int) - Y.pixels).max() <= 1
-
-
-# The terms of the objective ------------------------------------------------------------------------------------------
-
-
-def test_diffusion_loss_on_a_worked_example():
-    x0, eps, C_hat, eps_hat = (torch.full((1, 1, 1, 1), value) for value in (1.0, 0.0, -0.5, 0.5))
-    t = torch.tensor([0.5])
-    # (C_hat − C)² = 0.25, (ε_hat − ε)² = 0.25; x_t = 0.5, x̂_0 = 0.5 + 0.25 − 0.25 = 0.5, |x̂_0 − x_0| = 0.5
-    assert diffusion_loss(x0, eps, C_hat, eps_hat, t, "plain").item() == pytest.approx(0.5)
-    released = 2 * 0.25 + ((0.5 / 0.501) ** 2 + 1) * 0.25 - 0.5 * math.log(0.5) * 0.5
-    assert diffusion_loss(x0, eps, C_hat, eps_hat, t, "released").item() == pytest.approx(released, rel=1e-6)
-
-
-@pytest.mark.parametrize("weights", ["plain", "released"])
-def test_diffusion_loss_of_the_truth_is_zero_and_finite_at_the_ends(weights):
-    x0, eps, t = latents(0, 3), latents(1, 3), times(1e-3, 0.5, 1)
-    assert diffusion_loss(x0, eps, -x0, eps, t, weights).item() == pytest.approx(0, abs=1e-12)
-    C, eps_hat = precondition(diffuse(x0, t, eps), t, latents(2, 3))
-    assert 0 < diffusion_loss(x0, eps, C, eps_hat, t, weights) < 1e3
-
-
-def test_contrastive_loss_is_the_double_loop_of_equation_9():
-    real, fake = (torch.randn(2, 1, 4, 5, generator=torch_generator(seed)) for seed in (0, 1))
-    total = []
-    for b in range(2):
-        r = [row / row.norm() for row in real[b, 0]]
-        f = [row / row.norm() for row in fake[b, 0]]
-        for i in range(4):
-            others = [j for j in range(4) if j != i]
-            logits = {("r", j): (r[i] @ r[j] / 0.1).item() for j in others}
-            logits |= {("f", j): (r[i] @ f[j] / 0.1).item() for j in range(4)}
-            denominator = sum(math.exp(value) for value in logits.values())
-            total.append(-sum(math.log(math.exp(logits["r", j]) / denominator) for j in others) / 3)
-    assert contrastive_loss(real, fake).item() == pytest.approx(np.mean(total), rel=1e-5)
-
-
-def test_contrastive_loss_prefers_patches_apart_and_has_gradients():
-    along, across = torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4)
-    along[..., 0], across[..., 1] = 1.0, 1.0
-    assert contrastive_loss(along, across) < contrastive_loss(along, along)
-    real = torch.randn(2, 1, 3, 3, requires_grad=True)
-    contrastive_loss(real, torch.randn(2, 1, 3, 3)).backward()
-    assert real.grad.isfinite().all() and real.grad.abs().sum() > 0
-
-
-def test_perceptual_loss_is_the_mean_over_layers():
-    a, b = [torch.zeros(1, 2, 4, 4), torch.zeros(1, 8, 1, 1)], [torch.ones(1, 2, 4, 4), torch.full((1, 8, 1, 1), 3.0)]
-    assert perceptual_loss(a, b) == 2
-    assert perceptual_loss(a, a) == 0
-
-
-def test_vgg16_from_a_file(tmp_path):
-    network = torchvision.models.vgg16(weights=None, init_weights=False)
-    state = {f"features.{name}": value for name, value in network.features.state_dict().items()}
-    torch.save(state, tmp_path / "vgg16.pth")
-    features, said = vgg16_features(str(tmp_path / "vgg16.pth"))
-    assert said == "VGG16, vgg16.pth"
-    C = torch.randn(1, 3, 16, 16)
-    maps = features(C)
-    assert [m.shape[1:] for m in maps] == [(64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2), (512, 1, 1)]
-    torch.testing.assert_close(maps[-1], network.features[:30](C))
-    assert features(torch.randn(2, 4, 16, 16))[0].shape == (8, 64, 16, 16)  # each of four channels is a grey picture
-    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="no state dict of torchvision's vgg16"):
-        vgg16_features(str(tmp_path / "other.pth"))
-    with pytest.raises(ValueError, match="no such file"):
-        vgg16_features(str(tmp_path / "missing.pth"))
-
-
-def test_without_vgg16_the_fallback_is_said(monkeypatch, capsys):
-    def refuse(*args, **kwargs):
-        raise URLError("offline")
-
-    monkeypatch.setattr(torchvision.models.VGG16_Weights, "get_state_dict", refuse)
-    features, said = vgg16_features("imagenet")
-    assert features is None and "U-Net" in said and "could not be downloaded" in said
-    assert "WARNING" in capsys.readouterr().out
 
 
 # Training ------------------------------------------------------------------------------------------------------------
@@ -257,10 +111,10 @@ def test_history_and_files(trained):
 
 def test_latents_are_standardised(trained):
     model, _, _, cohort = trained
-    z = model.autoencoders.encode(torch.from_numpy(cohort.images()), 0)
+    z = model.networks.autoencoders.encode(torch.from_numpy(cohort.images()), 0)
     torch.testing.assert_close(z.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(z.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
-    back = model.autoencoders.decode(z, 1)  # pixels: one lossless space for both domains
+    back = model.networks.autoencoders.decode(z, 1)  # pixels: one lossless space for both domains
     torch.testing.assert_close(back, torch.from_numpy(cohort.images()))
 
 
@@ -301,7 +155,7 @@ def test_interrupted_in_any_stage_it_ends_where_an_uninterrupted_one_does(tmp_pa
 
 def test_finished_training_is_not_repeated_even_with_another_sampler(trained, monkeypatch):
     model, folder, history, cohort = trained
-    monkeypatch.setattr(cyclediff, "diffusion_loss", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(train, "diffusion_loss", lambda *args: pytest.fail("trained again"))
     again = CycleDiff(TOY, replace(SAMPLER, steps=2))
     pd.testing.assert_frame_equal(again.fit(cohort, folder, seed=0), history)
     assert torch.equal(weights(model), weights(again))
@@ -314,53 +168,86 @@ def test_where_the_translation_loss_reaches(tmp_path, joint, reaches):
     def denoisers(cycle: float) -> torch.Tensor:
         model = CycleDiff(replace(TOY, joint=joint, cycle=cycle), SAMPLER)
         model.fit(toy_cohort(), tmp_path / f"{joint}{cycle}", seed=0)
-        return torch.cat([p.detach().flatten() for p in model.denoisers.parameters()])
+        return torch.cat([p.detach().flatten() for p in model.networks.denoisers.parameters()])
 
     assert torch.equal(denoisers(0.0), denoisers(10.0)) != reaches
 
 
 def test_diffusion_models_learn(tmp_path):
-    settings = replace(TOY, warmup_steps=60, joint_steps=0, shared_unet=True, unet_learning_rate=3e-3, batch=4)
+    settings = replace(TOY, warmup_steps=60, joint_steps=0, shared_unet=True, unet_learning_rate=3e-3, batch=3)
     history = CycleDiff(replace(settings, dropout=0.0, log_every=1)).fit(toy_cohort(), tmp_path, seed=0)
     loss = history.diffusion_X + history.diffusion_Y
     assert loss[-20:].mean() < 0.75 * loss[:5].mean()
 
 
-def test_residual_translators_start_as_the_identity():
-    translator = cyclediff.Translator(4, KL)
-    translator.init_weights(torch_generator(0))
-    C = torch.randn(2, 4, 8, 8)
-    assert torch.equal(translator(C, torch.tensor([0.1, 0.9])), C)
+def test_unets_run_once_a_joint_step_and_serve_translators_and_discriminators(tmp_path, monkeypatch):
+    calls, forward = [], Denoisers.forward
+
+    def counted(self, x_t, t, domain):
+        calls.append(len(x_t))
+        return forward(self, x_t, t, domain)
+
+    monkeypatch.setattr(Denoisers, "forward", counted)
+    CycleDiff(replace(TOY, warmup_steps=0, joint_steps=1), SAMPLER).fit(toy_cohort(), tmp_path / "two", seed=0)
+    assert calls == [2, 2]  # a batch of two through the U-Net of each domain
+    calls.clear()
+    shared = replace(TOY, warmup_steps=0, joint_steps=1, shared_unet=True, t_max=0.5)
+    CycleDiff(shared, SAMPLER).fit(toy_cohort(), tmp_path / "shared", seed=0)
+    assert calls == [8]  # both domains, at the translators' times and at times over the whole range
 
 
-def test_translator_skips_change_what_comes_out_of_the_same_weights():
-    C, t, outputs = torch.randn(2, 4, 8, 8), torch.tensor([0.1, 0.9]), []
-    for skips in (True, False):
-        translator = cyclediff.Translator(4, replace(KL, residual=False, translator_skips=skips))
-        translator.init_weights(torch_generator(0))
-        outputs.append(translator(C, t))
-    assert not torch.equal(*outputs)
+def test_gradients_are_clipped_before_the_optimisers_step(tmp_path, monkeypatch):
+    norms, step = [], torch.optim.Optimizer.step
+
+    def seen(self, *args, **kwargs):
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(torch.stack([g.norm() for g in gradients]).norm().item())
+
+    for kind in (torch.optim.Adam, torch.optim.AdamW):
+        monkeypatch.setattr(kind, "step", seen)
+    CycleDiff(replace(TOY, clip=1e-3), SAMPLER).fit(toy_cohort(), tmp_path, seed=0)
+    assert step and len(norms) == 3 + 3 * 3 and max(norms) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_discriminators_start_undecided_with_gradients_of_ordinary_size():
-    """Rows of zeros would be normalised by nothing, and one huge gradient stops Adam for thousands of steps."""
-    D = cyclediff.Discriminator(4, 32, replace(KL, discriminator_width=4))
-    D.patches.init_weights(torch_generator(0))
-    t = torch.tensor([0.1, 0.9])
-    real, fake = D(torch.randn(2, 4, 32, 32), t), D(torch.randn(2, 4, 32, 32), t)
-    assert (real == 0.5).all()
-    (lsgan_discriminator(real, fake) + cyclediff.contrastive_loss(real, fake)).backward()
-    assert all(p.grad.abs().max() < 100 for p in D.patches.last.parameters())
+def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(tmp_path, monkeypatch):
+    cohort, good, kept = toy_cohort(), train.cycle_loss, []
+    monkeypatch.setattr(Checkpoint, "due", lambda self: True)
+
+    def breaks(C, C_back):
+        kept.append((tmp_path / "checkpoint.pt").read_bytes())
+        return good(C, C_back) * (float("nan") if len(kept) == 3 else 1)  # in the second joint step, of X
+
+    monkeypatch.setattr(train, "cycle_loss", breaks)
+    with pytest.raises(FloatingPointError, match=r"step 5: cycle_X is not finite.*checkpoint is kept"):
+        CycleDiff(TOY, SAMPLER).fit(cohort, tmp_path, seed=0)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == kept[-1]
+    monkeypatch.setattr(train, "cycle_loss", good)
+    whole, resumed = CycleDiff(TOY, SAMPLER), CycleDiff(TOY, SAMPLER)
+    whole.fit(cohort, tmp_path / "whole", seed=0)
+    resumed.fit(cohort, tmp_path, seed=0)
+    assert torch.equal(weights(whole), weights(resumed))
 
 
-def test_separate_unets_know_their_domain_only():
-    denoisers = Denoisers(4, 8, TOY)
-    for parameter in denoisers.unets[1].parameters():
-        nn.init.zeros_(parameter)
-    nn.init.constant_(denoisers.unets[1].head[-1].bias, 1.0)
-    x_t, t = torch.randn(1, 4, 8, 8), torch.tensor([0.5])
-    assert not torch.allclose(denoisers(x_t, t, 0)[0], denoisers(x_t, t, 1)[0])
-    torch.testing.assert_close(denoisers(x_t, t, 1)[0], precondition(x_t, t, torch.ones_like(x_t))[0])
+def test_a_gradient_that_is_not_finite_stops_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "cycle_loss", lambda C, C_back: (C_back - C_back).sum().sqrt())
+    with pytest.raises(FloatingPointError, match=r"step 4: gradient of T is not finite"):
+        CycleDiff(TOY, SAMPLER).fit(toy_cohort(), tmp_path, seed=0)
+
+
+def test_the_averaged_autoencoder_encodes(tmp_path):
+    model = CycleDiff(replace(KL, ema=0.999, warmup_steps=1, joint_steps=0), SAMPLER)
+    averages = []
+
+    class Kept(train.EMA):
+        def __init__(self, network, decay):
+            super().__init__(network, decay)
+            averages.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "EMA", Kept)
+        model.fit(toy_cohort(size=32), tmp_path, seed=0)
+    average, trained = averages[0].average.nets, model.networks.autoencoders.nets
+    assert all(torch.equal(a, b) for a, b in zip(average.parameters(), trained.parameters(), strict=True))
 
 
 # Translating and sampling --------------------------------------------------------------------------------------------
@@ -404,6 +291,63 @@ def test_samples_from_noise(trained):
     assert five.pixels.shape == (5, 16, 16) and five.pixels.dtype == np.uint8
 
 
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_the_path_shows_every_time_and_ends_in_the_translation(trained, monkeypatch, solver):
+    model, _, _, cohort = trained
+    monkeypatch.setattr(model, "sampler", replace(SAMPLER, solver=solver))
+    nff = cohort.select(label="NFF").first(2)
+    times, pictures = model.path(nff, "AFF")
+    assert times == [0.02, 0.26, 0.5]
+    assert set(pictures) == {"source x_t", "source component", "translated component", "target x_t"}
+    assert all(picture.shape == (3, 2, 16, 16) for picture in pictures.values())
+    # Close to t = 0 the component is the image.
+    assert abs(pictures["source x_t"][0] - nff.images()[:, 0]).mean() < 0.05
+    monkeypatch.setattr(model, "sampler", replace(SAMPLER, steps=1, start_t=0.5))
+    x_t, target = (model.path(nff, "AFF")[1][name][0] for name in ("translated component", "target x_t"))
+    assert x_t.shape == target.shape
+
+
+def test_fresh_noise_gives_diverse_translations_and_heun_others_than_euler(trained, monkeypatch):
+    model, _, _, cohort = trained
+    nff = cohort.select(label="NFF").first(2)
+    monkeypatch.setattr(model, "sampler", replace(SAMPLER, start="fresh"))
+    several = [model.translate(nff, seed=seed).pixels for seed in range(3)]
+    assert len({pixels.tobytes() for pixels in several}) == 3
+    euler = model.translate(nff).pixels
+    monkeypatch.setattr(model, "sampler", replace(SAMPLER, start="fresh", solver="heun"))
+    assert not np.array_equal(model.translate(nff).pixels, euler)
+
+
+def test_reconstruction(trained, tmp_path):
+    model, _, _, cohort = trained
+    assert np.array_equal(model.reconstruct(cohort).pixels, cohort.pixels)  # packed pixels: nothing is lost
+    kl = CycleDiff(KL, SAMPLER)
+    kl.fit(toy_cohort(size=32), tmp_path, seed=0)
+    lossy = kl.reconstruct(toy_cohort(size=32))
+    assert not np.array_equal(lossy.pixels, toy_cohort(size=32).pixels)
+    assert lossy.table.equals(toy_cohort(size=32).table)
+
+
+def test_weights_of_another_kind_or_shape_are_refused(trained, tmp_path):
+    model, folder, _, cohort = trained
+    metadata = weights_metadata(folder / "weights.safetensors")
+
+    def saved(**changes):
+        save_weights(tmp_path / "weights.safetensors", vars(model.networks), metadata | changes)
+        return tmp_path
+
+    assert np.array_equal(CycleDiff.load(saved()).translate(cohort.select(label="NFF")).pixels.shape, (6, 16, 16))
+    with pytest.raises(ValueError, match="holds weights of cyclegan, not of cyclediff"):
+        CycleDiff.load(saved(method="cyclegan"))
+    with pytest.raises(ValueError, match="does not fit the network 'denoisers'"):
+        CycleDiff.load(saved(settings=metadata["settings"] | {"unet_width": 16}))
+    with pytest.raises(ValueError, match="another version of the code"):
+        CycleDiff.load(saved(settings=metadata["settings"] | {"colour": "red"}))
+    (tmp_path / "weights.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="no weights file of this project"):
+        CycleDiff.load(tmp_path)
+
+
 def test_clear_errors(trained, tmp_path):
     model, _, _, cohort = trained
     with pytest.raises(ValueError, match="'i0' is AFF already"):
@@ -418,6 +362,14 @@ def test_clear_errors(trained, tmp_path):
         CycleDiff(TOY).fit(toy_cohort(size=36), tmp_path, seed=0)
     with pytest.raises(ValueError, match="joint='separate': choose 'both' or 'diffusion_only' or 'frozen'"):
         Settings(joint="separate")
+    with pytest.raises(ValueError, match="a batch of 4 is larger than the 3 AFF training images: take 3 or less"):
+        CycleDiff(replace(TOY, batch=4)).fit(cohort, tmp_path, seed=0)
+    with pytest.raises(ValueError, match=r"start_t=1.0: the translators learn times up to t_max=0.25 only"):
+        CycleDiff(replace(TOY, t_max=0.25))
+    with pytest.raises(ValueError, match="t_max=0"):
+        Settings(t_max=0)
+    with pytest.raises(ValueError, match="solver='rk4': choose 'euler' or 'heun'"):
+        Sampler(solver="rk4")
     with pytest.raises(ValueError, match="start='middle'"):
         Sampler(start="middle")
     with pytest.raises(ValueError, match="first_t ≤ start_t"):

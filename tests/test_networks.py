@@ -20,7 +20,6 @@ from lib.networks import (
     random_crops,
 )
 from lib.training import count_parameters, torch_generator
-from lib.unet import KLAutoencoder, LinearAttention, SelfAttention, UNet
 
 
 def test_published_parameter_counts():
@@ -180,46 +179,3 @@ def test_diffaugment_passes_gradients():
     assert augmented.shape == images.shape and not torch.equal(augmented, images)
     augmented.sum().backward()
     assert (images.grad.abs().sum(dim=(1, 2, 3)) > 0).all()
-
-
-# U-Net and autoencoder -----------------------------------------------------------------------------------------------
-
-
-def test_unet_shapes_and_zero_start():
-    unet = UNet(3, 16, 8, (1, 2, 2), 2, (8,), 0.0, shared=False)
-    x = torch.randn(2, 3, 16, 16)
-    assert torch.equal(unet(x, torch.zeros(2), 0), torch.zeros_like(x))  # its last layer starts at zero
-    attentions = [isinstance(module, SelfAttention) for module in unet.modules()]
-    assert sum(attentions) == 2 + 1 + 3  # encoder and decoder at 8 x 8, and the middle
-
-
-def test_shared_unet_is_told_the_domain():
-    unet = UNet(1, 8, 8, (1,), 1, (), 0.0, shared=True)
-    init_weights(unet, torch_generator(0))
-    for module in unet.modules():
-        if isinstance(module, FiLM):
-            torch.nn.init.normal_(module.linear.weight, generator=torch_generator(1))
-    x, t = torch.randn(1, 1, 8, 8), torch.zeros(1)
-    assert not torch.allclose(unet(x, t, 0), unet(x, t, 1))
-
-
-def test_linear_attention_mixes_positions_at_linear_cost():
-    """Against the quadratic form: row n of the output is Σ_m ⟨q_n, k_m⟩·v_m with both softmaxes."""
-    attention, x = LinearAttention(4), torch.randn(1, 4, 3, 3, generator=torch_generator(0))
-    q, k, v = attention.qkv(attention.norm(x)).reshape(3, 4, 9).unbind(0)
-    affinity = q.softmax(dim=0).T @ k.softmax(dim=1)  # (n, m)
-    expected = x + attention.out((affinity @ v.T).T.reshape(1, 4, 3, 3))
-    torch.testing.assert_close(attention(x), expected)
-
-
-def test_kl_autoencoder():
-    network, x = KLAutoencoder(3, 4), torch.randn(2, 1, 16, 16)
-    assert network.encoder(x).shape == (2, 6, 4, 4)
-    with torch.no_grad():  # mean 0 and log-variance 0: the prior itself, divergence 0
-        network.encoder[-1].weight.zero_()
-        network.encoder[-1].bias.zero_()
-    back, divergence = network(x, torch.zeros(2, 3, 4, 4))
-    assert back.shape == x.shape and divergence == 0
-    with torch.no_grad():  # mean 2 everywhere: ½·2² for each of 3·4·4 values, over 16·16 pixels
-        network.encoder[-1].bias[:3] = 2
-    torch.testing.assert_close(network(x, torch.zeros(2, 3, 4, 4))[1], torch.tensor(2 * 48 / 256))

@@ -1,4 +1,4 @@
-"""U-Net and autoencoder of the diffusion models, and the blocks they are made of: residual, attention, down, up."""
+"""The denoising U-Net, and the blocks that it and the autoencoder are made of: residual, attention, down, up."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class UNet(nn.Module):
     multipliers : channels of each level, in units of `width`; each level has half the size of the one before
     blocks : residual blocks a level
     attention : sides of the feature maps that get self-attention; where there are any, the middle gets it too
-    shared : whether the network is told the domain, 0 or 1
+    shared : whether the network is told the domain, 0 or 1, of all or (B,) of each image
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
 
-    def embed(self, log_t: torch.Tensor, domain: int) -> torch.Tensor:
+    def embed(self, log_t: torch.Tensor, domain: int | torch.Tensor) -> torch.Tensor:
         time = self.time(log_t)
         return time + self.domain.weight[domain] if self.domain else time
 
@@ -149,7 +149,7 @@ class UNet(nn.Module):
             hs.append(layer(hs[-1], time))
         return hs
 
-    def forward(self, x: torch.Tensor, log_t: torch.Tensor, domain: int) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, log_t: torch.Tensor, domain: int | torch.Tensor) -> torch.Tensor:
         time = self.embed(log_t, domain)
         hs = self.encode(x, time)
         h = hs[-1]
@@ -158,26 +158,3 @@ class UNet(nn.Module):
         for layer in self.decoder:
             h = layer(h, time) if isinstance(layer, Up) else layer(torch.cat([h, hs.pop()], dim=1), time)
         return self.head(h)
-
-
-class KLAutoencoder(nn.Module):
-    """Variational autoencoder of factor 4: (B, 1, H, W) → mean and log-variance of (B, c, H/4, W/4) → (B, 1, H, W)."""
-
-    def __init__(self, channels: int, width: int):
-        super().__init__()
-        w = width
-        self.encoder = nn.Sequential(
-            nn.Conv2d(1, w, 3, padding=1), Block(w, w), Down(w), Block(w, 2 * w), Down(2 * w), Block(2 * w, 4 * w),
-            Block(4 * w, 4 * w), group_norm(4 * w), nn.SiLU(), nn.Conv2d(4 * w, 2 * channels, 3, padding=1),
-        )  # fmt: skip
-        self.decoder = nn.Sequential(
-            nn.Conv2d(channels, 4 * w, 3, padding=1), Block(4 * w, 4 * w), Block(4 * w, 4 * w), Up(4 * w),
-            Block(4 * w, 2 * w), Up(2 * w), Block(2 * w, w), group_norm(w), nn.SiLU(), nn.Conv2d(w, 1, 3, padding=1),
-        )  # fmt: skip
-
-    def forward(self, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The reconstruction through a drawn latent, and the Kullback–Leibler divergence per pixel of the image."""
-        mean, log_variance = self.encoder(x).float().chunk(2, dim=1)
-        log_variance = log_variance.clamp(-30, 20)
-        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum() / x.numel()
-        return self.decoder(mean + (0.5 * log_variance).exp() * noise).float(), divergence

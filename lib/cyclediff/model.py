@@ -1,0 +1,283 @@
+"""CycleDiff as a translator: fit, translate (algorithm 2), draw from noise, save, load."""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lib.cohort import LABELS, Cohort, to_pixels
+from lib.cyclediff.networks import Networks
+from lib.cyclediff.process import diffuse, generate, invert, time_grid
+from lib.cyclediff.settings import Sampler, Settings
+from lib.cyclediff.train import Training
+from lib.runs import progress
+from lib.training import (
+    Checkpoint,
+    History,
+    accelerator,
+    cohort_hash,
+    known,
+    load_weights,
+    patients_hash,
+    save_weights,
+    source_hash,
+    torch_generator,
+    weights_metadata,
+)
+from lib.translator import WEIGHTS, domains, save_preview, translated
+
+
+@dataclass
+class Translation:
+    """All that algorithm 2 passes through, in latents (B, c, h, w)."""
+
+    times: list[float]  # rising
+    inverted: list[torch.Tensor]  # x_t of the source at each time
+    components: dict[float, torch.Tensor]  # C_θ of the source by time
+    translated: dict[float, torch.Tensor]  # C̃, the same after G or F
+    generated: list[torch.Tensor]  # x_t of the target at each time, falling, and x_0 last
+
+
+class CycleDiff:
+    """A `lib.translator.Translator`, which also draws images from noise.
+
+    >>> settings = Settings(autoencoder="pixels", shared_unet=True, residual=True, t_max=0.25)  # doctest: +SKIP
+    >>> model = CycleDiff(settings, Sampler(steps=6, start_t=0.25))  # doctest: +SKIP
+    >>> history = model.fit(training, Path("runs/quick/cyclediff/r0f0"), seed=0)  # doctest: +SKIP
+    >>> synthetic = model.translate(training.select(label="NFF"), to="AFF")  # doctest: +SKIP
+    >>> from_noise = model.sample(100, "AFF", seed=0, like=training)  # doctest: +SKIP
+    """
+
+    name = "cyclediff"
+
+    def __init__(self, settings: Settings | None = None, sampler: Sampler | None = None):
+        self.settings, self.sampler = settings or Settings(), sampler or Sampler()
+        self.accelerator = accelerator()
+        self.device = self.accelerator.device
+        self.networks: Networks | None = None
+        self.metadata = {"method": self.name, "settings": asdict(self.settings)}
+        self._check_times()
+
+    def fit(self, cohort: Cohort, folder: Path, seed: int, preview: Cohort | None = None) -> pd.DataFrame:
+        """Train on all images of the cohort and return the history of the losses (see `lib.translator.Translator`).
+
+        Columns of the history: `step` over all stages, `stage` ("autoencoder", "warm-up", "joint"), `learning_rate`,
+        and the terms, unweighted, where a stage has them: `reconstruction`, `divergence`, `adversarial_autoencoder`,
+        `D_autoencoder`; `diffusion_X`, `diffusion_Y`; `adversarial_G`, `adversarial_F`, `cycle_X`, `cycle_Y`,
+        `identity_X`, `identity_Y`, `perceptual_X`, `perceptual_Y`, `D_X`, `D_Y` (0.25 where a discriminator cannot
+        tell), `contrastive_X`, `contrastive_Y`. `metadata["perceptual"]` says which features the perceptual term used.
+        """
+        s, folder = self.settings, Path(folder)
+        divisor = s.factor * max(4, 2 ** (len(s.unet_multipliers) - 1))
+        X, Y = domains(cohort, divisor, smallest=8 * s.factor, batch=s.batch)
+        torch.manual_seed(seed)
+        self.networks = Networks.build(s, cohort.size, self.device)
+        training, history = Training(self.networks, s, X, Y, seed, self.accelerator), History()
+        steps, joint_from = training.steps, training.ends[1]
+
+        self.metadata |= {"seed": seed, "steps": steps, "image_size": cohort.size, "perceptual": training.perceptual}
+        self.metadata |= {"cohort_hash": cohort_hash(cohort), "patients_hash": patients_hash(cohort)}
+        inputs = self.metadata | {"source_hash": source_hash("cyclediff")}
+        checkpoint = Checkpoint(folder / "checkpoint.pt", inputs, training.objects() | {"history": history})
+        done = checkpoint.load()
+        if not done:
+            shutil.rmtree(folder / "previews", ignore_errors=True)  # of an earlier training
+
+        bar = progress(steps, done, desc=self.name)
+        for step in range(done, steps):
+            terms, learning_rate = training.step(step)
+            if (step + 1) % s.log_every == 0 or step + 1 in (*training.ends, steps):
+                terms = {name: term.item() for name, term in terms.items()}
+                history.record(step + 1, stage=training.stage(step), learning_rate=learning_rate, **terms)
+            joint = step + 1 - joint_from
+            if preview is not None and joint > 0 and joint % max(1, s.joint_steps // s.previews) == 0:
+                networks = training.averaged()
+                save_preview(preview, {to: self._translator(to, 0, networks) for to in LABELS}, folder, step + 1)
+            if checkpoint.due() or step + 1 == steps:
+                checkpoint.save(step + 1)
+            bar.set_postfix_str(training.stage(step), refresh=False)
+            bar.update()
+        bar.close()
+
+        for name, network in vars(training.averaged()).items():
+            getattr(self.networks, name).load_state_dict(network.state_dict())
+        history.frame().to_csv(folder / "history.csv", index=False)
+        self.save(folder)
+        return history.frame()
+
+    # Translating ------------------------------------------------------------------------------------------------------
+
+    def _translation(self, images: torch.Tensor, to: str, seed: int, networks: Networks) -> Translation:
+        """Algorithm 2 of images (B, 1, H, W) in [-1, 1]; an image's noise follows from it and the seed."""
+        source, target = (0, 1) if to == LABELS[1] else (1, 0)
+        translator = networks.G if to == LABELS[1] else networks.F
+        sampler, autoencoders = self.sampler, networks.autoencoders
+        times = time_grid(sampler.steps, sampler.first_t, sampler.start_t)
+        for network in vars(networks).values():
+            network.eval()
+        with torch.inference_mode(), self.accelerator.autocast():
+            # Encode, and go a little way along a noise of the image's own.
+            x0 = autoencoders.encode(images.to(self.device, memory_format=torch.channels_last), source)
+            randoms = [torch_generator(seed, zlib.crc32(image.numpy().tobytes())) for image in images]
+
+            def draw() -> torch.Tensor:
+                return torch.stack([torch.randn(x0.shape[1:], generator=random) for random in randoms]).to(x0)
+
+            def at(t: float) -> torch.Tensor:
+                return x0.new_full((len(x0),), t)
+
+            def denoise(domain: int):
+                return lambda x_t, t: networks.denoisers(x_t, at(t), domain)
+
+            x_t = diffuse(x0, at(times[0]), draw())
+
+            # Invert with the source's model, translate the component of every time, generate with the target's.
+            inverted, components, eps = invert(denoise(source), x_t, times, sampler.solver)
+            translated = {t: translator(C, at(t)) for t, C in components.items()}
+            if sampler.start == "fresh":
+                eps = draw()
+            x_t = diffuse(-translated[times[-1]], at(times[-1]), eps)
+            generated = generate(denoise(target), x_t, times, translated, sampler.solver)
+        return Translation(times, inverted, components, translated, generated)
+
+    def _translator(self, to: str, seed: int, networks: Networks):
+        """A function from images to translated images, both (B, 1, H, W)."""
+        target = LABELS.index(to)
+
+        @torch.inference_mode()
+        def translate(images: torch.Tensor) -> torch.Tensor:
+            x0 = self._translation(images, to, seed, networks).generated[-1]
+            return networks.autoencoders.decode(x0.float(), target)  # float32: bf16 has 8 of a radiograph's bits
+
+        return translate
+
+    def translate(self, cohort: Cohort, to: str = "AFF", batch: int = 32, seed: int = 0) -> Cohort:
+        """Each image of the cohort with the other label, by algorithm 2 with `self.sampler`.
+
+        With `Sampler(start="fresh")` every seed gives another translation.
+
+        Raises
+        ------
+        ValueError
+            Where an image carries the label `to` already, or the images' size is not that of the training.
+        """
+        self._check(cohort)
+        return translated(cohort, to, self.name, self._translator(to, seed, self.networks), batch)
+
+    @torch.inference_mode()
+    def path(self, cohort: Cohort, to: str = "AFF", seed: int = 0) -> tuple[list[float], dict[str, np.ndarray]]:
+        """What a few images pass through on their way to the other label.
+
+        Returns
+        -------
+        times : T of them, rising from `sampler.first_t` to `sampler.start_t`
+        pictures : by name (T, N, H, W), about -1 to 1: "source x_t", "source component", "translated component",
+            "target x_t"; a component is shown as the image that it stands for, −C
+        """
+        self._check(cohort)
+        way = self._translation(torch.from_numpy(cohort.images()), to, seed, self.networks)
+        target = LABELS.index(to)
+        latents = {
+            "source x_t": (way.inverted, 1 - target),
+            "source component": ([-way.components[t] for t in way.times], 1 - target),
+            "translated component": ([-way.translated[t] for t in way.times], target),
+            "target x_t": (way.generated[-2::-1], target),
+        }
+        decode = self.networks.autoencoders.decode
+        pictures = {
+            name: np.stack([decode(z.float(), domain)[:, 0].cpu().numpy() for z in zs])
+            for name, (zs, domain) in latents.items()
+        }
+        return way.times, pictures
+
+    @torch.inference_mode()
+    def sample(self, n: int, label: str, seed: int, like: Cohort, batch: int = 32) -> Cohort:
+        """n images from noise, by the domain's own diffusion model alone, in the pixel type of `like`.
+
+        They come from no patient and no image: `method` is "noise", `source_image_id` empty, and each has a
+        patient_id of its own that starts with "noise-".
+        """
+        self._check(like)
+        domain, times = LABELS.index(label), time_grid(self.sampler.noise_steps, self.sampler.first_t, 1.0)
+        autoencoders, denoisers = self.networks.autoencoders, self.networks.denoisers.eval()
+        side = like.size // self.settings.factor
+        images = np.empty((n, 1, like.size, like.size), np.float32)
+
+        def denoise(x_t: torch.Tensor, t: float):
+            return denoisers(x_t, x_t.new_full((len(x_t),), t), domain)
+
+        with progress(n, desc=f"noise to {label}") as bar:
+            for start in range(0, n, batch):
+                randoms = [torch_generator(seed, domain, i) for i in range(start, min(start + batch, n))]
+                eps = torch.stack(
+                    [torch.randn(autoencoders.channels, side, side, generator=random) for random in randoms]
+                )
+                eps = eps.to(self.device, memory_format=torch.channels_last)
+                with self.accelerator.autocast():
+                    x0 = generate(denoise, eps, times, solver=self.sampler.solver)[-1]
+                images[start : start + batch] = autoencoders.decode(x0.float(), domain).cpu().numpy()
+                bar.update(len(eps))
+        names = [f"noise-{label}-{seed}-{i:06d}" for i in range(n)]
+        columns = {"image_id": names, "patient_id": names, "label": label, "view": "", "side": ""}
+        table = pd.DataFrame(columns | {"source_image_id": "", "source_label": "", "method": "noise"})
+        return Cohort(table, to_pixels(images, like.pixels.dtype))
+
+    @torch.inference_mode()
+    def reconstruct(self, cohort: Cohort) -> Cohort:
+        """The cohort after encoding and decoding, each image by its own domain's autoencoder."""
+        self._check(cohort)
+        autoencoders, images = self.networks.autoencoders.eval(), torch.from_numpy(cohort.images())
+        back = torch.empty_like(images)
+        for domain, label in enumerate(LABELS):
+            for rows in torch.from_numpy(np.flatnonzero(cohort.table.label == label)).split(32):
+                z = autoencoders.encode(images[rows].to(self.device, memory_format=torch.channels_last), domain)
+                back[rows] = autoencoders.decode(z, domain).cpu()
+        return Cohort(cohort.table, to_pixels(back.numpy(), cohort.pixels.dtype))
+
+    def _check(self, cohort: Cohort) -> None:
+        self._check_times()
+        if self.networks is None:
+            raise RuntimeError("this CycleDiff is not trained: call fit, or CycleDiff.load")
+        if cohort.pixels.shape[1:] != (self.metadata["image_size"],) * 2:
+            raise ValueError(
+                f"images of {cohort.pixels.shape[1]} x {cohort.pixels.shape[2]} pixels: this CycleDiff was trained at "
+                f"image_size {self.metadata['image_size']}"
+            )
+
+    def _check_times(self) -> None:
+        if self.sampler.start_t > self.settings.t_max:
+            raise ValueError(
+                f"start_t={self.sampler.start_t}: the translators learn times up to t_max={self.settings.t_max} only; "
+                "lower start_t, or train with a larger t_max"
+            )
+
+    # Files ------------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write the networks that translate, with settings and hashes of what they saw, to `weights.safetensors`."""
+        save_weights(Path(folder) / WEIGHTS, vars(self.networks), self.metadata | {"sampler": asdict(self.sampler)})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The translator that `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            Where the weights are those of another method, or of other shapes than this version of the code makes.
+        """
+        path = Path(folder) / WEIGHTS
+        metadata = weights_metadata(path, cls.name)
+        settings, sampler = known(Settings, metadata["settings"], path), known(Sampler, metadata.pop("sampler"), path)
+        model = cls(settings, sampler)
+        model.metadata = metadata
+        model.networks = Networks.build(settings, metadata["image_size"], model.device)
+        load_weights(path, vars(model.networks))
+        return model

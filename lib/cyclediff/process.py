@@ -1,0 +1,143 @@
+"""The decoupled diffusion process of CycleDiff, and the solvers that run it up and down in time.
+
+x_0             latent of an image, (B, c, h, w);  x_t the same after diffusion to t
+t               time in (0, 1], (B,): 0 is the image, 1 pure noise
+C = −x_0        image component;  C_θ what the network makes of it
+ε ~ N(0, I)     noise;  ε_θ likewise
+
+eq. 1           diffuse         x_t = x_0 + t·C + t·ε
+eq. 1, solved   recover_x0      x̂_0 = x_t − t·C_θ − t·ε_θ
+eq. 2           precondition    (C_θ, ε_θ) = Net_θ(x_t, t), from the U-Net's one output
+algorithm 2     invert, generate   dx_t/dt = C + ε, solved on `time_grid` by steps of Euler or Heun
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+T_MIN = 1e-3  # times are drawn from (T_MIN, 1]
+SOLVERS = ("euler", "heun")
+
+Denoise = Callable[[torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]  # (x_t, t) → (C_θ, ε_θ)
+
+
+def per_image(t: torch.Tensor) -> torch.Tensor:
+    """(B,) → (B, 1, 1, 1)."""
+    return t[:, None, None, None]
+
+
+def diffuse(x0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """x_t = x_0 + t·C + t·ε with C = −x_0 (eq. 1)."""
+    C, t = -x0, per_image(t)
+    return x0 + t * C + t * eps
+
+
+def recover_x0(x_t: torch.Tensor, t: torch.Tensor, C: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """x̂_0 = x_t − t·C − t·ε (eq. 1 solved for x_0)."""
+    t = per_image(t)
+    return x_t - t * C - t * eps
+
+
+def c_in(t: torch.Tensor) -> torch.Tensor:
+    """Scale of the U-Net's input, 1/√n with n = t² + (t − 1)²: unit variance at every t."""
+    return per_image((t**2 + (t - 1) ** 2).rsqrt())
+
+
+def precondition(x_t: torch.Tensor, t: torch.Tensor, F_theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """C and ε from the U-Net's one output (eq. 2): C = (s/n)·x_t + (t/√n)·F_θ, ε = (x_t − s·C)/t, s = t − 1.
+
+    Whatever the output is, the pair satisfies eq. 1: x_t = −C + t·C + t·ε.
+    """
+    t = per_image(t)
+    s, n = t - 1, t**2 + (t - 1) ** 2
+    C = s / n * x_t + t * n.rsqrt() * F_theta
+    return C, (x_t - s * C) / t
+
+
+def draw_times(n: int, t_max: float, generator: torch.Generator) -> torch.Tensor:
+    """(n,) times, uniform on (T_MIN, t_max]."""
+    return T_MIN + (t_max - T_MIN) * (1 - torch.rand(n, generator=generator))
+
+
+def time_grid(steps: int, first_t: float, start_t: float) -> list[float]:
+    """Times of inversion, rising, and in reverse of generation: `steps` of them from `first_t` to `start_t`.
+
+    One step is `start_t` alone.
+    """
+    return np.linspace(first_t, start_t, steps).tolist() if steps > 1 else [start_t]
+
+
+def move(velocity: Callable, x_t: torch.Tensor, t: float, after: float, solver: str) -> torch.Tensor:
+    """x at the time `after`, one step along dx_t/dt = velocity(x_t, t).
+
+    "euler" asks for the velocity once; "heun" again where Euler's step ends, and takes the mean, unless it ends at
+    t = 0, where the noise is not defined.
+    """
+    v = velocity(x_t, t)
+    x = x_t + (after - t) * v
+    if solver == "heun" and after > 0:
+        x = x_t + (after - t) * (v + velocity(x, after)) / 2
+    return x
+
+
+def invert(
+    denoise: Denoise, x_t: torch.Tensor, times: list[float], solver: str = "euler"
+) -> tuple[list[torch.Tensor], dict[float, torch.Tensor], torch.Tensor]:
+    """Up in time with the source's model, deterministic (algorithm 2, first loop).
+
+    Parameters
+    ----------
+    denoise : (x_t, t) → (C_θ, ε_θ)
+    x_t : (B, c, h, w) at the first of `times`, which rise
+
+    Returns
+    -------
+    path : x_t at each time
+    components : C_θ by time
+    eps : ε_θ at the last time
+    """
+    components, noises = {}, {}
+
+    def velocity(x_t: torch.Tensor, t: float) -> torch.Tensor:
+        components[t], noises[t] = denoise(x_t, t)
+        return components[t] + noises[t]
+
+    path = [x_t]
+    for t, after in pairwise(times):
+        path.append(move(velocity, path[-1], t, after, solver))
+    velocity(path[-1], times[-1])
+    return path, components, noises[times[-1]]
+
+
+def generate(
+    denoise: Denoise,
+    x_t: torch.Tensor,
+    times: list[float],
+    components: dict[float, torch.Tensor] | None = None,
+    solver: str = "euler",
+) -> list[torch.Tensor]:
+    """Down in time to 0 with the target's model, whose noise meets the translated components (algorithm 2, last loop).
+
+    Parameters
+    ----------
+    denoise : (x_t, t) → (C_θ, ε_θ)
+    x_t : (B, c, h, w) at the last of `times`, which rise and are gone through backwards
+    components : translated components by time; without them the model's own: unconditional sampling
+
+    Returns
+    -------
+    x_t at each time gone through, and x_0 last
+    """
+
+    def velocity(x_t: torch.Tensor, t: float) -> torch.Tensor:
+        C, eps = denoise(x_t, t)
+        return (components[t] if components else C) + eps
+
+    path = [x_t]
+    for t, after in pairwise([*times[::-1], 0.0]):
+        path.append(move(velocity, path[-1], t, after, solver))
+    return path
