@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 import torch_fidelity
 from skimage.metrics import structural_similarity
+from sklearn.metrics import roc_auc_score
 from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
@@ -220,6 +221,58 @@ def image_rows(method: str, translated: Cohort, source: Cohort, judge: Judge, co
          **mean_by_patient(value, patients)}
         for metric, value in values.items()
     ]  # fmt: skip
+
+
+def at_a_glance(
+    translated: Cohort, source: Cohort, reference: Cohort, judge: Judge, counterfactual: Cohort | None = None
+) -> dict[str, float]:
+    """A few numbers of one direction, without intervals, to compare settings while a method is set up.
+
+    Parameters
+    ----------
+    translated, source : the same images, in the same order
+    reference : real images of the class translated to
+    counterfactual : on the phantom, the source images with the other fracture
+
+    Returns
+    -------
+    `kid`, on the judge's features; `transfer`, `neither`, the judge's verdicts; `ssim_outside` to the source; and
+    `counterfactual_inside`, similarity to the counterfactual in the fracture zone
+    """
+    verdicts = judge.verdicts(translated.pixels)
+    features = judge.features(translated.pixels), judge.features(reference.pixels)
+    numbers = {
+        "kid": kid_jackknife(*features, translated.table.patient_id, reference.table.patient_id).value,
+        "transfer": (verdicts == translated.table.label.to_numpy()).mean(),
+        "neither": (verdicts == "neither").mean(),
+        "ssim_outside": np.nanmean(ssim_by_zone(translated.pixels, source.pixels, source.table)[1]),
+    }
+    if counterfactual is not None:
+        inside, _ = ssim_by_zone(translated.pixels, counterfactual.pixels, source.table)
+        numbers["counterfactual_inside"] = np.nanmean(inside)
+    return numbers
+
+
+def reconstruction(back: Cohort, images: Cohort, judge: Judge) -> dict[str, float]:
+    """What an autoencoder keeps of a fracture, on images of both labels.
+
+    `error_inside`, `error_outside`: mean absolute difference inside and outside the fracture zone, in shares of the
+    grey scale; `auroc`, `auroc_reconstructed`: how well the judge tells AFF from NFF before and after.
+    """
+    difference = abs(back.pixels.astype(np.float32) - images.pixels) / np.iinfo(images.pixels.dtype).max
+    rows = (np.arange(images.size) + 0.5) / images.size
+    top, bottom = zones(images.table).T[..., None]
+    inside = (top <= rows) & (rows < bottom)
+    by_row = difference.mean(2)
+
+    def auroc(pixels: np.ndarray) -> float:
+        probabilities = judge.probabilities(pixels)
+        return roc_auc_score(images.targets, probabilities[:, 1] - probabilities[:, 0])
+
+    return {
+        "error_inside": by_row[inside].mean(), "error_outside": by_row[~inside].mean(),
+        "auroc": auroc(images.pixels), "auroc_reconstructed": auroc(back.pixels),
+    }  # fmt: skip
 
 
 # Tables --------------------------------------------------------------------------------------------------------------

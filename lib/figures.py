@@ -146,6 +146,25 @@ def loss_curves(history: pd.DataFrame, columns: Sequence[str | Sequence[str]]) -
     return fig
 
 
+def sampling_cost(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+    """What quality costs: metrics against the seconds an image takes, a line for each solver, steps beside the points.
+
+    Parameters
+    ----------
+    table : columns `solver`, `steps`, `seconds` and the metrics
+    metrics : one panel each
+    """
+    fig, axes = plt.subplots(1, len(metrics), figsize=(WIDTH, 2.3), squeeze=False)
+    for ax, metric in zip(axes.flat, metrics, strict=True):
+        for colour, (solver, rows) in zip(PALETTE, table.groupby("solver", sort=False), strict=False):
+            ax.plot(rows.seconds, rows[metric], "o-", color=colour, label=solver, markersize=3)
+            for row in rows.itertuples():
+                ax.annotate(row.steps, (row.seconds, getattr(row, metric)), (2, 3), textcoords="offset points", size=7)
+        ax.set(xlabel="seconds an image", ylabel=metric.replace("_", " "), xscale="log")
+    axes[0, 0].legend()
+    return fig
+
+
 def images_per_patient(cohort: Cohort) -> Figure:
     """Share of each class's patients by their number of radiographs."""
     fig, ax = plt.subplots(figsize=(WIDTH * 0.6, 2.0))

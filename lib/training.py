@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lib.cohort import Cohort
 from lib.runs import code_files, shown, written
@@ -235,3 +236,11 @@ def known(kind: type, values: dict, path: Path):
 
 def count_parameters(*networks: nn.Module) -> int:
     return sum(parameter.numel() for network in networks for parameter in network.parameters())
+
+
+@torch.no_grad()
+def count_multiply_adds(network: nn.Module, *inputs) -> int:
+    """Multiplications with an addition in one call of the network, which may live on the meta device."""
+    with FlopCounterMode(display=False) as counter:
+        network(*inputs)
+    return counter.get_total_flops() // 2

@@ -46,6 +46,6 @@ t = 0, with a drawn noise (`Sampler.first_t`); and generation starts from the tr
 """
 
 from lib.cyclediff.model import CycleDiff
-from lib.cyclediff.settings import Sampler, Settings
+from lib.cyclediff.settings import ABLATIONS, Sampler, Settings, ablated
 
-__all__ = ["CycleDiff", "Sampler", "Settings"]
+__all__ = ["ABLATIONS", "CycleDiff", "Sampler", "Settings", "ablated"]

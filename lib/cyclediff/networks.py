@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
+import pandas as pd
 import torch
 import torch.nn.functional as nnf
 from torch import nn
@@ -14,6 +15,7 @@ from lib.cyclediff.process import c_in, precondition
 from lib.cyclediff.settings import Settings
 from lib.cyclediff.unet import LinearAttention, UNet
 from lib.networks import PatchGAN, ResidualBlock, ResNet, TimeEmbedding, init_weights, patch_layers
+from lib.training import count_multiply_adds, count_parameters
 
 
 class Denoisers(nn.Module):
@@ -113,3 +115,30 @@ class Networks:
         channels, latent = autoencoders.channels, size // s.factor
         networks = autoencoders, Denoisers(channels, latent, s), Translator(channels, s), Translator(channels, s)
         return cls(*(network.to(device, memory_format=torch.channels_last) for network in networks))
+
+
+def sizes(s: Settings, image_size: int) -> pd.DataFrame:
+    """Parameters of each network, and multiply-adds of one image of this side through it; nothing is computed."""
+    with torch.device("meta"):
+        autoencoders = Autoencoders(s)
+        channels, side = autoencoders.channels, image_size // s.factor
+        image, latent, t = (
+            torch.empty(1, 1, image_size, image_size),
+            torch.empty(1, channels, side, side),
+            torch.ones(1),
+        )
+        calls = {
+            "denoising U-Net": (Denoisers(channels, side, s), latent, t, 0),
+            "translator G or F": (Translator(channels, s), latent, t),
+            "discriminator": (Discriminator(channels, side, s), latent, t),
+        }
+        if autoencoders.nets:
+            calls = {"autoencoder": (autoencoders.nets[0], image, latent)} | calls
+        rows = {
+            name: {
+                "parameters": count_parameters(network.unets[0] if isinstance(network, Denoisers) else network),
+                "multiply_adds": count_multiply_adds(network, *inputs),
+            }
+            for name, (network, *inputs) in calls.items()
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("network")

@@ -1,8 +1,8 @@
-"""What can be chosen: how CycleDiff is built and trained (`Settings`), and how it translates (`Sampler`)."""
+"""What can be chosen: how CycleDiff is built and trained (`Settings`, `ABLATIONS`), how it translates (`Sampler`)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lib.cyclediff.process import SOLVERS
 
@@ -106,3 +106,25 @@ class Sampler:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(map(repr, choices))}")
         if not 0 < self.first_t <= self.start_t <= 1 or min(self.steps, self.noise_steps) < 1:
             raise ValueError(f"needs 0 < first_t ≤ start_t ≤ 1 and at least one step, not {self}")
+
+
+ABLATIONS = {
+    "as set": {},
+    "joint": {"joint": "both"},
+    "diffusion only": {"joint": "diffusion_only"},
+    "frozen U-Nets": {"joint": "frozen"},
+    "without time": {"translator_time": False},
+    "without attention": {"translator_attention": False},
+    "without contrastive": {"contrastive": 0.0},
+    "without perceptual": {"perceptual": 0.0},
+    "with perceptual": {"perceptual": 0.5},
+    "all times": {"t_max": 1.0},
+    "separate U-Nets": {"shared_unet": False},
+}
+
+
+def ablated(settings: Settings, name: str) -> Settings:
+    """The settings with one part changed or taken away, by its name in `ABLATIONS`."""
+    if name not in ABLATIONS:
+        raise ValueError(f"no ablation {name!r}; there are {', '.join(map(repr, ABLATIONS))}")
+    return replace(settings, **ABLATIONS[name])
