@@ -21,7 +21,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from lib.cohort import LABELS, Cohort
 from lib.judge import Judge, zones
 from lib.runs import from_root
-from lib.statistics import kid_jackknife, kid_permutation_test
+from lib.statistics import kid, kid_jackknife, kid_permutation_test
 from lib.training import generator
 
 DIRECTIONS = {"AFF": "NFF→AFF", "NFF": "AFF→NFF"}  # by the label translated to
@@ -242,7 +242,7 @@ def at_a_glance(
     verdicts = judge.verdicts(translated.pixels)
     features = judge.features(translated.pixels), judge.features(reference.pixels)
     numbers = {
-        "kid": kid_jackknife(*features, translated.table.patient_id, reference.table.patient_id).value,
+        "kid": kid(*features),
         "transfer": (verdicts == translated.table.label.to_numpy()).mean(),
         "neither": (verdicts == "neither").mean(),
         "ssim_outside": np.nanmean(ssim_by_zone(translated.pixels, source.pixels, source.table)[1]),

@@ -2,17 +2,18 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import nn
 
-from lib.cyclediff import Settings
+from lib.cyclediff import ABLATIONS, Settings, ablated
 from lib.cyclediff.autoencoders import KLAutoencoder
 from lib.cyclediff.losses import contrastive_loss
-from lib.cyclediff.networks import Denoisers, Discriminator, Translator
+from lib.cyclediff.networks import Denoisers, Discriminator, Networks, Translator, sizes
 from lib.cyclediff.process import precondition
 from lib.cyclediff.unet import LinearAttention, SelfAttention, UNet
 from lib.networks import FiLM, init_weights, lsgan_discriminator
-from lib.training import torch_generator
+from lib.training import count_multiply_adds, count_parameters, torch_generator
 
 TOY = Settings(
     autoencoder="kl", shared_autoencoder=True, autoencoder_width=4, unet_width=8, unet_multipliers=(1, 2),
@@ -99,3 +100,52 @@ def test_separate_unets_know_their_domain_only():
     x_t, t = torch.randn(1, 4, 8, 8), torch.tensor([0.5])
     assert not torch.allclose(denoisers(x_t, t, 0)[0], denoisers(x_t, t, 1)[0])
     torch.testing.assert_close(denoisers(x_t, t, 1)[0], precondition(x_t, t, torch.ones_like(x_t))[0])
+
+
+def test_published_sizes():
+    """kl-f4 of latent diffusion has 55.3 million parameters, PatchGAN on three channels 2.765 million."""
+    table = sizes(Settings(), 256)
+    assert table.parameters["autoencoder"] == pytest.approx(55.3e6, rel=0.002)
+    assert table.parameters["discriminator"] == 2_764_737
+    attention = [m for m in Denoisers(3, 64, Settings()).unets[0].encoder.modules() if isinstance(m, SelfAttention)]
+    assert len(attention) == 2 * 3  # three blocks at 16 and at 8
+
+
+def test_sizes_are_those_of_the_networks_that_are_built():
+    s, table = replace(TOY, shared_unet=True), sizes(replace(TOY, shared_unet=True), 32)
+    networks = Networks.build(s, 32)
+    assert table.parameters["denoising U-Net"] == count_parameters(networks.denoisers)
+    assert table.parameters["translator G or F"] == count_parameters(networks.G)
+    assert "autoencoder" not in sizes(replace(TOY, autoencoder="pixels"), 32).index
+    halves = sizes(s, 64).multiply_adds / sizes(s, 32).multiply_adds
+    assert halves["autoencoder"] > 3.9  # four times the pixels
+
+
+def test_multiply_adds():
+    assert count_multiply_adds(nn.Linear(3, 5), torch.ones(2, 3)) == 2 * 3 * 5
+    convolution = nn.Conv2d(4, 6, 3, padding=1, device="meta")
+    assert count_multiply_adds(convolution, torch.empty(1, 4, 10, 10, device="meta")) == 100 * 9 * 4 * 6
+
+
+def test_translators_without_time_and_attention():
+    C, t = torch.randn(2, 4, 8, 8), (torch.tensor([0.1, 0.1]), torch.tensor([0.9, 0.9]))
+    for time in (True, False):
+        translator = Translator(4, replace(TOY, residual=False, translator_time=time, translator_attention=time))
+        translator.init_weights(torch_generator(0))
+        for module in translator.modules():
+            if isinstance(module, FiLM):
+                nn.init.normal_(module.linear.weight, generator=torch_generator(1))
+        early, late = (translator(C, when) for when in t)
+        assert torch.equal(early, late) != time
+        assert any(isinstance(module, LinearAttention) for module in translator.modules()) == time
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_ablation_changes_what_it_names_and_nothing_else(name):
+    changed = {k: v for k, v in vars(ablated(TOY, name)).items() if v != getattr(TOY, k)}
+    assert changed.items() <= ABLATIONS[name].items()
+
+
+def test_unknown_ablation():
+    with pytest.raises(ValueError, match=r"no ablation 'colour'; there are 'as set'"):
+        ablated(TOY, "colour")

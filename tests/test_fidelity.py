@@ -4,11 +4,13 @@ import pytest
 
 from lib.cohort import Cohort
 from lib.fidelity import (
+    at_a_glance,
     distances,
     fidelity_table,
     inception_available,
     kid_comparison,
     mean_by_patient,
+    reconstruction,
     ssim_by_zone,
     subsample,
 )
@@ -132,3 +134,29 @@ def test_inception_is_used_only_where_it_can_be(tmp_path):
     assert inception_available("none") == ""
     with pytest.raises(FileNotFoundError, match="no such file"):
         inception_available(str(tmp_path / "inception.pth"))
+
+
+def test_at_a_glance_agrees_with_the_fidelity_table(cohort, judge_folder):
+    nff, aff = cohort.select(label="NFF"), cohort.select(label="AFF")
+    counterfactual = PHANTOM.counterfactual(nff)
+    perfect = nff.translated(counterfactual.images(), "AFF", "perfect")
+    nothing = nff.translated(nff.images(), "AFF", "nothing")
+    judge = Judge.load(judge_folder)
+    best, worst = (at_a_glance(images, nff, aff, judge, counterfactual) for images in (perfect, nothing))
+    assert best["kid"] < worst["kid"] and best["transfer"] > worst["transfer"]
+    assert worst["ssim_outside"] == pytest.approx(1) and best["counterfactual_inside"] == pytest.approx(1)
+    assert best["transfer"] == (judge.verdicts(counterfactual.pixels) == "AFF").mean()
+    assert "counterfactual_inside" not in at_a_glance(perfect, nff, aff, judge)
+
+
+def test_reconstruction_sees_what_is_lost_and_where(cohort, judge_folder):
+    judge = Judge.load(judge_folder)
+    same = reconstruction(cohort, cohort, judge)
+    assert same["error_inside"] == same["error_outside"] == 0 and same["auroc"] == same["auroc_reconstructed"]
+    table, pixels = cohort.table.assign(zone_top=0.25, zone_bottom=0.5), cohort.pixels.copy()
+    pixels[:, 8:16] = np.where(
+        pixels[:, 8:16] > 127, pixels[:, 8:16] - 51, pixels[:, 8:16] + 51
+    )  # a fifth of the scale
+    lost = reconstruction(Cohort(table, pixels), Cohort(table, cohort.pixels), judge)
+    assert lost["error_inside"] == pytest.approx(0.2) and lost["error_outside"] == 0
+    assert lost["auroc_reconstructed"] != lost["auroc"]

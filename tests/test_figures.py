@@ -97,6 +97,14 @@ def test_image_rows_of_unequal_length_are_refused():
         figures.image_rows({"source": pixels(3), "CycleGAN": pixels(2)})
 
 
+def test_sampling_cost_draws_a_line_a_solver_with_its_steps():
+    table = pd.DataFrame({"solver": ["euler", "euler", "heun"], "steps": [2, 4, 2], "seconds": [0.1, 0.2, 0.2]})
+    fig = figures.sampling_cost(table.assign(kid=[0.3, 0.2, 0.1]), ["kid"])
+    (ax,) = fig.axes
+    assert [list(line.get_ydata()) for line in ax.lines] == [[0.3, 0.2], [0.1]]
+    assert [text.get_text() for text in ax.texts] == ["2", "4", "2"] and ax.get_ylabel() == "kid"
+
+
 def test_loss_curves_share_panels_and_keep_to_the_data():
     history = pd.DataFrame({"step": np.arange(100) * 10, "G": np.linspace(2, 1, 100), "D": 0.5, "cycle": np.nan})
     history.loc[::2, "cycle"] = 3.0
