@@ -14,6 +14,7 @@ from lib.statistics import MARGIN, QUESTIONS
 from lib.training import weights_metadata
 from lib.translator import WEIGHTS
 
+TIMES = ("t_max", "start_t")  # of CycleDiff: where its translators work, no matter of size
 GENERATORS = {"cyclegan": "CycleGAN", "cyclediff": "CycleDiff"}
 WITH = {  # completes "with …"
     "cyclegan": "images added by CycleGAN",
@@ -119,7 +120,9 @@ def unlike_published(name: str, folder: Path) -> str:
         return ""
     metadata = weights_metadata(path)
     defaults = asdict({"CycleGAN": cyclegan.Settings, "CycleDiff": cyclediff.Settings}[name]())
-    choices = {key: value for key, value in metadata["settings"].items() if isinstance(value, (bool, str))}
+    defaults |= asdict(cyclediff.Sampler())
+    chosen = metadata["settings"] | metadata.get("sampler", {})
+    choices = {key: value for key, value in chosen.items() if isinstance(value, (bool, str)) or key in TIMES}
     unlike = [f"{key} = {value}" for key, value in choices.items() if value != defaults[key]]
     return f"Chosen otherwise than in the paper of {name}: {', '.join(unlike)}." if unlike else ""
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import cyclegan
+from lib import cyclediff, cyclegan
 from lib.answers import answer, unlike_published
 from lib.statistics import COLUMNS, QUESTIONS
 from lib.training import save_weights
@@ -246,5 +246,10 @@ def test_what_differs_from_the_paper_is_read_from_the_weights(tmp_path):
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"steps": 5, "settings": settings})
     assert unlike_published("CycleGAN", tmp_path) == "Chosen otherwise than in the paper of CycleGAN: residual = True."
     assert unlike_published("CycleGAN", tmp_path / "nowhere") == ""
+    settings = asdict(cyclediff.Settings(unet_width=8, t_max=0.25, joint="frozen"))
+    sampler = asdict(cyclediff.Sampler(steps=4, start_t=0.25))
+    save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"settings": settings, "sampler": sampler})
+    said = "Chosen otherwise than in the paper of CycleDiff: joint = frozen, t_max = 0.25, start_t = 0.25."
+    assert unlike_published("CycleDiff", tmp_path) == said
     facts = FACTS | {"unlike_published": "Chosen otherwise."}
     assert "Chosen otherwise." in section(answer(comparisons("undecided"), fidelity(), scores(), facts), "How to read")
