@@ -64,7 +64,9 @@ class Translator(nn.Module):
         self.stem = nn.Conv2d(channels, width, 3, padding=1, padding_mode="reflect")
         self.blocks = nn.ModuleList(ResidualBlock(width, time) for _ in range(2))
         self.attention = LinearAttention(width) if s.translator_attention else nn.Identity()
-        self.resnet = ResNet(width, channels, width, s.translator_blocks, time=time, skips=s.translator_skips)
+        self.resnet = ResNet(
+            width, channels, width, s.translator_blocks, time=time, skips=s.translator_skips, downs=s.translator_downs
+        )
 
     def init_weights(self, generator: torch.Generator) -> None:
         init_weights(self, generator)

@@ -45,6 +45,7 @@ class Settings:
     t_max: float = 1.0  # translators learn the times up to here; images are then translated from no later time (ours)
     translator_width: int = 64
     translator_blocks: int = 12
+    translator_downs: int = 2  # halvings of the latent's resolution; at the published 64 px they end at 16
     translator_time: bool = True  # False: not told the time, the paper's ablation
     translator_attention: bool = True  # False: without, the paper's ablation
     translator_skips: bool = False  # encoder's features added to the decoder's, for lines of a pixel's width (ours)
