@@ -115,9 +115,8 @@ class ResNet(nn.Module):
     time : width of a time embedding that conditions every residual block, or None
     skips : add what the encoder has found at each size to the decoder there, before its activation (published: no). A
         line of a pixel's width is otherwise erased and redrawn through features of a quarter of the resolution
-    downs : halvings of the resolution (published: 2)
 
-    The input's side must be a multiple of 2^downs.
+    The input's side must be a multiple of 4.
     """
 
     def __init__(
@@ -129,25 +128,22 @@ class ResNet(nn.Module):
         upsampling: str = "resize",
         time: int | None = None,
         skips: bool = False,
-        downs: int = 2,
     ):
         super().__init__()
-        deepest = width * 2**downs
-        self.encoder = nn.Sequential(stem(channels, width), *(down(width * 2**i) for i in range(downs)))
-        self.blocks = nn.ModuleList(ResidualBlock(deepest, time) for _ in range(blocks))
-        self.decoder = nn.Sequential(*(up(deepest // 2**i, upsampling) for i in range(downs)))
+        self.encoder = nn.Sequential(stem(channels, width), down(width), down(2 * width))
+        self.blocks = nn.ModuleList(ResidualBlock(4 * width, time) for _ in range(blocks))
+        self.decoder = nn.Sequential(up(4 * width, upsampling), up(2 * width, upsampling))
         self.head = nn.Conv2d(width, out, 7, padding=3, padding_mode="reflect")
         self.skips = skips
 
     def forward(self, x: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
-        h, found = x, []
-        for stage in self.encoder:
-            h = stage(h)
-            found.append(h)
+        full = self.encoder[0](x)
+        half = self.encoder[1](full)
+        h = self.encoder[2](half)
         for block in self.blocks:
             h = block(h, time)
-        for stage, same_size in zip(self.decoder, found[-2::-1], strict=True):
-            h = nnf.relu(stage(h) + same_size if self.skips else stage(h))
+        for stage, found in zip(self.decoder, (half, full), strict=True):
+            h = nnf.relu(stage(h) + found if self.skips else stage(h))
         return self.head(h)
 
 

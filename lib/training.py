@@ -94,14 +94,14 @@ class EMA:
 def check_finite(step: int, terms: dict[str, torch.Tensor | float]) -> None:
     """Raise FloatingPointError, naming the step and the terms, where a term is not finite.
 
-    Called with every step's losses before they change a weight, so that a checkpoint never holds what followed.
+    Called with every step's losses before they change a weight, so that no checkpoint holds what would have followed.
     """
     values = torch.stack([torch.as_tensor(term).detach().float() for term in terms.values()])
     if not values.isfinite().all():
         bad = [name for name, value in zip(terms, values.tolist(), strict=True) if not np.isfinite(value)]
         raise FloatingPointError(
-            f"step {step}: {', '.join(bad)} is not finite. The weights of the step before are untouched and the last "
-            "checkpoint is kept; lower the learning rate and start again."
+            f"step {step}: {', '.join(bad)} is not finite. The last checkpoint is kept; lower the learning rate "
+            "and start again."
         )
 
 

@@ -29,14 +29,6 @@ def test_published_parameter_counts():
     assert count_parameters(PatchGAN(3, 64)) == 2_764_737
 
 
-@pytest.mark.parametrize("downs", [0, 1, 3])
-@pytest.mark.parametrize("skips", [False, True])
-def test_resnet_halves_as_often_as_it_is_told(downs, skips):
-    network, x = ResNet(2, 3, 4, 1, skips=skips, downs=downs), torch.randn(1, 2, 16, 16)
-    assert network(x).shape == (1, 3, 16, 16)
-    assert network.encoder(x).shape == (1, 4 * 2**downs, 16 // 2**downs, 16 // 2**downs)
-
-
 @pytest.mark.parametrize(("layers", "pixels"), [(1, 16), (2, 34), (3, 70), (4, 142)])
 def test_receptive_field_of_a_patch(layers, pixels):
     image = torch.zeros(1, 1, 256, 256, requires_grad=True)

@@ -36,13 +36,15 @@ Where paper and released code disagree:
     gradient clipping                          not mentioned   without effect  Settings.clip, before the optimisers
     learning-rate floor 10⁻⁵                   a rate          a factor        a rate
     passes of the U-Nets in a joint step       one             two             one, its components serve both updates
-    weights of the two terms of eq. 6          1               functions of t  Settings.diffusion_weights
-    precision of sampling                      not mentioned   float64         networks as in training, else float32
+    weights of eq. 6 in the warm-up            1               functions of t  Settings.diffusion_weights
+    precision of sampling                      not mentioned   part float64    networks as in training, else float32
 
-Where this package departs from both, whatever the settings: the autoencoder's loss has no perceptual (LPIPS) term; the
-translators' decoders resize and convolve; the discriminators' last layers start at ½; inversion starts a little above
-t = 0, with a drawn noise (`Sampler.first_t`); and generation starts from the translated component and the noise at
-`Sampler.start_t`, which is the noise alone at the published 1. All else that is ours is off by default (`Settings`).
+What is ours whatever the settings: the autoencoders' loss is L1, Kullback–Leibler and least squares against a
+discriminator of their own (released: L1, LPIPS and hinge with an adaptive weight), their averages encode, and latents
+are means, standardised by channel; the translators' decoders resize and convolve, and their learning rate falls; the
+discriminators' last layers start at ½; inversion starts a little above t = 0, with a drawn noise (`Sampler.first_t`);
+generation starts from the translated component and the noise at `Sampler.start_t`, which is the noise alone at the
+published 1. What else is ours says so in `Settings` and, gradient clipping aside, is off by default.
 """
 
 from lib.cyclediff.model import CycleDiff

@@ -25,8 +25,9 @@ def diffusion_loss(
 ) -> torch.Tensor:
     """‖C_θ − C‖² + ‖ε_θ − ε‖² (eq. 6), means over pixels and images.
 
-    With the released weights the first term counts ((t − 1)/t)² + 1, the second (t/(1 − t + 10⁻³))² + 1, and
-    −½·ln(t)·‖x̂_0 − x_0‖₁ is added.
+    With `weights` "plain" this is, for the pair of eq. 2, the squared error of the U-Net's one output at every t. The
+    weights "released" for the pre-training count the first term ((t − 1)/t)² + 1, the second (t/(1 − t + 10⁻³))² + 1,
+    about twice the same, and add −½·ln(t)·‖x̂_0 − x_0‖₁.
     """
     component = (C_hat + x0).square().mean(dim=(1, 2, 3))
     noise = (eps_hat - eps).square().mean(dim=(1, 2, 3))

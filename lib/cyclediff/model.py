@@ -60,7 +60,7 @@ class CycleDiff:
     def __init__(self, settings: Settings | None = None, sampler: Sampler | None = None):
         self.settings, self.sampler = settings or Settings(), sampler or Sampler()
         self.accelerator = accelerator()
-        self.device = self.accelerator.device
+        self.device, self._autocast = self.accelerator.device, self.accelerator.autocast
         self.networks: Networks | None = None
         self.metadata = {"method": self.name, "settings": asdict(self.settings)}
         self._check_times()
@@ -97,7 +97,7 @@ class CycleDiff:
                 terms = {name: term.item() for name, term in terms.items()}
                 history.record(step + 1, stage=training.stage(step), learning_rate=learning_rate, **terms)
             joint = step + 1 - joint_from
-            if preview is not None and joint > 0 and joint % max(1, s.joint_steps // s.previews) == 0:
+            if preview is not None and joint > 0 and joint % max(1, s.joint_steps // max(1, s.previews)) == 0:
                 networks = training.averaged()
                 save_preview(preview, {to: self._translator(to, 0, networks) for to in LABELS}, folder, step + 1)
             if checkpoint.due() or step + 1 == steps:
@@ -122,7 +122,7 @@ class CycleDiff:
         times = time_grid(sampler.steps, sampler.first_t, sampler.start_t)
         for network in vars(networks).values():
             network.eval()
-        with torch.inference_mode(), self.accelerator.autocast():
+        with torch.inference_mode(), self._autocast():
             # Encode, and go a little way along a noise of the image's own.
             x0 = autoencoders.encode(images.to(self.device, memory_format=torch.channels_last), source)
             randoms = [torch_generator(seed, zlib.crc32(image.numpy().tobytes())) for image in images]
@@ -161,7 +161,8 @@ class CycleDiff:
     def translate(self, cohort: Cohort, to: str = "AFF", batch: int = 32, seed: int = 0) -> Cohort:
         """Each image of the cohort with the other label, by algorithm 2 with `self.sampler`.
 
-        With `Sampler(start="fresh")` every seed gives another translation.
+        With `Sampler(start="fresh")` every seed gives another translation; with "inverted" the seed only draws the
+        little noise at `first_t`.
 
         Raises
         ------
@@ -255,7 +256,7 @@ class CycleDiff:
         if self.sampler.start_t > self.settings.t_max:
             raise ValueError(
                 f"start_t={self.sampler.start_t}: the translators learn times up to t_max={self.settings.t_max} only; "
-                "lower start_t, or train with a larger t_max"
+                "take a start_t (and first_t) up to there, or train with a larger t_max"
             )
 
     # Files ------------------------------------------------------------------------------------------------------------

@@ -64,9 +64,7 @@ class Translator(nn.Module):
         self.stem = nn.Conv2d(channels, width, 3, padding=1, padding_mode="reflect")
         self.blocks = nn.ModuleList(ResidualBlock(width, time) for _ in range(2))
         self.attention = LinearAttention(width) if s.translator_attention else nn.Identity()
-        self.resnet = ResNet(
-            width, channels, width, s.translator_blocks, time=time, skips=s.translator_skips, downs=s.translator_downs
-        )
+        self.resnet = ResNet(width, channels, width, s.translator_blocks, time=time, skips=s.translator_skips)
 
     def init_weights(self, generator: torch.Generator) -> None:
         init_weights(self, generator)
@@ -95,7 +93,7 @@ class Discriminator(nn.Module):
         time = 4 * s.discriminator_width if s.discriminator_time else None
         layers = patch_layers(size, s.discriminator_layers)
         self.time = TimeEmbedding(time) if time else None
-        self.patches = PatchGAN(channels, s.discriminator_width, layers, s.discriminator_norm, time)
+        self.patches = PatchGAN(channels, s.discriminator_width, layers, time=time)
 
     def forward(self, C: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return self.patches(nnf.pixel_shuffle(C, self.unpack), self.time(t) if self.time else None)

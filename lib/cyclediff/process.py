@@ -66,9 +66,9 @@ def draw_times(n: int, t_max: float, generator: torch.Generator) -> torch.Tensor
 def time_grid(steps: int, first_t: float, start_t: float) -> list[float]:
     """Times of inversion, rising, and in reverse of generation: `steps` of them from `first_t` to `start_t`.
 
-    One step is `start_t` alone.
+    Of one step, and where both ends are the same, only `start_t` is left: nothing is inverted.
     """
-    return np.linspace(first_t, start_t, steps).tolist() if steps > 1 else [start_t]
+    return np.linspace(first_t, start_t, steps).tolist() if steps > 1 and first_t < start_t else [start_t]
 
 
 def move(velocity: Callable, x_t: torch.Tensor, t: float, after: float, solver: str) -> torch.Tensor:

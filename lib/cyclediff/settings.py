@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lib.cyclediff.process import SOLVERS
+from lib.cyclediff.process import SOLVERS, T_MIN
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Settings:
     autoencoder_steps: int = 50_000  # ours: the published one starts from public kl-f4 weights
     autoencoder_learning_rate: float = 1e-4  # Adam; ours
     kl: float = 1e-6  # weight of the Kullback–Leibler term
-    autoencoder_adversarial: float = 0.5  # weight of the adversarial term
+    autoencoder_adversarial: float = 0.5  # weight of the adversarial term; ours, released: an adaptive one
     autoencoder_adversarial_from: int = 20_001  # step from which on it counts
 
     # Diffusion models
@@ -37,7 +37,7 @@ class Settings:
     shared_unet: bool = False  # one U-Net told the domain: the rare class borrows anatomy (ours)
     unet_learning_rate: float = 1e-4  # AdamW, falls linearly over warm-up and joint training to …
     unet_learning_rate_floor: float = 1e-5
-    diffusion_weights: str = "released"  # functions of t, and an L1 term on x̂_0; "plain": eq. 6 as printed
+    diffusion_weights: str = "released"  # of the warm-up: functions of t, and an L1 term on x̂_0; "plain": eq. 6
 
     # Translators and discriminators
     joint_steps: int = 50_000  # all networks together
@@ -45,14 +45,12 @@ class Settings:
     t_max: float = 1.0  # translators learn the times up to here; images are then translated from no later time (ours)
     translator_width: int = 64
     translator_blocks: int = 12
-    translator_downs: int = 2  # halvings of the latent's resolution; at the published 64 px they end at 16
     translator_time: bool = True  # False: not told the time, the paper's ablation
     translator_attention: bool = True  # False: without, the paper's ablation
     translator_skips: bool = False  # encoder's features added to the decoder's, for lines of a pixel's width (ours)
     residual: bool = False  # translators add their output to the component, so that they start as the identity (ours)
     discriminator_width: int = 64
     discriminator_layers: int = 3  # of stride 2; fewer for latents below 64 px
-    discriminator_norm: bool = True  # instance norm; without it translations hardly left the source in trials
     discriminator_time: bool = False  # discriminators know t: scale and shift after the first norm (ours)
     diffaugment: bool = False  # augment all that discriminators see: a rare class is otherwise learnt by heart (ours)
     learning_rate: float = 2e-4  # Adam, β = (0.5, 0.999); constant for half of the joint steps, then linearly to 0
@@ -68,7 +66,7 @@ class Settings:
     # All stages
     batch: int = 24  # images of each domain in a step
     enlarge: float = 286 / 256  # enlarged by this factor, then cropped at random; 1 keeps the field of view
-    clip: float = 1.0  # largest norm of the gradients of each optimiser's networks; released: called without effect
+    clip: float = 1.0  # largest norm of each optimiser's gradient (ours; released: called too late to have an effect)
     ema: float = 0.999  # decay of the averaged autoencoders, U-Nets and translators, which sample
     log_every: int = 50  # steps between two rows of the history
     previews: int = 8  # times that the preview images are translated in the joint stage
@@ -81,8 +79,12 @@ class Settings:
         for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(map(repr, choices))}")
-        if not 0 < self.t_max <= 1:
-            raise ValueError(f"t_max={self.t_max}: a time in (0, 1]")
+        if not T_MIN < self.t_max <= 1:
+            raise ValueError(f"t_max={self.t_max}: a time above {T_MIN}, up to 1")
+        if self.residual and self.autoencoder == "kl" and not self.shared_autoencoder:
+            raise ValueError("residual=True adds latents of both domains: set shared_autoencoder=True too")
+        if self.joint == "frozen" and self.joint_steps and not self.warmup_steps:
+            raise ValueError("joint='frozen' keeps the U-Nets as the warm-up left them: warmup_steps must not be 0")
 
     @property
     def factor(self) -> int:
@@ -125,7 +127,16 @@ ABLATIONS = {
 
 
 def ablated(settings: Settings, name: str) -> Settings:
-    """The settings with one part changed or taken away, by its name in `ABLATIONS`."""
+    """The settings with one part changed or taken away, by its name in `ABLATIONS`.
+
+    Raises
+    ------
+    ValueError
+        Where there is no such name, or the settings are so already.
+    """
     if name not in ABLATIONS:
         raise ValueError(f"no ablation {name!r}; there are {', '.join(map(repr, ABLATIONS))}")
-    return replace(settings, **ABLATIONS[name])
+    changed = replace(settings, **ABLATIONS[name])
+    if changed == settings and ABLATIONS[name]:
+        raise ValueError(f"ablation {name!r} changes nothing here: {ABLATIONS[name]} is set already")
+    return changed

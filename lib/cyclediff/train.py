@@ -102,7 +102,7 @@ class Training:
         Raises
         ------
         FloatingPointError
-            Where a term or a gradient is not finite; the weights are then still those of the step before.
+            Where a term or a gradient is not finite, before the networks that it would have changed are updated.
         """
         stage, batch = self.stage(step), [self._draw(step, domain) for domain in range(2)]
         random = torch_generator(self.seed, 40, step)  # of this step's noise, times, augmentation and pools
@@ -117,7 +117,8 @@ class Training:
         with torch.no_grad(), self.accelerator.autocast():
             latents = [self.networks.autoencoders.encode(images, domain) for domain, images in enumerate(batch)]
         s = self.settings
-        remaining = (self.steps - step) / (self.steps - self.ends[0])
+        last = self.ends[1] if s.joint == "frozen" else self.steps  # of the steps that update the U-Nets
+        remaining = max(last - step, 0) / max(last - self.ends[0], 1)
         floor = min(s.unet_learning_rate_floor, s.unet_learning_rate)
         self._set_rate("U", floor + (s.unet_learning_rate - floor) * remaining)
         return (self._warmup_step if stage == "warm-up" else self._joint_step)(step, latents, random)
@@ -176,10 +177,10 @@ class Training:
             self._update(step, terms["D_autoencoder"], terms, "D_A")
         return terms, s.autoencoder_learning_rate
 
-    def _denoise(self, network, latents: list[torch.Tensor], t: torch.Tensor, random: torch.Generator):
+    def _denoise(self, network, latents: list[torch.Tensor], t: torch.Tensor, random: torch.Generator, weights: str):
         """Latents of both domains diffused to t: their predicted components, and the diffusion losses (eqs. 1, 2, 6).
 
-        t : (k·B,), each k-th of it for one copy of the latents.
+        t : (B,), or (2·B,) for two copies of the latents, of which only the second counts in the losses.
         """
         x0 = [z.repeat(len(t) // len(z), 1, 1, 1) for z in latents]
         eps = [torch.randn(z.shape, generator=random).to(z) for z in x0]
@@ -187,14 +188,17 @@ class Training:
         with self.accelerator.autocast():
             predicted = network.both(x_t, torch.cat([t, t]))
         C_hat, eps_hat = (prediction.chunk(2) for prediction in predicted)
-        weights = self.settings.diffusion_weights
-        losses = [diffusion_loss(*four, t, weights) for four in zip(x0, eps, C_hat, eps_hat, strict=True)]
+        counted = slice(-len(latents[0]), None)
+        losses = [
+            diffusion_loss(*(part[counted] for part in (*parts, t)), weights)
+            for parts in zip(x0, eps, C_hat, eps_hat, strict=True)
+        ]
         return C_hat, losses
 
     def _warmup_step(self, step: int, latents: list[torch.Tensor], random: torch.Generator):
         """Update the diffusion models alone."""
         t = draw_times(len(latents[0]), 1.0, random).to(self.device)
-        _, losses = self._denoise(self.networks.denoisers, latents, t, random)
+        _, losses = self._denoise(self.networks.denoisers, latents, t, random, self.settings.diffusion_weights)
         terms = dict(zip(("diffusion_X", "diffusion_Y"), losses, strict=True))
         self._update(step, sum(losses), terms, "U")
         self.averages["denoisers"].update()
@@ -212,12 +216,12 @@ class Training:
         t = draw_times(n, s.t_max, random).to(self.device)
         if s.joint == "frozen":
             with torch.no_grad():
-                (C_X, C_Y), _ = self._denoise(self.averages["denoisers"].average, latents, t, random)
+                (C_X, C_Y), _ = self._denoise(self.averages["denoisers"].average, latents, t, random, "plain")
         elif s.t_max == 1:
-            (C_X, C_Y), losses = self._denoise(self.networks.denoisers, latents, t, random)
+            (C_X, C_Y), losses = self._denoise(self.networks.denoisers, latents, t, random, "plain")
         else:  # the diffusion models go on learning all times, on the batch's second copy
             both = torch.cat([t, draw_times(n, 1.0, random).to(self.device)])
-            components, losses = self._denoise(self.networks.denoisers, latents, both, random)
+            components, losses = self._denoise(self.networks.denoisers, latents, both, random, "plain")
             C_X, C_Y = (C[:n] for C in components)
         if s.joint != "frozen":
             terms |= dict(zip(("diffusion_X", "diffusion_Y"), losses, strict=True))
