@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from lib.cohort import Cohort
-from lib.cyclediff import CycleDiff, Sampler, Settings, train
+from lib.cyclediff import CycleDiff, Sampler, Settings, model, train
 from lib.cyclediff.networks import Denoisers
+from lib.cyclediff.process import diffuse, generate, invert
 from lib.training import Checkpoint, History, save_weights, weights_metadata
 
 TOY = Settings(
@@ -197,7 +198,7 @@ def test_unets_run_once_a_joint_step_and_serve_translators_and_discriminators(tm
 
 
 def test_gradients_are_clipped_before_the_optimisers_step(tmp_path, monkeypatch):
-    norms, step = [], torch.optim.Optimizer.step
+    norms = []
 
     def seen(self, *args, **kwargs):
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
@@ -206,7 +207,7 @@ def test_gradients_are_clipped_before_the_optimisers_step(tmp_path, monkeypatch)
     for kind in (torch.optim.Adam, torch.optim.AdamW):
         monkeypatch.setattr(kind, "step", seen)
     CycleDiff(replace(TOY, clip=1e-3), SAMPLER).fit(toy_cohort(), tmp_path, seed=0)
-    assert step and len(norms) == 3 + 3 * 3 and max(norms) == pytest.approx(1e-3, rel=1e-3)
+    assert len(norms) == 3 + 3 * 3 and max(norms) == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(tmp_path, monkeypatch):
@@ -234,20 +235,30 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path, monkeypatch):
         CycleDiff(TOY, SAMPLER).fit(toy_cohort(), tmp_path, seed=0)
 
 
-def test_the_averaged_autoencoder_encodes(tmp_path):
-    model = CycleDiff(replace(KL, ema=0.999, warmup_steps=1, joint_steps=0), SAMPLER)
-    averages = []
+def test_the_averaged_autoencoder_encodes_and_its_latents_are_standardised(tmp_path, monkeypatch):
+    average, seen, cohort = [], [], toy_cohort(size=32)
 
-    class Kept(train.EMA):
-        def __init__(self, network, decay):
-            super().__init__(network, decay)
-            averages.append(self)
+    class Spied(train.Training):
+        def step(self, step):
+            done = super().step(step)
+            if step == self.ends[0] - 1:  # the last of the autoencoder
+                average.extend(p.clone() for p in self.averages["autoencoders"].average.nets.parameters())
+                seen.append([p.clone() for p in self.networks.autoencoders.nets.parameters()])
+            if step == self.ends[0]:  # the first of the warm-up
+                seen.append([p.clone() for p in self.networks.autoencoders.nets.parameters()])
+            return done
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "EMA", Kept)
-        model.fit(toy_cohort(size=32), tmp_path, seed=0)
-    average, trained = averages[0].average.nets, model.networks.autoencoders.nets
-    assert all(torch.equal(a, b) for a, b in zip(average.parameters(), trained.parameters(), strict=True))
+    monkeypatch.setattr(model, "Training", Spied)
+    trained = CycleDiff(replace(KL, ema=0.999, autoencoder_learning_rate=1e-2), SAMPLER)
+    trained.fit(cohort, tmp_path, seed=0)
+    last, used = seen
+    assert all(torch.equal(a, b) for a, b in zip(average, used, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(last, used, strict=True))
+    autoencoders = trained.networks.autoencoders
+    with torch.no_grad():
+        z = autoencoders.encode(torch.from_numpy(cohort.images()), 0)  # shared, so the domain does not matter
+    torch.testing.assert_close(z.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(z.std(dim=(0, 2, 3)), torch.ones(3), atol=1e-2, rtol=0)
 
 
 # Translating and sampling --------------------------------------------------------------------------------------------
@@ -292,7 +303,7 @@ def test_samples_from_noise(trained):
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
-def test_the_path_shows_every_time_and_ends_in_the_translation(trained, monkeypatch, solver):
+def test_the_path_shows_every_time_and_keeps_the_noise(trained, monkeypatch, solver):
     model, _, _, cohort = trained
     monkeypatch.setattr(model, "sampler", replace(SAMPLER, solver=solver))
     nff = cohort.select(label="NFF").first(2)
@@ -302,9 +313,39 @@ def test_the_path_shows_every_time_and_ends_in_the_translation(trained, monkeypa
     assert all(picture.shape == (3, 2, 16, 16) for picture in pictures.values())
     # Close to t = 0 the component is the image.
     assert abs(pictures["source x_t"][0] - nff.images()[:, 0]).mean() < 0.05
-    monkeypatch.setattr(model, "sampler", replace(SAMPLER, steps=1, start_t=0.5))
-    x_t, target = (model.path(nff, "AFF")[1][name][0] for name in ("translated component", "target x_t"))
-    assert x_t.shape == target.shape
+    # Generation starts between the translated component and the noise: x_T = (1 − T)·x̃_0 + T·ε.
+    noise = (pictures["target x_t"][-1] - 0.5 * pictures["translated component"][-1]) / 0.5
+    source_noise = (pictures["source x_t"][-1] - 0.5 * pictures["source component"][-1]) / 0.5
+    np.testing.assert_allclose(noise, source_noise, atol=0.02)
+
+
+@pytest.mark.parametrize("start", ["inverted", "fresh"])
+@pytest.mark.parametrize(("to", "source"), [("AFF", 0), ("NFF", 1)])
+def test_generation_starts_where_it_is_told_with_the_target_model(trained, monkeypatch, start, to, source):
+    """From the translated component and the inverted or another noise; up by one domain's model, down by the other."""
+    net, _, _, cohort = trained
+    monkeypatch.setattr(net, "sampler", replace(SAMPLER, start=start))
+    starts, domains = [], []
+
+    def spied_generate(denoise, x_t, times, components, solver):
+        starts.append((x_t, components[times[-1]], times[-1]))
+        domains.append("generate")
+        return generate(denoise, x_t, times, components, solver)
+
+    def spied_invert(denoise, x_t, times, solver):
+        result = invert(denoise, x_t, times, solver)
+        starts.append(result[2])
+        return result
+
+    forward = Denoisers.forward
+    monkeypatch.setattr(Denoisers, "forward", lambda *args: (domains.append(args[-1]), forward(*args))[1])
+    monkeypatch.setattr(model, "generate", spied_generate)
+    monkeypatch.setattr(model, "invert", spied_invert)
+    net.translate(cohort.take(cohort.table.label != to).first(2), to)
+    eps, (x_t, C, t) = starts
+    inverted = diffuse(-C, torch.full((2,), t), eps)
+    assert torch.allclose(x_t, inverted) == (start == "inverted")
+    assert domains == [source] * 3 + ["generate"] + [1 - source] * 3
 
 
 def test_fresh_noise_gives_diverse_translations_and_heun_others_than_euler(trained, monkeypatch):
@@ -366,8 +407,14 @@ def test_clear_errors(trained, tmp_path):
         CycleDiff(replace(TOY, batch=4)).fit(cohort, tmp_path, seed=0)
     with pytest.raises(ValueError, match=r"start_t=1.0: the translators learn times up to t_max=0.25 only"):
         CycleDiff(replace(TOY, t_max=0.25))
-    with pytest.raises(ValueError, match="t_max=0"):
-        Settings(t_max=0)
+    for wrong, said in (
+        ({"t_max": 0}, "t_max=0: a time above 0.001"),
+        ({"residual": True}, "set shared_autoencoder=True too"),
+        ({"joint": "frozen", "warmup_steps": 0}, "warmup_steps must not be 0"),
+        ({"autoencoder_factor": 3}, "autoencoder_factor=3: choose 2 or 4 or 8"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Settings(**wrong)
     with pytest.raises(ValueError, match="solver='rk4': choose 'euler' or 'heun'"):
         Sampler(solver="rk4")
     with pytest.raises(ValueError, match="start='middle'"):

@@ -44,6 +44,21 @@ def test_diffusion_loss_of_the_truth_is_zero_and_finite_at_the_ends(weights):
     assert 0 < diffusion_loss(x0, eps, C, eps_hat, t, weights) < 1e3
 
 
+def test_plain_weights_are_the_squared_error_of_the_one_output_and_released_ones_about_twice_that():
+    """With one head ‖C_θ − C‖² + ‖ε_θ − ε‖² = ‖F_θ − F‖² at every t, where F is the output that would be right."""
+    x0, eps, F_theta = latents(0, 1), latents(1, 1), latents(2, 1)
+    for time in (0.01, 0.3, 0.7):
+        t = torch.tensor([time], dtype=torch.float64)
+        x_t, n = diffuse(x0, t, eps), time**2 + (time - 1) ** 2
+        F = (-x0 - (time - 1) / n * x_t) * n**0.5 / time
+        pair = precondition(x_t, t, F_theta)
+        plain = diffusion_loss(x0, eps, *pair, t, "plain")
+        torch.testing.assert_close(plain, (F_theta - F).square().mean())
+        image = -0.5 * t.log() * (pair[0] + x0).abs().mean()
+        released = diffusion_loss(x0, eps, *pair, t, "released") - image.squeeze()
+        assert released / plain == pytest.approx(2, abs=0.02)
+
+
 def test_adversarial_losses():
     fake, real = torch.tensor([0.5, 0.0]), torch.tensor([1.0, 0.5])
     assert lsgan_generator(fake).item() == pytest.approx((0.25 + 1) / 2)

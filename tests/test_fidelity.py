@@ -136,7 +136,7 @@ def test_inception_is_used_only_where_it_can_be(tmp_path):
         inception_available(str(tmp_path / "inception.pth"))
 
 
-def test_at_a_glance_agrees_with_the_fidelity_table(cohort, judge_folder):
+def test_at_a_glance_ranks_the_counterfactual_above_doing_nothing(cohort, judge_folder):
     nff, aff = cohort.select(label="NFF"), cohort.select(label="AFF")
     counterfactual = PHANTOM.counterfactual(nff)
     perfect = nff.translated(counterfactual.images(), "AFF", "perfect")
