@@ -57,16 +57,17 @@ def save_figure(fig: Figure, run: Run, name: str, caption: str) -> None:
 def save_table(frame: pd.DataFrame, run: Run, name: str, caption: str, digits: int = 3) -> None:
     """Write `tables/NAME.csv` (all digits) and `.tex` (booktabs, rounded) into the run, and show the table once.
 
-    The index is printed where it has a name.
+    The index is printed where it has a name, or one of its levels has.
     """
-    write_text(run.path("tables", f"{name}.csv"), frame.to_csv(index=frame.index.name is not None))
+    named = any(level is not None for level in frame.index.names)
+    write_text(run.path("tables", f"{name}.csv"), frame.to_csv(index=named))
     style = frame.style.format(precision=digits, escape="latex", na_rep="–").format_index(escape="latex", axis=1)
-    style = style.format_index(escape="latex", axis=0) if frame.index.name is not None else style.hide(axis="index")
+    style = style.format_index(escape="latex", axis=0) if named else style.hide(axis="index")
     latex = style.to_latex(hrules=True, position_float="centering", caption=_latex(caption), label=f"tab:{name}")
     write_text(run.path("tables", f"{name}.tex"), latex)
     if get_ipython() is not None:
         shown = frame.style.format(precision=digits, na_rep="–").set_caption(caption)
-        display(shown if frame.index.name is not None else shown.hide(axis="index"))
+        display(shown if named else shown.hide(axis="index"))
 
 
 def image_page(

@@ -59,6 +59,8 @@ def test_save_table_prints_a_named_index(tmp_path):
     figures.save_table(frame, Run(tmp_path), "parts", "Patients.")
     assert r"train & 3 \\" in (tmp_path / "tables/parts.tex").read_text()
     assert (tmp_path / "tables/parts.csv").read_text() == "part,n\ntrain,3\ntest,4\n"
+    figures.save_table(frame.assign(fold=0).set_index("fold", append=True), Run(tmp_path), "folds", "Patients.")
+    assert (tmp_path / "tables/folds.csv").read_text() == "part,fold,n\ntrain,0,3\ntest,0,4\n"
 
 
 @pytest.mark.parametrize("n", [1, 5, 8, 11])
