@@ -23,7 +23,7 @@ import torch
 from lib.cohort import Cohort
 from lib.cyclediff import CycleDiff, Settings
 from lib.cyclediff.losses import contrastive_loss, cycle_loss, diffusion_loss, identity_loss, perceptual_loss
-from lib.cyclediff.networks import Denoisers, Networks
+from lib.cyclediff.networks import Denoisers, Networks, Translator
 from lib.cyclediff.process import diffuse, draw_times
 from lib.cyclediff.train import Training
 from lib.fidelity import at_a_glance
@@ -127,18 +127,26 @@ def training_speed() -> None:
         print(f"{name:20} {1 / value:6.2f} joint steps/s   1/{ratio:.2f} of ours   peak memory {peak_memory(name)}")
 
 
-class DoubleArithmetic(Denoisers):
-    """Net_θ whose networks run in float32 while the sampler's arithmetic goes on in float64."""
+class DoubleDenoisers(Denoisers):
+    """Net_θ whose U-Nets run in float32 while the sampler's arithmetic goes on in float64."""
 
     def forward(self, x_t, t, domain):
         return tuple(part.double() for part in super().forward(x_t.float(), t.float(), domain))
+
+
+class DoubleTranslator(Translator):
+    """G or F likewise."""
+
+    def forward(self, C, t):
+        return super().forward(C.float(), t.float()).double()
 
 
 def plain(model: CycleDiff, steps: int) -> CycleDiff:
     """The same model without autocast, with Euler steps in float64."""
     other = CycleDiff.load(Path(model.folder))
     other.folder, other.sampler = model.folder, replace(model.sampler, steps=steps, solver="euler")
-    other.networks.denoisers.__class__ = DoubleArithmetic
+    other.networks.denoisers.__class__ = DoubleDenoisers
+    other.networks.G.__class__ = other.networks.F.__class__ = DoubleTranslator
     other._autocast = contextlib.nullcontext
     return other
 
