@@ -114,7 +114,7 @@ def trained_how(name: str, folder: Path) -> str:
 
 
 def unlike_published(name: str, folder: Path) -> str:
-    """A sentence on what was chosen otherwise than in a translator's paper, sizes aside; empty where nothing was."""
+    """A sentence on what a translator's paper has otherwise, sizes and amounts aside; empty where nothing differs."""
     path = Path(folder) / WEIGHTS
     if not path.exists():
         return ""
@@ -122,8 +122,11 @@ def unlike_published(name: str, folder: Path) -> str:
     defaults = asdict({"CycleGAN": cyclegan.Settings, "CycleDiff": cyclediff.Settings}[name]())
     defaults |= asdict(cyclediff.Sampler())
     chosen = metadata["settings"] | metadata.get("sampler", {})
-    choices = {key: value for key, value in chosen.items() if isinstance(value, (bool, str)) or key in TIMES}
-    unlike = [f"{key} = {value}" for key, value in choices.items() if value != defaults[key]]
+    unlike = [
+        f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}"
+        for key, value in chosen.items()
+        if value != defaults[key] and (isinstance(value, (bool, str)) or value == 0 or key in TIMES)
+    ]
     return f"Chosen otherwise than in the paper of {name}: {', '.join(unlike)}." if unlike else ""
 
 

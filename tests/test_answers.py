@@ -246,10 +246,12 @@ def test_what_differs_from_the_paper_is_read_from_the_weights(tmp_path):
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"steps": 5, "settings": settings})
     assert unlike_published("CycleGAN", tmp_path) == "Chosen otherwise than in the paper of CycleGAN: residual = True."
     assert unlike_published("CycleGAN", tmp_path / "nowhere") == ""
-    settings = asdict(cyclediff.Settings(unet_width=8, t_max=0.25, joint="frozen"))
+    settings = asdict(cyclediff.Settings(unet_width=8, t_max=0.25, joint="frozen", cycle=2.0, identity=0.0))
     sampler = asdict(cyclediff.Sampler(steps=4, start_t=0.25))
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"settings": settings, "sampler": sampler})
-    said = "Chosen otherwise than in the paper of CycleDiff: joint = frozen, t_max = 0.25, start_t = 0.25."
+    said = (
+        "Chosen otherwise than in the paper of CycleDiff: joint = frozen, t_max = 0.25, identity = 0, start_t = 0.25."
+    )
     assert unlike_published("CycleDiff", tmp_path) == said
     facts = FACTS | {"unlike_published": "Chosen otherwise."}
     assert "Chosen otherwise." in section(answer(comparisons("undecided"), fidelity(), scores(), facts), "How to read")
