@@ -159,6 +159,13 @@ def distance_rows(
 # What became of each image -------------------------------------------------------------------------------------------
 
 
+def zone_rows(table: pd.DataFrame, height: int) -> np.ndarray:
+    """(N, height) whether a row of pixels touches the image's fracture zone (`lib.judge.zones`)."""
+    top, bottom = zones(table).T[..., None] * height
+    rows = np.arange(height)
+    return (rows >= np.floor(top)) & (rows < np.ceil(bottom))
+
+
 def ssim_by_zone(a: np.ndarray, b: np.ndarray, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Mean structural similarity of image pairs inside and outside the fracture zone.
 
@@ -173,10 +180,8 @@ def ssim_by_zone(a: np.ndarray, b: np.ndarray, table: pd.DataFrame) -> tuple[np.
     """
     height, top_value = a.shape[1], np.iinfo(a.dtype).max
     inside, outside = np.full(len(a), np.nan), np.full(len(a), np.nan)
-    for i, (top, bottom) in enumerate(zones(table)):
+    for i, zone in enumerate(zone_rows(table, height)):
         similarity = structural_similarity(a[i], b[i], data_range=top_value, full=True)[1]
-        zone = np.zeros(height, bool)
-        zone[int(top * height) : int(np.ceil(bottom * height))] = True
         if zone.any():
             inside[i] = similarity[zone].mean()
         if not zone.all():
@@ -260,10 +265,7 @@ def reconstruction(back: Cohort, images: Cohort, judge: Judge) -> dict[str, floa
     grey scale; `auroc`, `auroc_reconstructed`: how well the judge tells AFF from NFF before and after.
     """
     difference = abs(back.pixels.astype(np.float32) - images.pixels) / np.iinfo(images.pixels.dtype).max
-    rows = (np.arange(images.size) + 0.5) / images.size
-    top, bottom = zones(images.table).T[..., None]
-    inside = (top <= rows) & (rows < bottom)
-    by_row = difference.mean(2)
+    inside, by_row = zone_rows(images.table, images.size), difference.mean(2)
 
     def auroc(pixels: np.ndarray) -> float:
         probabilities = judge.probabilities(pixels)
