@@ -10,11 +10,12 @@ python benchmarks/cyclediff.py [runs/quick]   # without the folder of a finished
 """
 
 import contextlib
+import copy
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -143,11 +144,10 @@ class DoubleTranslator(Translator):
 
 def plain(model: CycleDiff, steps: int) -> CycleDiff:
     """The same model without autocast, with Euler steps in float64."""
-    other = CycleDiff.load(Path(model.folder))
-    other.folder, other.sampler = model.folder, replace(model.sampler, steps=steps, solver="euler")
+    other = model.with_sampler(steps=steps, solver="euler")
+    other.networks, other.accelerator = copy.deepcopy(model.networks), SimpleNamespace(autocast=contextlib.nullcontext)
     other.networks.denoisers.__class__ = DoubleDenoisers
     other.networks.G.__class__ = other.networks.F.__class__ = DoubleTranslator
-    other._autocast = contextlib.nullcontext
     return other
 
 
@@ -156,7 +156,6 @@ def sampling_speed(run: Path) -> None:
     validation, judge = cohort.part(splits, 0, 0, "validation"), Judge.load(run / "judge" / "r0f0")
     nff, aff = validation.select(label="NFF").first(64), validation.select(label="AFF")
     model = CycleDiff.load(run / "cyclediff" / "r0f0")
-    model.folder = run / "cyclediff" / "r0f0"
     ours = f"{model.sampler.steps} {model.sampler.solver}"
     models = {"100 euler, float64": plain(model, 100), f"{ours}, float64": plain(model, model.sampler.steps)}
     models[f"{ours}, this project"] = model

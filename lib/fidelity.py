@@ -241,21 +241,11 @@ def at_a_glance(
 
     Returns
     -------
-    `kid`, on the judge's features; `transfer`, `neither`, the judge's verdicts; `ssim_outside` to the source; and
-    `counterfactual_inside`, similarity to the counterfactual in the fracture zone
+    `kid`, on the judge's features, and the metrics of `image_rows`
     """
-    verdicts = judge.verdicts(translated.pixels)
-    features = judge.features(translated.pixels), judge.features(reference.pixels)
-    numbers = {
-        "kid": kid(*features),
-        "transfer": (verdicts == translated.table.label.to_numpy()).mean(),
-        "neither": (verdicts == "neither").mean(),
-        "ssim_outside": np.nanmean(ssim_by_zone(translated.pixels, source.pixels, source.table)[1]),
-    }
-    if counterfactual is not None:
-        inside, _ = ssim_by_zone(translated.pixels, counterfactual.pixels, source.table)
-        numbers["counterfactual_inside"] = np.nanmean(inside)
-    return numbers
+    rows = image_rows("", translated, source, judge, counterfactual)
+    distance = kid(judge.features(translated.pixels), judge.features(reference.pixels))
+    return {"kid": distance} | {row["metric"]: row["value"] for row in rows}
 
 
 def reconstruction(back: Cohort, images: Cohort, judge: Judge) -> dict[str, float]:

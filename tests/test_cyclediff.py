@@ -359,6 +359,15 @@ def test_fresh_noise_gives_diverse_translations_and_heun_others_than_euler(train
     assert not np.array_equal(model.translate(nff).pixels, euler)
 
 
+def test_another_sampler_shares_the_networks_and_leaves_the_model_as_it_was(trained):
+    net, _, _, _ = trained
+    other = net.with_sampler(steps=2, solver="heun")
+    assert other.sampler == replace(SAMPLER, steps=2, solver="heun") and net.sampler == SAMPLER
+    assert other.networks is net.networks
+    with pytest.raises(ValueError, match=r"t_max=0.25 only"):
+        CycleDiff(replace(TOY, t_max=0.25), replace(SAMPLER, start_t=0.25)).with_sampler(start_t=0.5)
+
+
 def test_reconstruction(trained, tmp_path):
     model, _, _, cohort = trained
     assert np.array_equal(model.reconstruct(cohort).pixels, cohort.pixels)  # packed pixels: nothing is lost

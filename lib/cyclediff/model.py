@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -13,8 +14,8 @@ import pandas as pd
 import torch
 
 from lib.cohort import LABELS, Cohort, to_pixels
-from lib.cyclediff.networks import Networks
-from lib.cyclediff.process import diffuse, generate, invert, time_grid
+from lib.cyclediff.networks import Denoisers, Networks
+from lib.cyclediff.process import Denoise, diffuse, generate, invert, time_grid
 from lib.cyclediff.settings import Sampler, Settings
 from lib.cyclediff.train import Training
 from lib.runs import progress
@@ -45,6 +46,11 @@ class Translation:
     generated: list[torch.Tensor]  # x_t of the target at each time, falling, and x_0 last
 
 
+def of_domain(denoisers: Denoisers, domain: int) -> Denoise:
+    """Net_θ of one domain as the solvers call it: with one time for all images."""
+    return lambda x_t, t: denoisers(x_t, x_t.new_full((len(x_t),), t), domain)
+
+
 class CycleDiff:
     """A `lib.translator.Translator`, which also draws images from noise.
 
@@ -60,7 +66,7 @@ class CycleDiff:
     def __init__(self, settings: Settings | None = None, sampler: Sampler | None = None):
         self.settings, self.sampler = settings or Settings(), sampler or Sampler()
         self.accelerator = accelerator()
-        self.device, self._autocast = self.accelerator.device, self.accelerator.autocast
+        self.device = self.accelerator.device
         self.networks: Networks | None = None
         self.metadata = {"method": self.name, "settings": asdict(self.settings)}
         self._check_times()
@@ -114,6 +120,13 @@ class CycleDiff:
 
     # Translating ------------------------------------------------------------------------------------------------------
 
+    def with_sampler(self, **changes) -> Self:
+        """The same networks, not copied, with some fields of `Sampler` changed."""
+        other = copy.copy(self)
+        other.sampler = replace(self.sampler, **changes)
+        other._check_times()
+        return other
+
     def _translation(self, images: torch.Tensor, to: str, seed: int, networks: Networks) -> Translation:
         """Algorithm 2 of images (B, 1, H, W) in [-1, 1]; an image's noise follows from it and the seed."""
         source, target = (0, 1) if to == LABELS[1] else (1, 0)
@@ -122,7 +135,7 @@ class CycleDiff:
         times = time_grid(sampler.steps, sampler.first_t, sampler.start_t)
         for network in vars(networks).values():
             network.eval()
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self.accelerator.autocast():
             # Encode, and go a little way along a noise of the image's own.
             x0 = autoencoders.encode(images.to(self.device, memory_format=torch.channels_last), source)
             randoms = [torch_generator(seed, zlib.crc32(image.numpy().tobytes())) for image in images]
@@ -133,18 +146,15 @@ class CycleDiff:
             def at(t: float) -> torch.Tensor:
                 return x0.new_full((len(x0),), t)
 
-            def denoise(domain: int):
-                return lambda x_t, t: networks.denoisers(x_t, at(t), domain)
-
             x_t = diffuse(x0, at(times[0]), draw())
 
             # Invert with the source's model, translate the component of every time, generate with the target's.
-            inverted, components, eps = invert(denoise(source), x_t, times, sampler.solver)
+            inverted, components, eps = invert(of_domain(networks.denoisers, source), x_t, times, sampler.solver)
             translated = {t: translator(C, at(t)) for t, C in components.items()}
             if sampler.start == "fresh":
                 eps = draw()
             x_t = diffuse(-translated[times[-1]], at(times[-1]), eps)
-            generated = generate(denoise(target), x_t, times, translated, sampler.solver)
+            generated = generate(of_domain(networks.denoisers, target), x_t, times, translated, sampler.solver)
         return Translation(times, inverted, components, translated, generated)
 
     def _translator(self, to: str, seed: int, networks: Networks):
@@ -211,9 +221,6 @@ class CycleDiff:
         side = like.size // self.settings.factor
         images = np.empty((n, 1, like.size, like.size), np.float32)
 
-        def denoise(x_t: torch.Tensor, t: float):
-            return denoisers(x_t, x_t.new_full((len(x_t),), t), domain)
-
         with progress(n, desc=f"noise to {label}") as bar:
             for start in range(0, n, batch):
                 randoms = [torch_generator(seed, domain, i) for i in range(start, min(start + batch, n))]
@@ -222,7 +229,7 @@ class CycleDiff:
                 )
                 eps = eps.to(self.device, memory_format=torch.channels_last)
                 with self.accelerator.autocast():
-                    x0 = generate(denoise, eps, times, solver=self.sampler.solver)[-1]
+                    x0 = generate(of_domain(denoisers, domain), eps, times, solver=self.sampler.solver)[-1]
                 images[start : start + batch] = autoencoders.decode(x0.float(), domain).cpu().numpy()
                 bar.update(len(eps))
         names = [f"noise-{label}-{seed}-{i:06d}" for i in range(n)]

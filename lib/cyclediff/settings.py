@@ -35,7 +35,7 @@ class Settings:
     unet_attention: tuple[int, ...] = (16, 8)  # sides of the feature maps, in latent pixels, that get self-attention
     dropout: float = 0.1
     shared_unet: bool = False  # one U-Net told the domain: the rare class borrows anatomy (ours)
-    unet_learning_rate: float = 1e-4  # AdamW, falls linearly over warm-up and joint training to …
+    unet_learning_rate: float = 1e-4  # AdamW, falls linearly over all steps that train the U-Nets to …
     unet_learning_rate_floor: float = 1e-5
     diffusion_weights: str = "released"  # of the warm-up: functions of t, and an L1 term on x̂_0; "plain": eq. 6
 
