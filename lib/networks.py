@@ -22,6 +22,21 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
 
 
+class ReflectConv2d(nn.Conv2d):
+    """A convolution of stride 1 with reflection padding that keeps the size.
+
+    It pads in the precision of its input: autocast on a CPU would pad in float32 and convert there and back.
+    """
+
+    def __init__(self, channels: int, out: int, kernel: int):
+        super().__init__(channels, out, kernel)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            x = nnf.pad(x, [self.kernel_size[0] // 2] * 4, mode="reflect")
+        return super().forward(x)
+
+
 def instance_norm(channels: int) -> GroupNorm:
     """Instance normalisation without learned scale: a group norm of single channels."""
     return GroupNorm(channels, channels, affine=False)
@@ -62,8 +77,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, time: int | None = None):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect")
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect")
+        self.conv1 = ReflectConv2d(channels, channels, 3)
+        self.conv2 = ReflectConv2d(channels, channels, 3)
         self.norm1, self.norm2 = instance_norm(channels), instance_norm(channels)
         self.film = FiLM(time, channels) if time else None
 
@@ -75,9 +90,7 @@ class ResidualBlock(nn.Module):
 
 def stem(channels: int, width: int) -> nn.Sequential:
     """c7s1-k."""
-    return nn.Sequential(
-        nn.Conv2d(channels, width, 7, padding=3, padding_mode="reflect"), instance_norm(width), nn.ReLU()
-    )
+    return nn.Sequential(ReflectConv2d(channels, width, 7), instance_norm(width), nn.ReLU())
 
 
 def down(channels: int) -> nn.Sequential:
@@ -96,7 +109,7 @@ def up(channels: int, upsampling: str) -> nn.Sequential:
     if upsampling == "transposed":
         convolve = [nn.ConvTranspose2d(channels, half, 3, stride=2, padding=1, output_padding=1)]
     elif upsampling == "resize":
-        convolve = [nn.Upsample(scale_factor=2), nn.Conv2d(channels, half, 3, padding=1, padding_mode="reflect")]
+        convolve = [nn.Upsample(scale_factor=2), ReflectConv2d(channels, half, 3)]
     else:
         raise ValueError(f"upsampling={upsampling!r}: choose 'resize' or 'transposed'")
     return nn.Sequential(*convolve, instance_norm(half))
@@ -133,7 +146,7 @@ class ResNet(nn.Module):
         self.encoder = nn.Sequential(stem(channels, width), down(width), down(2 * width))
         self.blocks = nn.ModuleList(ResidualBlock(4 * width, time) for _ in range(blocks))
         self.decoder = nn.Sequential(up(4 * width, upsampling), up(2 * width, upsampling))
-        self.head = nn.Conv2d(width, out, 7, padding=3, padding_mode="reflect")
+        self.head = ReflectConv2d(width, out, 7)
         self.skips = skips
 
     def forward(self, x: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:

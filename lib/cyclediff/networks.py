@@ -14,7 +14,7 @@ from lib.cyclediff.autoencoders import Autoencoders
 from lib.cyclediff.process import c_in, precondition
 from lib.cyclediff.settings import Settings
 from lib.cyclediff.unet import LinearAttention, UNet
-from lib.networks import PatchGAN, ResidualBlock, ResNet, TimeEmbedding, init_weights, patch_layers
+from lib.networks import PatchGAN, ReflectConv2d, ResidualBlock, ResNet, TimeEmbedding, init_weights, patch_layers
 from lib.training import count_multiply_adds, count_parameters
 
 
@@ -61,7 +61,7 @@ class Translator(nn.Module):
         width, self.residual = s.translator_width, s.residual
         time = 4 * width if s.translator_time else None
         self.time = TimeEmbedding(time) if time else None
-        self.stem = nn.Conv2d(channels, width, 3, padding=1, padding_mode="reflect")
+        self.stem = ReflectConv2d(channels, width, 3)
         self.blocks = nn.ModuleList(ResidualBlock(width, time) for _ in range(2))
         self.attention = LinearAttention(width) if s.translator_attention else nn.Identity()
         self.resnet = ResNet(width, channels, width, s.translator_blocks, time=time, skips=s.translator_skips)
