@@ -371,11 +371,12 @@ def run_notebooks(
         label = f"{number}/{len(notebooks)}  {notebook.title}"
         past = run.manifest.get("notebooks", {})
         own = {name: parameters[name] for name in notebook.parameters if name != "run_dir"}
-        mark = fingerprint(notebook, own, [past[earlier.name]["fingerprint"] for earlier in notebooks[: number - 1]])
+        before = [past[earlier.name]["fingerprint"] for earlier in notebooks[: number - 1] if earlier.name in past]
+        mark = fingerprint(notebook, own, before)
         record = past.get(notebook.name, {})
         unchanged = record.get("state") == "finished" and record["fingerprint"] == mark
         if notebook not in selected:
-            if not unchanged:
+            if record and not unchanged:
                 print(f"{label}  has changed since it was run; going on with what it made then")
             continue
         if unchanged and not force:
@@ -473,7 +474,8 @@ def main(arguments: list[str] | None = None, notebooks_folder: Path = NOTEBOOKS,
         redone = {notebook.name for notebook in selected} if options.force else set()
         check_run_folder(notebooks, past, parameters, redone, name)
         for notebook in notebooks[: notebooks.index(selected[0])]:
-            if (state := past.get(notebook.name, {}).get("state", "not run")) != "finished":
+            state = past.get(notebook.name, {}).get("state", "not run")
+            if state != "finished" and not (options.only and state == "not run"):  # it says itself what it misses
                 raise Mistake(f"{notebook.name} is {state} in runs/{name}: start with --from {notebook.name[:2]}")
         run = Run(runs_folder / name)
         finished = run_notebooks(notebooks, selected, parameters, run, options.profile, options.force)

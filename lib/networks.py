@@ -32,7 +32,7 @@ class ReflectConv2d(nn.Conv2d):
         super().__init__(channels, out, kernel)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast("cpu", enabled=False):
             x = nnf.pad(x, [self.kernel_size[0] // 2] * 4, mode="reflect")
         return super().forward(x)
 

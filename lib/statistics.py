@@ -137,6 +137,35 @@ def _result(difference: float, standard_error: float, distribution) -> pd.Series
     )  # fmt: skip
 
 
+# Trainings that differ in a part and in their seed
+
+
+def seed_differences(results: pd.DataFrame, by: str, reference: str) -> pd.DataFrame:
+    """What else than `reference` does, paired by training seed: mean differences with a t interval (n − 1 degrees).
+
+    The seeds share data and judge, so the interval holds for trainings of this study's images, not for other patients.
+
+    Parameters
+    ----------
+    results : a row for each training, with columns `by`, `seed` and a metric each, at least two seeds a value of `by`
+    by, reference : the column that names what was compared, and the name that all others are compared with
+
+    Returns
+    -------
+    Columns `by, metric, reference, seeds, difference, ci_low, ci_high` (95 %), `p`.
+    """
+    table, rows = results.set_index([by, "seed"]), []
+    for name in table.index.unique(by).drop(reference):
+        d = (table.loc[name] - table.loc[reference]).dropna()
+        if len(d) < 2:
+            raise ValueError(f"{name} and {reference} share {len(d)} training seeds: an interval needs at least two")
+        for metric in d:
+            tested = _result(d[metric].mean(), _spread(d[metric].to_numpy()) / len(d) ** 0.5, stats.t(len(d) - 1))
+            found = tested[["difference", "ci_low", "ci_high", "p"]]
+            rows.append({by: name, "metric": metric, "reference": reference, "seeds": len(d), **found})
+    return pd.DataFrame(rows)
+
+
 # Two fixed classifiers, one test set
 
 

@@ -275,7 +275,6 @@ def test_ctrl_c_is_a_failure_that_says_so(study, capsys, monkeypatch):
         (["--only", "03"], "'03' names 0 notebooks"),
         (["--from", "0"], "'0' names 2 notebooks"),
         (["--run", "../a"], "a run's name is one folder name"),
-        (["--run", "b", "--only", "02"], "01_first is not run in runs/b: start with --from 01"),
         (["--run", "b", "--from", "02_second"], "01_first is not run in runs/b"),
     ],
 )
@@ -284,6 +283,16 @@ def test_bad_requests_touch_nothing(study, capsys, arguments, message):
     assert again(study, *arguments) == 2
     assert message in capsys.readouterr().err
     assert snapshot(study) == before
+
+
+def test_only_needs_no_earlier_notebook_but_none_that_failed(study, capsys):
+    write(study / "notebooks", "03_third", [new_code_cell("run_dir = 'runs/quick'", metadata={"tags": ["parameters"]})])
+    assert again(study, "--run", "b", "--only", "02") == 0
+    assert states(study, "b") == {"02_second": "finished"}
+    assert again(study, "--run", "c", "-p", "how", "error", "--only", "02") == 1
+    capsys.readouterr()
+    assert again(study, "--run", "c", "-p", "how", "error", "--only", "03") == 2
+    assert "02_second is failed in runs/c: start with --from 02" in capsys.readouterr().err
 
 
 def test_force_takes_other_parameters(study):

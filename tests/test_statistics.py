@@ -26,6 +26,7 @@ from lib.statistics import (
     kid_permutation_test,
     patient_bootstrap,
     rope,
+    seed_differences,
     weighted_metrics,
 )
 
@@ -132,6 +133,29 @@ def test_bayes_factor():
 @pytest.mark.parametrize("t, n", [(0, 10), (-1.3, 6), (2, 15), (5, 40), (30, 15)])
 def test_bayes_factor_of_independent_observations_is_pingouins(t, n):
     assert bayes_factor(t, n - 1, n) == pytest.approx(pingouin.bayesfactor_ttest(t, n, paired=True), rel=1e-3)
+
+
+# Training seeds
+
+
+def test_seed_differences_of_student_s_sleep_data():
+    # R: t.test(extra ~ group, paired = TRUE, data = sleep): −1.58 (−2.4598858 to −0.7001142), p = 0.002833
+    first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    results = pd.DataFrame(
+        [{"drug": drug, "seed": i, "extra": value} for drug, values in (("1", first), ("2", second))
+         for i, value in enumerate(values)]
+    )  # fmt: skip
+    row = seed_differences(results.sample(frac=1, random_state=0), "drug", "2").iloc[0]
+    assert (row.drug, row.metric, row.reference, row.seeds) == ("1", "extra", "2", 10)
+    assert row[["difference", "ci_low", "ci_high"]].tolist() == pytest.approx([-1.58, -2.4598858, -0.7001142])
+    assert row.p == pytest.approx(0.002833, abs=1e-6)
+
+
+def test_seed_differences_needs_two_seeds():
+    results = pd.DataFrame({"ablation": ["a", "b"], "seed": [0, 0], "kid": [0.1, 0.2]})
+    with pytest.raises(ValueError, match="b and a share 1 training seeds"):
+        seed_differences(results, "ablation", "a")
 
 
 # AUC tests
