@@ -61,7 +61,7 @@ from lib.training import (
     torch_generator,
     weights_metadata,
 )
-from lib.translator import WEIGHTS, check_size, domains, save_preview, translated
+from lib.translator import WEIGHTS, check_size, domains, preview_due, save_preview, translated
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class CycleGAN:
             if (step + 1) % s.log_every == 0 or step + 1 == s.steps:
                 terms = {name: term.item() for name, term in (terms | terms_D).items()}
                 history.record(step + 1, learning_rate=learning_rate, **terms)
-            if preview is not None and (step + 1) % max(1, s.steps // s.previews) == 0:
+            if preview is not None and preview_due(step, s.steps, s.previews):
                 samplers = {"AFF": self._sampler(G_average.average), "NFF": self._sampler(F_average.average)}
                 save_preview(preview, samplers, folder, step + 1)
             if checkpoint.due() or step + 1 == s.steps:

@@ -99,6 +99,11 @@ def translated(
     return cohort.translated(images, to, name)
 
 
+def preview_due(step: int, steps: int, previews: int) -> bool:
+    """Whether one of so many previews, evenly spread over the steps, comes after this step (from 0); one the last."""
+    return (step + 1) * previews // steps > step * previews // steps
+
+
 def save_preview(
     preview: Cohort, functions: dict[str, Callable[[torch.Tensor], torch.Tensor]], folder: Path, step: int
 ) -> None:

@@ -30,6 +30,12 @@ def test_unet_shapes_and_zero_start():
     assert sum(attentions) == 2 + 1 + 3  # encoder and decoder at 8 x 8, and the middle
 
 
+@pytest.mark.parametrize("width", [1, 6, 18, 100])
+def test_any_width_of_the_unet(width):
+    x = torch.randn(1, 2, 8, 8)
+    assert UNet(2, 8, width, (1, 2), 1, (8, 4), 0.0, shared=False)(x, torch.zeros(1), 0).shape == x.shape
+
+
 def test_shared_unet_is_told_the_domain():
     unet = UNet(1, 8, 8, (1,), 1, (), 0.0, shared=True)
     init_weights(unet, torch_generator(0))

@@ -32,7 +32,7 @@ from lib.training import (
     torch_generator,
     weights_metadata,
 )
-from lib.translator import WEIGHTS, domains, save_preview, translated
+from lib.translator import WEIGHTS, domains, preview_due, save_preview, translated
 
 
 @dataclass
@@ -102,8 +102,8 @@ class CycleDiff:
             if (step + 1) % s.log_every == 0 or step + 1 in (*training.ends, steps):
                 terms = {name: term.item() for name, term in terms.items()}
                 history.record(step + 1, stage=training.stage(step), learning_rate=learning_rate, **terms)
-            joint = step + 1 - joint_from
-            if preview is not None and joint > 0 and joint % max(1, s.joint_steps // max(1, s.previews)) == 0:
+            joint = step - joint_from
+            if preview is not None and joint >= 0 and preview_due(joint, s.joint_steps, s.previews):
                 networks = training.averaged()
                 save_preview(preview, {to: self._translator(to, 0, networks) for to in LABELS}, folder, step + 1)
             if checkpoint.due() or step + 1 == steps:

@@ -13,7 +13,7 @@ from lib.networks import FiLM, GroupNorm, TimeEmbedding
 
 def group_norm(channels: int) -> GroupNorm:
     """Groups of at least four channels, at most 32 groups."""
-    return GroupNorm(math.gcd(max(channels // 4, 1), 32), channels)
+    return GroupNorm(math.gcd(max(channels // 4, 1), 32, channels), channels)
 
 
 class Block(nn.Module):
@@ -37,41 +37,41 @@ class Block(nn.Module):
         return self.attention(h) if self.attention else h
 
 
-class SelfAttention(nn.Module):
-    """Softmax attention over all positions, with heads of up to 32 channels, added to the input."""
+class Attention(nn.Module):
+    """What both attentions share: a norm, then queries, keys and values of heads of about 32 channels."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.heads = max(1, channels // 32)
+        self.heads = math.gcd(max(channels // 32, 1), channels)
         self.norm, self.qkv = group_norm(channels), nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
+
+    def split(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """q, k and v, each (B, heads, C / heads, H·W)."""
+        B, C, H, W = x.shape
+        return self.qkv(self.norm(x)).reshape(B, 3, self.heads, C // self.heads, H * W).unbind(1)
+
+
+class SelfAttention(Attention):
+    """Softmax attention over all positions, added to the input; starts as the identity."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        B, C, H, W = x.shape
-        q, k, v = (
-            self.qkv(self.norm(x)).reshape(B, 3, self.heads, C // self.heads, H * W).mT.unbind(1)
-        )  # (B, heads, HW, c)
-        return x + self.out(nnf.scaled_dot_product_attention(q, k, v).mT.reshape(B, C, H, W))
+        q, k, v = (part.mT for part in self.split(x))
+        return x + self.out(nnf.scaled_dot_product_attention(q, k, v).mT.reshape(x.shape))
 
 
-class LinearAttention(nn.Module):
+class LinearAttention(Attention):
     """Attention whose cost grows linearly with the positions: softmax over features of q, over positions of k."""
 
-    def __init__(self, channels: int):
-        super().__init__()
-        self.heads = max(1, channels // 32)
-        self.norm, self.qkv = group_norm(channels), nn.Conv2d(channels, 3 * channels, 1)
-        self.out = nn.Conv2d(channels, channels, 1)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        B, C, H, W = x.shape
-        q, k, v = (
-            self.qkv(self.norm(x)).reshape(B, 3, self.heads, C // self.heads, H * W).unbind(1)
-        )  # (B, heads, c, HW)
+        q, k, v = self.split(x)
         context = k.softmax(dim=-1) @ v.mT  # (B, heads, c, c)
-        return x + self.out((context.mT @ q.softmax(dim=-2)).reshape(B, C, H, W))
+        return x + self.out((context.mT @ q.softmax(dim=-2)).reshape(x.shape))
 
 
 class Down(nn.Conv2d):
