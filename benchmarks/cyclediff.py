@@ -1,10 +1,11 @@
 """CycleDiff's speed: this project's training step and sampler against plain renditions of the published schedule.
 
 Training: joint steps a second at 64 px, against two full passes of all networks a step, one that updates translators
-and U-Nets and one the discriminators, in float32 and with bf16 autocast. Sampling: images a second, KID and the judge's
+and U-Nets and one the discriminators, in float32 and in this project's precision on the machine (`lib.training`: bf16
+autocast where that is faster). Sampling: images a second, KID and the judge's
 verdict on validation images of a trained model, against 100 Euler steps with float32 networks and float64 arithmetic
 from the same start, and as many steps as ours in that precision. All use the same blocks and alternate in one process;
-medians of at least 5. Peak memory comes from a process of each schedule's own.
+medians of at least 5. Peak memory, the GPU's where there is one, comes from a process of each schedule's own.
 
 python benchmarks/cyclediff.py [runs/quick]   # without the folder of a finished run, sampling is not measured
 """
@@ -107,10 +108,12 @@ def peak_memory(name: str) -> str:
     code = (
         "import sys; sys.path.insert(0, 'benchmarks'); import cyclediff\n"
         f"step = cyclediff.schedule({name!r})\nfor i in range(3): step(i)\n"
-        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+        "gpu = cyclediff.torch.cuda.is_available()\n"
+        "host = next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
+        "print(cyclediff.torch.cuda.max_memory_allocated() / 2**10 if gpu else host)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return f"{int(done.stdout) / 2**20:.2f} GiB"
+    return f"{float(done.stdout) / 2**20:.2f} GiB"
 
 
 def training_speed() -> None:
@@ -123,6 +126,7 @@ def training_speed() -> None:
                 torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - start)
     median = {name: np.median(values[2:]) for name, values in seconds.items()}
+    print(f"precision of this project here: {accelerator().mixed_precision.replace('no', 'float32')}")
     for name, value in median.items():
         ratio = value / median["this project"]
         print(f"{name:20} {1 / value:6.2f} joint steps/s   1/{ratio:.2f} of ours   peak memory {peak_memory(name)}")
@@ -156,9 +160,9 @@ def sampling_speed(run: Path) -> None:
     validation, judge = cohort.part(splits, 0, 0, "validation"), Judge.load(run / "judge" / "r0f0")
     nff, aff = validation.select(label="NFF").first(64), validation.select(label="AFF")
     model = CycleDiff.load(run / "cyclediff" / "r0f0")
-    ours = f"{model.sampler.steps} {model.sampler.solver}"
-    models = {"100 euler, float64": plain(model, 100), f"{ours}, float64": plain(model, model.sampler.steps)}
-    models[f"{ours}, this project"] = model
+    steps = model.sampler.steps
+    models = {f"{n} euler, float64": plain(model, n) for n in (100, steps)}
+    models[f"{steps} {model.sampler.solver}, this project"] = model
     seconds, rows = {name: [] for name in models}, {}
     for _ in range(5):
         for name, method in models.items():

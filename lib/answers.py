@@ -120,7 +120,7 @@ def unlike_published(name: str, folder: Path) -> str:
         return ""
     metadata = weights_metadata(path)
     defaults = asdict({"CycleGAN": cyclegan.Settings, "CycleDiff": cyclediff.Settings}[name]())
-    defaults |= asdict(cyclediff.Sampler())
+    defaults |= asdict(cyclediff.Sampler()) | cyclediff.NOT_IN_PAPER
     chosen = metadata["settings"] | metadata.get("sampler", {})
     unlike = [
         f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}"

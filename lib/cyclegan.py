@@ -129,6 +129,7 @@ class CycleGAN:
         self.device = self.accelerator.device
         self.G, self.F = (self._network(Generator(self.settings)) for _ in range(2))
         self.metadata = {"method": self.name, "settings": asdict(self.settings)}
+        self.metadata["precision"] = self.accelerator.mixed_precision  # "bf16", or "no": float32
 
     def _network(self, network: nn.Module) -> nn.Module:
         return network.to(self.device, memory_format=torch.channels_last)

@@ -82,14 +82,19 @@ def check_size(cohort: Cohort, divisor: int, smallest: int) -> None:
         )
 
 
-def translated(
-    cohort: Cohort, to: str, name: str, function: Callable[[torch.Tensor], torch.Tensor], batch: int
-) -> Cohort:
-    """The cohort after `function`, which takes and gives (B, 1, H, W) in [-1, 1], batch by batch."""
+def check_sources(cohort: Cohort, to: str) -> None:
+    """Raise ValueError where `to` is no label, or an image carries it already."""
     if to not in LABELS:
         raise ValueError(f"to={to!r}: images are translated to {' or '.join(LABELS)}")
     if len(wrong := cohort.table.image_id[cohort.table.label == to]):
         raise ValueError(f"image {wrong.iloc[0]!r} is {to} already ({len(wrong)} such): select the other label first")
+
+
+def translated(
+    cohort: Cohort, to: str, name: str, function: Callable[[torch.Tensor], torch.Tensor], batch: int
+) -> Cohort:
+    """The cohort after `function`, which takes and gives (B, 1, H, W) in [-1, 1], batch by batch."""
+    check_sources(cohort, to)
     images = np.empty((len(cohort), 1, *cohort.pixels.shape[1:]), np.float32)
     with progress(len(cohort), desc=f"{name} to {to}") as bar:
         for start in range(0, len(cohort), batch):

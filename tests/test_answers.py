@@ -250,7 +250,8 @@ def test_what_differs_from_the_paper_is_read_from_the_weights(tmp_path):
     sampler = asdict(cyclediff.Sampler(steps=4, start_t=0.25))
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"settings": settings, "sampler": sampler})
     said = (
-        "Chosen otherwise than in the paper of CycleDiff: joint = frozen, t_max = 0.25, identity = 0, start_t = 0.25."
+        "Chosen otherwise than in the paper of CycleDiff: diffusion_weights = released, joint = frozen, t_max = 0.25, "
+        "identity = 0, start = inverted, start_t = 0.25."
     )
     assert unlike_published("CycleDiff", tmp_path) == said
     facts = FACTS | {"unlike_published": "Chosen otherwise."}

@@ -1,6 +1,8 @@
 """CycleDiff: toy-sized training, translating and sampling."""
 
+import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ from lib.cohort import Cohort
 from lib.cyclediff import CycleDiff, Sampler, Settings, model, train
 from lib.cyclediff.networks import Denoisers
 from lib.cyclediff.process import diffuse, generate, invert
+from lib.cyclediff.unet import UNet
 from lib.training import Checkpoint, History, save_weights, weights_metadata
 
 TOY = Settings(
@@ -182,17 +185,17 @@ def test_diffusion_models_learn(tmp_path):
 
 
 def test_unets_run_once_a_joint_step_and_serve_translators_and_discriminators(tmp_path, monkeypatch):
-    calls, forward = [], Denoisers.forward
+    calls, encode = [], UNet.encode
 
-    def counted(self, x_t, t, domain):
-        calls.append(len(x_t))
-        return forward(self, x_t, t, domain)
+    def counted(self, x, time):
+        calls.append(len(x))
+        return encode(self, x, time)
 
-    monkeypatch.setattr(Denoisers, "forward", counted)
+    monkeypatch.setattr(UNet, "encode", counted)
     CycleDiff(replace(TOY, warmup_steps=0, joint_steps=1), SAMPLER).fit(toy_cohort(), tmp_path / "two", seed=0)
-    assert calls == [2, 2]  # a batch of two through the U-Net of each domain
+    assert calls == [2, 2] + [2] * 4  # a batch of two through the U-Net of each domain; features of the perceptual term
     calls.clear()
-    shared = replace(TOY, warmup_steps=0, joint_steps=1, shared_unet=True, t_max=0.5)
+    shared = replace(TOY, warmup_steps=0, joint_steps=1, shared_unet=True, t_max=0.5, perceptual=0.0)
     CycleDiff(shared, SAMPLER).fit(toy_cohort(), tmp_path / "shared", seed=0)
     assert calls == [8]  # both domains, at the translators' times and at times over the whole range
 
@@ -210,7 +213,35 @@ def test_gradients_are_clipped_before_the_optimisers_step(tmp_path, monkeypatch)
     assert len(norms) == 3 + 3 * 3 and max(norms) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(tmp_path, monkeypatch):
+@pytest.fixture
+def spied(monkeypatch):
+    """The last training that ran, and its networks before and after its last step."""
+    seen = SimpleNamespace()
+
+    class Spied(train.Training):
+        def step(self, step):
+            seen.training, seen.before = self, copy.deepcopy(self.networks)
+            done = super().step(step)
+            seen.after = copy.deepcopy(self.networks)
+            return done
+
+    monkeypatch.setattr(model, "Training", Spied)
+    return seen
+
+
+def parameters(networks, name: str) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in getattr(networks, name).parameters()])
+
+
+def test_what_is_saved_is_the_average(tmp_path, spied):
+    CycleDiff(replace(TOY, learning_rate=1e-2, unet_learning_rate=1e-2), SAMPLER).fit(toy_cohort(), tmp_path, seed=0)
+    saved = CycleDiff.load(tmp_path).networks
+    for name in ("denoisers", "G", "F"):
+        assert torch.equal(parameters(saved, name), parameters(spied.training.averaged(), name))
+        assert not torch.allclose(parameters(saved, name), parameters(spied.after, name), atol=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(tmp_path, monkeypatch, spied):
     cohort, good, kept = toy_cohort(), train.cycle_loss, []
     monkeypatch.setattr(Checkpoint, "due", lambda self: True)
 
@@ -221,6 +252,8 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(tmp_path, mon
     monkeypatch.setattr(train, "cycle_loss", breaks)
     with pytest.raises(FloatingPointError, match=r"step 5: cycle_X is not finite.*checkpoint is kept"):
         CycleDiff(TOY, SAMPLER).fit(cohort, tmp_path, seed=0)
+    for name in ("denoisers", "G", "F"):
+        assert torch.equal(parameters(spied.before, name), parameters(spied.training.networks, name))
     assert (tmp_path / "checkpoint.pt").read_bytes() == kept[-1]
     monkeypatch.setattr(train, "cycle_loss", good)
     whole, resumed = CycleDiff(TOY, SAMPLER), CycleDiff(TOY, SAMPLER)
@@ -229,10 +262,12 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_changes(tmp_path, mon
     assert torch.equal(weights(whole), weights(resumed))
 
 
-def test_a_gradient_that_is_not_finite_stops_too(tmp_path, monkeypatch):
+def test_a_gradient_that_is_not_finite_stops_too(tmp_path, monkeypatch, spied):
     monkeypatch.setattr(train, "cycle_loss", lambda C, C_back: (C_back - C_back).sum().sqrt())
     with pytest.raises(FloatingPointError, match=r"step 4: gradient of T is not finite"):
         CycleDiff(TOY, SAMPLER).fit(toy_cohort(), tmp_path, seed=0)
+    for name in ("denoisers", "G", "F"):
+        assert torch.equal(parameters(spied.before, name), parameters(spied.training.networks, name))
 
 
 def test_the_averaged_autoencoder_encodes_and_its_latents_are_standardised(tmp_path, monkeypatch):
@@ -408,6 +443,10 @@ def test_clear_errors(trained, tmp_path):
         CycleDiff(TOY).translate(cohort, "AFF")
     with pytest.raises(ValueError, match="no NFF among the 3 training images"):
         CycleDiff(TOY).fit(cohort.select(label="AFF"), tmp_path, seed=0)
+    with pytest.raises(ValueError, match="'i0' is AFF already"):
+        model.path(cohort, "AFF")
+    with pytest.raises(ValueError, match="label='aff': images are drawn of NFF or AFF"):
+        model.sample(1, "aff", seed=0, like=cohort)
     with pytest.raises(ValueError, match=r"36 x 36 pixels.*multiple of 8; set image_size to 32"):
         CycleDiff(TOY).fit(toy_cohort(size=36), tmp_path, seed=0)
     with pytest.raises(ValueError, match="joint='separate': choose 'both' or 'diffusion_only' or 'frozen'"):
@@ -421,6 +460,13 @@ def test_clear_errors(trained, tmp_path):
         ({"residual": True}, "set shared_autoencoder=True too"),
         ({"joint": "frozen", "warmup_steps": 0}, "warmup_steps must not be 0"),
         ({"autoencoder_factor": 3}, "autoencoder_factor=3: choose 2 or 4 or 8"),
+        ({"batch": 0}, "batch=0: at least 1"),
+        ({"enlarge": 0.9}, "enlarge=0.9: at least 1"),
+        ({"joint_steps": -3}, "joint_steps=-3: at least 0"),
+        ({"clip": 0.0}, "clip above 0"),
+        ({"ema": 1.0}, "ema below 1"),
+        ({"unet_multipliers": ()}, "a whole number from 1 on for each level"),
+        ({"autoencoder_steps": 0}, "autoencoder='kl' has to be trained"),
     ):
         with pytest.raises(ValueError, match=said):
             Settings(**wrong)

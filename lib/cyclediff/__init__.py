@@ -35,7 +35,7 @@ Where paper and released code disagree:
     start noise of the generation              fresh           inverted        Sampler.start: "inverted", "fresh"
     gradient clipping                          not mentioned   without effect  Settings.clip, before the optimisers
     learning-rate floor 10⁻⁵                   a rate          a factor        a rate
-    passes of the U-Nets in a joint step       one             two             one, its components serve both updates
+    passes of the U-Nets in a joint step       one             two             one (perceptual features come on top)
     weights of eq. 6 in the warm-up            1               functions of t  Settings.diffusion_weights
     precision of sampling                      not mentioned   part float64    networks as in training, else float32
 
@@ -44,10 +44,11 @@ discriminator of their own (released: L1, LPIPS and hinge with an adaptive weigh
 are means, standardised by channel; the translators' decoders resize and convolve, and their learning rate falls; the
 discriminators' last layers start at ½; inversion starts a little above t = 0, with a drawn noise (`Sampler.first_t`);
 generation starts from the translated component and the noise at `Sampler.start_t`, which is the noise alone at the
-published 1. What else is ours says so in `Settings` and, gradient clipping aside, is off by default.
+published 1; averages forget the random first weights sooner (`lib.training.EMA`); gradients are clipped. What else is
+ours says so in `Settings` and is off by default.
 """
 
 from lib.cyclediff.model import CycleDiff
-from lib.cyclediff.settings import ABLATIONS, Sampler, Settings, ablated
+from lib.cyclediff.settings import ABLATIONS, NOT_IN_PAPER, Sampler, Settings, ablated
 
-__all__ = ["ABLATIONS", "CycleDiff", "Sampler", "Settings", "ablated"]
+__all__ = ["ABLATIONS", "NOT_IN_PAPER", "CycleDiff", "Sampler", "Settings", "ablated"]

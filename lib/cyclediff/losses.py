@@ -21,7 +21,12 @@ from lib.runs import from_root
 
 
 def diffusion_loss(
-    x0: torch.Tensor, eps: torch.Tensor, C_hat: torch.Tensor, eps_hat: torch.Tensor, t: torch.Tensor, weights: str
+    x0: torch.Tensor,
+    eps: torch.Tensor,
+    C_hat: torch.Tensor,
+    eps_hat: torch.Tensor,
+    t: torch.Tensor,
+    weights: str = "plain",
 ) -> torch.Tensor:
     """‖C_θ − C‖² + ‖ε_θ − ε‖² (eq. 6), means over pixels and images.
 

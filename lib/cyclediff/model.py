@@ -32,7 +32,7 @@ from lib.training import (
     torch_generator,
     weights_metadata,
 )
-from lib.translator import WEIGHTS, domains, preview_due, save_preview, translated
+from lib.translator import WEIGHTS, check_sources, domains, preview_due, save_preview, translated
 
 
 @dataclass
@@ -69,6 +69,7 @@ class CycleDiff:
         self.device = self.accelerator.device
         self.networks: Networks | None = None
         self.metadata = {"method": self.name, "settings": asdict(self.settings)}
+        self.metadata["precision"] = self.accelerator.mixed_precision  # "bf16", or "no": float32
         self._check_times()
 
     def fit(self, cohort: Cohort, folder: Path, seed: int, preview: Cohort | None = None) -> pd.DataFrame:
@@ -193,6 +194,7 @@ class CycleDiff:
             "target x_t"; a component is shown as the image that it stands for, −C
         """
         self._check(cohort)
+        check_sources(cohort, to)
         way = self._translation(torch.from_numpy(cohort.images()), to, seed, self.networks)
         target = LABELS.index(to)
         latents = {
@@ -216,6 +218,8 @@ class CycleDiff:
         patient_id of its own that starts with "noise-".
         """
         self._check(like)
+        if label not in LABELS:
+            raise ValueError(f"label={label!r}: images are drawn of {' or '.join(LABELS)}")
         domain, times = LABELS.index(label), time_grid(self.sampler.noise_steps, self.sampler.first_t, 1.0)
         autoencoders, denoisers = self.networks.autoencoders, self.networks.denoisers.eval()
         side = like.size // self.settings.factor

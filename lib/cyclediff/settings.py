@@ -9,7 +9,7 @@ from lib.cyclediff.process import SOLVERS, T_MIN
 
 @dataclass(frozen=True)
 class Settings:
-    """The defaults are the paper's, or where it is silent the released code's, except where it is said ("ours").
+    """The defaults are the paper's, except where it is said: "released", "ours" or `NOT_IN_PAPER`.
 
     The discriminators' last layers start as in `lib.networks.PatchGAN.init_weights`.
     """
@@ -37,7 +37,7 @@ class Settings:
     shared_unet: bool = False  # one U-Net told the domain: the rare class borrows anatomy (ours)
     unet_learning_rate: float = 1e-4  # AdamW, falls linearly over all steps that train the U-Nets to …
     unet_learning_rate_floor: float = 1e-5
-    diffusion_weights: str = "released"  # of the warm-up: functions of t, and an L1 term on x̂_0; "plain": eq. 6
+    diffusion_weights: str = "released"  # of the warm-up: functions of t, and an L1 term on x̂_0; paper: "plain", eq. 6
 
     # Translators and discriminators
     joint_steps: int = 50_000  # all networks together
@@ -79,6 +79,17 @@ class Settings:
         for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(map(repr, choices))}")
+        lowest = {"log_every": 1, "batch": 1, "enlarge": 1, "previews": 0, "ema": 0}
+        lowest |= {name: 0 for name in ("autoencoder_steps", "warmup_steps", "joint_steps", "pool")}
+        for name, least in lowest.items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name}={getattr(self, name)}: at least {least}")
+        if not self.ema < 1 or not self.clip > 0:
+            raise ValueError(f"ema={self.ema}, clip={self.clip}: needs ema below 1 and clip above 0")
+        if not self.unet_multipliers or min(self.unet_multipliers) < 1:
+            raise ValueError(f"unet_multipliers={self.unet_multipliers}: a whole number from 1 on for each level")
+        if self.autoencoder == "kl" and not self.autoencoder_steps:
+            raise ValueError("autoencoder='kl' has to be trained: autoencoder_steps must not be 0")
         if not T_MIN < self.t_max <= 1:
             raise ValueError(f"t_max={self.t_max}: a time above {T_MIN}, up to 1")
         if self.residual and self.autoencoder == "kl" and not self.shared_autoencoder:
@@ -110,6 +121,9 @@ class Sampler:
         if not 0 < self.first_t <= self.start_t <= 1 or min(self.steps, self.noise_steps) < 1:
             raise ValueError(f"needs 0 < first_t ≤ start_t ≤ 1 and at least one step, not {self}")
 
+
+# Defaults that are the released code's where the paper has another choice, and the paper's choice.
+NOT_IN_PAPER = {"diffusion_weights": "plain", "start": "fresh"}
 
 ABLATIONS = {
     "as set": {},

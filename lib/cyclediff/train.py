@@ -62,6 +62,11 @@ class Training:
         self.averages = {name: EMA(network, s.ema) for name, network in vars(networks).items()}
         self.pool_X, self.pool_Y = ImagePool(s.pool * s.batch), ImagePool(s.pool * s.batch)
         vgg16, self.perceptual = vgg16_features(s.vgg16_weights) if s.perceptual else (None, "no such term")
+        if vgg16 and size < 16:
+            raise ValueError(
+                f"VGG16 needs latents of at least 16 x 16, these have {size} x {size}: take a larger image_size, "
+                "vgg16_weights='none' (features of the U-Net) or perceptual=0"
+            )
         self.vgg16 = self._network(vgg16) if vgg16 else None
 
         self.optimisers = {
@@ -177,10 +182,10 @@ class Training:
             self._update(step, terms["D_autoencoder"], terms, "D_A")
         return terms, s.autoencoder_learning_rate
 
-    def _denoise(self, network, latents: list[torch.Tensor], t: torch.Tensor, random: torch.Generator, weights: str):
-        """Latents of both domains diffused to t: their predicted components, and the diffusion losses (eqs. 1, 2, 6).
+    def _denoise(self, network, latents: list[torch.Tensor], t: torch.Tensor, random: torch.Generator):
+        """Latents of both domains diffused to t (eqs. 1, 2): their predicted components, and what eq. 6 compares.
 
-        t : (B,), or (2·B,) for two copies of the latents, of which only the second counts in the losses.
+        t : (B,), or (2·B,) for two copies of the latents, of which only the second counts in eq. 6.
         """
         x0 = [z.repeat(len(t) // len(z), 1, 1, 1) for z in latents]
         eps = [torch.randn(z.shape, generator=random).to(z) for z in x0]
@@ -189,18 +194,24 @@ class Training:
             predicted = network.both(x_t, torch.cat([t, t]))
         C_hat, eps_hat = (prediction.chunk(2) for prediction in predicted)
         counted = slice(-len(latents[0]), None)
-        losses = [
-            diffusion_loss(*(part[counted] for part in (*parts, t)), weights)
-            for parts in zip(x0, eps, C_hat, eps_hat, strict=True)
-        ]
-        return C_hat, losses
+        compared = [tuple(part[counted] for part in (*parts, t)) for parts in zip(x0, eps, C_hat, eps_hat, strict=True)]
+        return C_hat, compared
+
+    @staticmethod
+    def _diffusion_terms(compared: list[tuple]) -> dict[str, torch.Tensor]:
+        """Equation 6 of either domain, unweighted."""
+        return {f"diffusion_{name}": diffusion_loss(*parts) for name, parts in zip("XY", compared, strict=True)}
 
     def _warmup_step(self, step: int, latents: list[torch.Tensor], random: torch.Generator):
         """Update the diffusion models alone."""
         t = draw_times(len(latents[0]), 1.0, random).to(self.device)
-        _, losses = self._denoise(self.networks.denoisers, latents, t, random, self.settings.diffusion_weights)
-        terms = dict(zip(("diffusion_X", "diffusion_Y"), losses, strict=True))
-        self._update(step, sum(losses), terms, "U")
+        _, compared = self._denoise(self.networks.denoisers, latents, t, random)
+        terms = self._diffusion_terms(compared)
+        if self.settings.diffusion_weights == "released":
+            loss = sum(diffusion_loss(*parts, "released") for parts in compared)
+        else:
+            loss = sum(terms.values())
+        self._update(step, loss, terms, "U")
         self.averages["denoisers"].update()
         return terms, self.optimisers["U"].param_groups[0]["lr"]
 
@@ -216,15 +227,15 @@ class Training:
         t = draw_times(n, s.t_max, random).to(self.device)
         if s.joint == "frozen":
             with torch.no_grad():
-                (C_X, C_Y), _ = self._denoise(self.averages["denoisers"].average, latents, t, random, "plain")
+                (C_X, C_Y), _ = self._denoise(self.averages["denoisers"].average, latents, t, random)
         elif s.t_max == 1:
-            (C_X, C_Y), losses = self._denoise(self.networks.denoisers, latents, t, random, "plain")
+            (C_X, C_Y), compared = self._denoise(self.networks.denoisers, latents, t, random)
         else:  # the diffusion models go on learning all times, on the batch's second copy
             both = torch.cat([t, draw_times(n, 1.0, random).to(self.device)])
-            components, losses = self._denoise(self.networks.denoisers, latents, both, random, "plain")
+            components, compared = self._denoise(self.networks.denoisers, latents, both, random)
             C_X, C_Y = (C[:n] for C in components)
         if s.joint != "frozen":
-            terms |= dict(zip(("diffusion_X", "diffusion_Y"), losses, strict=True))
+            terms |= self._diffusion_terms(compared)
         if s.joint == "diffusion_only":
             C_X, C_Y = C_X.detach(), C_Y.detach()
 

@@ -104,7 +104,8 @@ class UNet(nn.Module):
     width : channels of the first level
     multipliers : channels of each level, in units of `width`; each level has half the size of the one before
     blocks : residual blocks a level
-    attention : sides of the feature maps that get self-attention; where there are any, the middle gets it too
+    attention : sides of the feature maps that get self-attention, those that no level has left aside; where it names
+        any, the middle gets it too
     shared : whether the network is told the domain, 0 or 1, of all or (B,) of each image
     """
 
