@@ -233,7 +233,7 @@ def check_run_folder(notebooks: list[Notebook], past: dict, parameters: dict, re
             if parameter in notebook.parameters and parameters[parameter] != old:
                 raise Mistake(
                     f"runs/{name} was made with {parameter} = {old!r} ({notebook.name}), now it is "
-                    f"{parameters[parameter]!r}: take another --run NAME, or --force to make {notebook.name} anew"
+                    f"{parameters[parameter]!r}: take another --run NAME, or make {notebook.name} anew with --force"
                 )
 
 
@@ -483,7 +483,7 @@ def main(arguments: list[str] | None = None, notebooks_folder: Path = NOTEBOOKS,
         print(f"run_all.py: {error}", file=sys.stderr)
         return 1 if isinstance(error, OSError) else 2
     if not finished:
-        print(f"finished notebooks are kept; run the same command again to go on (runs/{name})", file=sys.stderr)
+        print(f"finished notebooks are kept; once that is mended, the command goes on (runs/{name})", file=sys.stderr)
         return 1
     print(f"\npages: {shown(run / 'notebooks/index.html')}")
     if (answers := run / "answers.md").exists():

@@ -14,7 +14,7 @@ from lib.statistics import MARGIN, QUESTIONS
 from lib.training import weights_metadata
 from lib.translator import WEIGHTS
 
-TIMES = ("t_max", "start_t")  # of CycleDiff: where its translators work, no matter of size
+CHOICES = ("t_max", "start_t", "cycle", "identity", "perceptual", "contrastive")  # numbers that are no matter of size
 GENERATORS = {"cyclegan": "CycleGAN", "cyclediff": "CycleDiff"}
 WITH = {  # completes "with …"
     "cyclegan": "images added by CycleGAN",
@@ -109,8 +109,11 @@ def trained_how(name: str, folder: Path) -> str:
         return f"{name} was not trained."
     metadata = weights_metadata(path)
     published = {"CycleGAN": "200 epochs of single images", "CycleDiff": "100,000 steps of 24 images"}[name]
-    batch = _count(metadata["settings"]["batch"], "image")
-    return f"{name} was trained for {metadata['steps']:,} steps of {batch} of each class (published: {published})."
+    settings, steps = metadata["settings"], metadata["steps"]
+    if settings.get("autoencoder") == "kl":
+        steps -= settings["autoencoder_steps"]  # the published figure is without its own
+    batch = _count(settings["batch"], "image")
+    return f"{name} was trained for {steps:,} steps of {batch} of each class (published: {published})."
 
 
 def unlike_published(name: str, folder: Path) -> str:
@@ -125,9 +128,10 @@ def unlike_published(name: str, folder: Path) -> str:
     unlike = [
         f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}"
         for key, value in chosen.items()
-        if value != defaults[key] and (isinstance(value, (bool, str)) or value == 0 or key in TIMES)
+        if value != defaults[key] and (isinstance(value, (bool, str)) or value == 0 or key in CHOICES)
     ]
-    return f"Chosen otherwise than in the paper of {name}: {', '.join(unlike)}." if unlike else ""
+    said = f"Chosen otherwise than in the paper of {name}, sizes, steps and rates aside"
+    return f"{said}: {', '.join(unlike)}." if unlike else ""
 
 
 def _setting(facts: dict) -> str:

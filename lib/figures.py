@@ -57,16 +57,17 @@ def save_figure(fig: Figure, run: Run, name: str, caption: str) -> None:
 def save_table(frame: pd.DataFrame, run: Run, name: str, caption: str, digits: int = 3) -> None:
     """Write `tables/NAME.csv` (all digits) and `.tex` (booktabs, rounded) into the run, and show the table once.
 
-    The index is printed where it has a name, or one of its levels has.
+    The index is printed where it has a name, or one of its levels has. LaTeX needs the packages booktabs and multirow.
     """
     named = any(level is not None for level in frame.index.names)
     write_text(run.path("tables", f"{name}.csv"), frame.to_csv(index=named))
-    style = frame.style.format(precision=digits, escape="latex", na_rep="–").format_index(escape="latex", axis=1)
-    style = style.format_index(escape="latex", axis=0) if named else style.hide(axis="index")
+    escaped = frame.rename_axis([name and _latex(name) for name in frame.index.names])
+    style = escaped.style.format(precision=digits, escape="latex", na_rep="–").format_index(escape="latex", axis=1)
+    style = style.format_index(_index, escape="latex", axis=0) if named else style.hide(axis="index")
     latex = style.to_latex(hrules=True, position_float="centering", caption=_latex(caption), label=f"tab:{name}")
     write_text(run.path("tables", f"{name}.tex"), latex)
     if get_ipython() is not None:
-        shown = frame.style.format(precision=digits, na_rep="–").set_caption(caption)
+        shown = frame.style.format(precision=digits, na_rep="–").format_index(_index, axis=0).set_caption(caption)
         display(shown if named else shown.hide(axis="index"))
 
 
@@ -96,12 +97,13 @@ def image_page(
     return fig
 
 
-def image_rows(rows: Mapping[str, np.ndarray]) -> Figure:
+def image_rows(rows: Mapping[str, np.ndarray], column_titles: Sequence[str] | None = None) -> Figure:
     """Labelled rows of radiographs, one column a patient: source, CycleGAN, CycleDiff, counterfactual …
 
     Parameters
     ----------
     rows : label → Cohort or array as for `image_page`; every row with the same number of images
+    column_titles : one text a column, above the first row
     """
     pixels = {label: _pixels(images) for label, images in rows.items()}
     counts = {label: len(row) for label, row in pixels.items()}
@@ -109,7 +111,9 @@ def image_rows(rows: Mapping[str, np.ndarray]) -> Figure:
         raise ValueError(f"every row needs the same number of images, not {counts}")
     left = 0.1 + max(TextPath((0, 0), label, size=plt.rcParams["font.size"]).get_extents().width for label in rows) / 72
     first = next(iter(pixels.values()))
-    fig, axes = _grid(len(rows), len(first), first, False, False, left)
+    fig, axes = _grid(len(rows), len(first), first, False, bool(column_titles), left)
+    for ax, title in zip(axes[0], column_titles or (), strict=False):
+        ax.set_title(title, pad=3)
     for (label, row), line in zip(pixels.items(), axes, strict=True):
         for image, ax in zip(row, line, strict=True):
             _draw(ax, image)
@@ -124,7 +128,8 @@ def loss_curves(history: pd.DataFrame, columns: Sequence[str | Sequence[str]]) -
 
     Parameters
     ----------
-    history : table with `step` and the named columns; missing values are left out
+    history : table with `step` and the named columns; missing values are left out. Where a column `stage` changes,
+        a dotted line
     columns : one panel each; columns named together share a panel
     """
     panels = [[panel] if isinstance(panel, str) else list(panel) for panel in columns]
@@ -136,11 +141,18 @@ def loss_curves(history: pd.DataFrame, columns: Sequence[str | Sequence[str]]) -
             curve = history.set_index("step")[column].dropna()
             smooth = curve.rolling(max(1, len(curve) // 30), center=True, min_periods=1).mean()
             ax.plot(curve.index, curve, color=colour, alpha=0.25, linewidth=0.6)
-            ax.plot(smooth.index, smooth, color=colour, label=column)
+            ax.plot(smooth.index, smooth, color=colour, label=column, marker="o" if len(curve) == 1 else "")
         if len(panel) > 1:
             ax.legend()
         else:
             ax.set_title(panel[0])
+    stages = history.step[history.stage != history.stage.shift(-1)].iloc[:-1] if "stage" in history else ()
+    for ax in axes.flat[: len(panels)]:
+        for end in stages:
+            ax.axvline(end, color="0.6", linewidth=0.6, linestyle=":")
+        ax.ticklabel_format(axis="y", useOffset=False)
+    for ax in axes.flat[len(panels) - across : len(panels)]:
+        ax.tick_params(labelbottom=True)
     for ax in axes.flat[len(panels) :]:
         ax.remove()
     fig.supxlabel("step", fontsize=9)
@@ -249,6 +261,11 @@ def forest_plot(comparisons: pd.DataFrame, margin: float) -> Figure:
     ax.set(yticks=range(len(names)), yticklabels=names, xlabel="difference in AUROC")
     ax.set_ylim(len(names) - 0.5, -0.5)
     return fig
+
+
+def _index(value) -> str:
+    """A row's label; numbers without trailing zeros."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _latex(text: str) -> str:

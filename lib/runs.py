@@ -89,7 +89,7 @@ class Run:
         if not path.exists():
             raise NotYet(
                 f"{shown(path)} is missing: run notebook {notebook} first "
-                f"(or python run_all.py --run {self.folder.name} --from {notebook[:2]})"
+                f"(or run_all.py with this run's options and --from {notebook[:2]})"
             )
         return path
 

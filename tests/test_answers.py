@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lib import cyclediff, cyclegan
-from lib.answers import answer, unlike_published
+from lib.answers import answer, trained_how, unlike_published
 from lib.statistics import COLUMNS, QUESTIONS
 from lib.training import save_weights
 from lib.translator import WEIGHTS
@@ -241,17 +241,26 @@ def test_a_generator_that_does_nothing_is_named():
     assert "AFF→NFF, images of" not in text
 
 
+def test_the_steps_of_an_autoencoder_do_not_count(tmp_path):
+    """The published 100,000 steps are without them too."""
+    settings = asdict(cyclediff.Settings(autoencoder_steps=10, warmup_steps=5, joint_steps=6, batch=2))
+    save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"steps": 21, "settings": settings})
+    assert trained_how("CycleDiff", tmp_path).startswith("CycleDiff was trained for 11 steps of two images")
+
+
 def test_what_differs_from_the_paper_is_read_from_the_weights(tmp_path):
     settings = asdict(cyclegan.Settings(residual=True, width=8))
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"steps": 5, "settings": settings})
-    assert unlike_published("CycleGAN", tmp_path) == "Chosen otherwise than in the paper of CycleGAN: residual = True."
+    assert unlike_published("CycleGAN", tmp_path) == (
+        "Chosen otherwise than in the paper of CycleGAN, sizes, steps and rates aside: residual = True."
+    )
     assert unlike_published("CycleGAN", tmp_path / "nowhere") == ""
     settings = asdict(cyclediff.Settings(unet_width=8, t_max=0.25, joint="frozen", cycle=2.0, identity=0.0))
     sampler = asdict(cyclediff.Sampler(steps=4, start_t=0.25))
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"settings": settings, "sampler": sampler})
     said = (
-        "Chosen otherwise than in the paper of CycleDiff: diffusion_weights = released, joint = frozen, t_max = 0.25, "
-        "identity = 0, start = inverted, start_t = 0.25."
+        "Chosen otherwise than in the paper of CycleDiff, sizes, steps and rates aside: diffusion_weights = released, "
+        "joint = frozen, t_max = 0.25, cycle = 2, identity = 0, start = inverted, start_t = 0.25."
     )
     assert unlike_published("CycleDiff", tmp_path) == said
     facts = FACTS | {"unlike_published": "Chosen otherwise."}

@@ -461,6 +461,7 @@ def test_clear_errors(trained, tmp_path):
         ({"joint": "frozen", "warmup_steps": 0}, "warmup_steps must not be 0"),
         ({"autoencoder_factor": 3}, "autoencoder_factor=3: choose 2 or 4 or 8"),
         ({"batch": 0}, "batch=0: at least 1"),
+        ({"translator_width": 0}, "translator_width=0: at least 1"),
         ({"enlarge": 0.9}, "enlarge=0.9: at least 1"),
         ({"joint_steps": -3}, "joint_steps=-3: at least 0"),
         ({"clip": 0.0}, "clip above 0"),

@@ -54,6 +54,15 @@ def test_save_table_is_booktabs_and_keeps_all_digits(tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "tables/kid.csv"), frame)
 
 
+def test_save_table_escapes_the_names_of_the_index_and_shortens_its_numbers(tmp_path):
+    index = pd.MultiIndex.from_product([["in_verted"], [0.05, 1.0]], names=["start", "start_t"])
+    figures.save_table(pd.DataFrame({"kid": [0.1, 0.2]}, index=index), Run(tmp_path), "starts", "Starts.")
+    latex = (tmp_path / "tables/starts.tex").read_text()
+    assert "start & start\\_t &" in latex and "in\\_verted" in latex
+    assert " & 0.05 & 0.100" in latex and " & 1 & 0.200" in latex
+    assert "start,start_t,kid" in (tmp_path / "tables/starts.csv").read_text()
+
+
 def test_save_table_prints_a_named_index(tmp_path):
     frame = pd.DataFrame({"n": [3, 4]}, index=pd.Index(["train", "test"], name="part"))
     figures.save_table(frame, Run(tmp_path), "parts", "Patients.")

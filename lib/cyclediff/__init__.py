@@ -25,7 +25,7 @@ arXiv 2508.06625 (equation numbers of its version of January 2026), on decoupled
                                                        + λ5·perceptual
     algorithm 1   train.Training.step                  autoencoders, diffusion warm-up, joint training
     algorithm 2   process.invert, process.generate,    invert with the source's model, translate every component,
-                  model.CycleDiff.translate            generate with the target's model
+                  model.CycleDiff._translation         generate with the target's model
 
 Where paper and released code disagree:
 

@@ -1,4 +1,4 @@
-"""The terms of CycleDiff's objective, one function each, and their weighted sum (equations 6 to 13).
+"""The terms of CycleDiff's objective, one function each, and their weighted sum.
 
 eq. 6    diffusion_loss    of the denoising U-Nets
          lsgan_generator, lsgan_discriminator   adversarial, least squares (`lib.networks`)

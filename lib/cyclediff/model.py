@@ -82,8 +82,7 @@ class CycleDiff:
         tell), `contrastive_X`, `contrastive_Y`. `metadata["perceptual"]` says which features the perceptual term used.
         """
         s, folder = self.settings, Path(folder)
-        divisor = s.factor * max(4, 2 ** (len(s.unet_multipliers) - 1))
-        X, Y = domains(cohort, divisor, smallest=8 * s.factor, batch=s.batch)
+        X, Y = domains(cohort, s.divisor, smallest=8 * s.factor, batch=s.batch)
         torch.manual_seed(seed)
         self.networks = Networks.build(s, cohort.size, self.device)
         training, history = Training(self.networks, s, X, Y, seed, self.accelerator), History()
@@ -267,7 +266,7 @@ class CycleDiff:
         if self.sampler.start_t > self.settings.t_max:
             raise ValueError(
                 f"start_t={self.sampler.start_t}: the translators learn times up to t_max={self.settings.t_max} only; "
-                "take a start_t (and first_t) up to there, or train with a larger t_max"
+                "take a start_t up to there, or train with a larger t_max"
             )
 
     # Files ------------------------------------------------------------------------------------------------------------

@@ -118,7 +118,15 @@ class Networks:
 
 
 def sizes(s: Settings, image_size: int) -> pd.DataFrame:
-    """Parameters of each network, and multiply-adds of one image of this side through it; nothing is computed."""
+    """Parameters of each network, and multiply-adds of one image of this side through it; nothing is computed.
+
+    Raises
+    ------
+    ValueError
+        Where the side is no multiple of `s.divisor`.
+    """
+    if image_size % s.divisor:
+        raise ValueError(f"images of {image_size} x {image_size} pixels: CycleDiff needs a multiple of {s.divisor}")
     with torch.device("meta"):
         autoencoders = Autoencoders(s)
         channels, side = autoencoders.channels, image_size // s.factor

@@ -41,7 +41,7 @@ class Settings:
 
     # Translators and discriminators
     joint_steps: int = 50_000  # all networks together
-    joint: str = "both"  # "diffusion_only": translation losses stop before the U-Nets; "frozen": U-Nets rest (ours)
+    joint: str = "both"  # the U-Nets learn on from eq. 13, "diffusion_only": from eq. 6 alone, "frozen": not (ours)
     t_max: float = 1.0  # translators learn the times up to here; images are then translated from no later time (ours)
     translator_width: int = 64
     translator_blocks: int = 12
@@ -80,6 +80,7 @@ class Settings:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(map(repr, choices))}")
         lowest = {"log_every": 1, "batch": 1, "enlarge": 1, "previews": 0, "ema": 0}
+        lowest |= {name: 1 for name in vars(self) if name.endswith("_width")}
         lowest |= {name: 0 for name in ("autoencoder_steps", "warmup_steps", "joint_steps", "pool")}
         for name, least in lowest.items():
             if not getattr(self, name) >= least:
@@ -102,12 +103,17 @@ class Settings:
         """Side of an image in sides of its latent."""
         return 2 if self.autoencoder == "pixels" else self.autoencoder_factor
 
+    @property
+    def divisor(self) -> int:
+        """What the side of an image must be a multiple of."""
+        return self.factor * max(4, 2 ** (len(self.unet_multipliers) - 1))
+
 
 @dataclass(frozen=True)
 class Sampler:
     """How images are translated and drawn. Nothing is trained anew where these change."""
 
-    steps: int = 100  # of inversion, and as many of generation
+    steps: int = 100  # times from first_t to start_t: steps − 1 moves up, as many down, and one more to t = 0
     solver: str = "euler"  # "heun": second order, two evaluations a step (ours)
     start: str = "inverted"  # the generation's noise, as released; "fresh": as in the paper, several results an image
     start_t: float = 1.0  # where inversion ends and generation starts; smaller keeps more of the image (ours)
