@@ -245,7 +245,7 @@ def test_the_steps_of_an_autoencoder_do_not_count(tmp_path):
     """The published 100,000 steps are without them too."""
     settings = asdict(cyclediff.Settings(autoencoder_steps=10, warmup_steps=5, joint_steps=6, batch=2))
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"steps": 21, "settings": settings})
-    assert trained_how("CycleDiff", tmp_path).startswith("CycleDiff was trained for 11 steps of two images")
+    assert trained_how("CycleDiff", tmp_path).startswith("CycleDiff was trained for 11 steps of 2 images")
 
 
 def test_what_differs_from_the_paper_is_read_from_the_weights(tmp_path):
