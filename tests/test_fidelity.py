@@ -29,7 +29,7 @@ def cohort():
 @pytest.fixture(scope="module")
 def judge_folder(cohort, tmp_path_factory):
     folder = tmp_path_factory.mktemp("judge")
-    Judge(channels=8, features=16).fit(cohort, folder, steps=60, seed=0, phantom=PHANTOM)
+    Judge(channels=8, features=16).fit(cohort, folder, steps=150, seed=0, phantom=PHANTOM)
     return folder
 
 
