@@ -16,7 +16,11 @@ from lib.statistics import (
     _resample,
     across_cells,
     bayes_factor,
+    bca_constants,
+    bca_p,
+    bca_quantiles,
     clustered_auc_test,
+    clustered_mcnemar_test,
     compare,
     corrected_t_test,
     delong_test,
@@ -24,9 +28,11 @@ from lib.statistics import (
     kid,
     kid_jackknife,
     kid_permutation_test,
+    mcnemar_test,
     patient_bootstrap,
     rope,
     seed_differences,
+    tost,
     weighted_metrics,
 )
 
@@ -86,12 +92,33 @@ def test_corrected_t_interval_is_where_p_is_5_percent():
     assert corrected_t_test(CORRECTR - result.ci90_low, 0.25).p == pytest.approx(0.10)
 
 
+def test_tost_of_correctr():
+    # The data of correctR's vignette with a margin of 0.25: p = 0.166599
+    result = corrected_t_test(CORRECTR, 20 / 80)
+    assert tost(result.difference, result.standard_error, 0.25, result.df) == pytest.approx(0.166599, abs=1e-6)
+
+
+@quick
+@given(st.floats(-1, 1), st.floats(0.01, 1), st.floats(0.01, 1), st.integers(2, 50))
+def test_tost_is_the_90_percent_interval(difference, standard_error, margin, df):
+    wide = stats.t(df).ppf(0.95) * standard_error
+    if abs(abs(difference) + wide - margin) > 1e-9:
+        within = -margin < difference - wide and difference + wide < margin
+        assert (tost(difference, standard_error, margin, df) < 0.05) == within
+
+
+def test_tost_refuses_no_margin_and_no_spread():
+    assert np.isnan(tost(0.0, 0.0, 0.1))
+    with pytest.raises(ValueError, match="margin"):
+        tost(0.0, 1.0, 0.0)
+
+
 def test_corrected_t_without_spread():
     nothing = corrected_t_test([0, 0, 0], 0.25)
     assert (nothing.statistic, nothing.p, nothing.ci_low, nothing.ci_high, nothing.effect_size) == (0, 1, 0, 0, 0)
     equal = corrected_t_test([-0.1, -0.1, -0.1], 0.25)
     assert (equal.statistic, equal.p) == (-np.inf, 0)
-    assert np.isnan(equal.bf10)
+    assert np.isnan(bayes_factor(equal.statistic, equal.df, 3))
     assert rope([0.1, 0.1], 0.25, 0.05).tolist() == [0, 0, 1]
 
 
@@ -127,7 +154,7 @@ def test_corrected_t_keeps_its_level_where_the_naive_one_does_not():
 def test_bayes_factor():
     assert bayes_factor(2, 14, 15) == pytest.approx(1.25303, abs=1e-5)
     assert bayes_factor(2.5, 24, 1 / (1 / 25 + 1 / 4)) == pytest.approx(3.05, abs=5e-3)
-    assert corrected_t_test(with_moments(25, 2.5 * np.sqrt(0.29), 1), 1 / 4).bf10 == pytest.approx(3.05, abs=5e-3)
+    assert bayes_factor(2.5, 24, 1 / (1 / 25 + 1 / 4)) == pytest.approx(3.05, abs=5e-3)
 
 
 @pytest.mark.parametrize("t, n", [(0, 10), (-1.3, 6), (2, 15), (5, 40), (30, 15)])
@@ -341,8 +368,35 @@ def test_bootstrap_equals_the_slow_way():
         [difference(np.repeat(patients, w), np.repeat(range(3), s)) for w, s in zip(weights, seeds, strict=True)]
     )
     pd.testing.assert_series_equal(fast.difference, difference(patients, range(3)), check_names=False)
-    for column, q in (("ci_low", 0.025), ("ci90_low", 0.05), ("ci90_high", 0.95), ("ci_high", 0.975)):
-        pd.testing.assert_series_equal(fast[column], slow.quantile(q), check_names=False)
+    without = pd.DataFrame([difference(np.delete(patients, i), range(3)) for i in patients])
+    for metric, row in fast.iterrows():
+        constants = bca_constants(row.difference, slow[metric], [without[metric][:8], without[metric][8:]])
+        bounds = bca_quantiles(slow[metric], *constants, (0.025, 0.05, 0.95, 0.975))
+        assert row[["ci_low", "ci90_low", "ci90_high", "ci_high"]].tolist() == pytest.approx(bounds.tolist())
+        assert row.p == pytest.approx(bca_p(slow[metric], *constants))
+
+
+def test_bca_is_scipys():
+    rng = np.random.default_rng(0)
+    x, y = rng.exponential(size=12), rng.exponential(size=30) + 0.3
+
+    def difference(x, y, axis=-1):
+        return x.mean(axis) - y.mean(axis)
+
+    expected = stats.bootstrap((x, y), difference, method="BCa", n_resamples=999, rng=1)
+    left_out = [np.array([difference(np.delete(x, i), y) for i in range(12)]),
+                np.array([difference(x, np.delete(y, i)) for i in range(30)])]  # fmt: skip
+    drawn = expected.bootstrap_distribution
+    constants = bca_constants(difference(x, y), drawn, left_out)
+    assert bca_quantiles(drawn, *constants, (0.025, 0.975)) == pytest.approx(list(expected.confidence_interval))
+
+
+def test_bca_p_is_where_the_interval_touches_zero():
+    drawn = np.random.default_rng(0).normal(1.5, 1, 20_000)
+    p = bca_p(drawn, 0.1, 0.02)
+    low, high = bca_quantiles(drawn, 0.1, 0.02, (p / 2, 1 - p / 2))
+    assert low == pytest.approx(0, abs=0.02)
+    assert high > 1
 
 
 def test_patients_are_drawn_within_their_class_with_all_they_have():
@@ -361,7 +415,7 @@ def test_bootstrap_agrees_with_delong():
     labels = np.repeat([1, 0], [60, 140])
     common = labels + rng.normal(size=200)
     a, b = (1 / (1 + np.exp(-common - rng.normal(size=200))) for _ in range(2))
-    auroc = patient_bootstrap(labels, a, b, [0.5], [0.5], np.arange(200)).loc["auroc"]
+    auroc = patient_bootstrap(labels, a, b, [0.5], [0.5], np.arange(200), draws=20_000).loc["auroc"]
     delong = delong_test(labels, a, b)
     assert auroc.difference == pytest.approx(delong.difference)
     assert auroc.standard_error == pytest.approx(delong.standard_error, rel=0.1)
@@ -382,6 +436,38 @@ def test_seeds_are_drawn_too():
     right, wrong = labels * 0.8 + 0.1, labels * 0.0 + 0.1
     varied = patient_bootstrap(labels, [right, wrong], [wrong, wrong], [0.5] * 2, [0.5] * 2, np.arange(40), draws=400)
     assert (varied.loc["sensitivity", "ci_low"], varied.loc["sensitivity", "ci_high"]) == (0, 1)
+
+
+# Decisions
+
+
+def test_mcnemar_of_pingouins_example():
+    # pingouin, dataset chi2_mcnemar: 40 and 8 discordant of 100, exact p = 3.3053e-06
+    only_a, only_b = np.arange(100) < 40, np.arange(100) >= 92
+    result = mcnemar_test(~only_b, ~only_a)
+    assert result.p == pytest.approx(3.305e-06, rel=1e-3)
+    assert result.difference == pytest.approx(0.32)
+    assert mcnemar_test(~only_a, ~only_b).p == pytest.approx(result.p)
+    assert mcnemar_test([True, False], [True, False]).p == 1
+
+
+def test_durkalskis_example():
+    # b = (2, 0, 1, 3), c = (0, 1, 0, 1), n = (3, 2, 2, 5): χ² = 1.03018, p = 0.31012
+    right_a = np.array([1, 1, 0, 0, 0, 1, 0, 1, 1, 1, 0, 0], bool)
+    right_b = np.array([0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0], bool)
+    patients = np.repeat([0, 1, 2, 3], [3, 2, 2, 5])
+    result = clustered_mcnemar_test(right_a, right_b, patients)
+    assert result.statistic == pytest.approx(1.03018, abs=1e-5)
+    assert result.p == pytest.approx(0.31012, abs=1e-5)
+    twice = clustered_mcnemar_test(*(np.repeat(values, 2) for values in (right_a, right_b, patients)))
+    pd.testing.assert_series_equal(twice, result)
+
+
+def test_singleton_clusters_are_mcnemars_chi_square():
+    only_a, only_b = np.arange(100) < 40, np.arange(100) >= 92
+    result = clustered_mcnemar_test(~only_b, ~only_a, np.arange(100))
+    assert result.statistic == pytest.approx((40 - 8) ** 2 / (40 + 8))
+    assert clustered_mcnemar_test(only_a, only_a, np.arange(100)).p == 1
 
 
 # KID
@@ -608,8 +694,9 @@ def test_several_cells_are_the_corrected_t_test(several_cells):
     scores = scores.groupby(level=[0, 1, 2]).mean()
     expected = corrected_t_test(scores["cyclegan"] - scores["real"], 40 / 120)  # 40 test, 40 validation, 120 train
     row = pick(table, "RQ2", "cyclegan")
-    for key in ("difference", "ci_low", "ci_high", "statistic", "p", "effect_size", "bf10"):
+    for key in ("difference", "ci_low", "ci_high", "statistic", "p", "effect_size"):
         assert row[key] == pytest.approx(expected[key])
+    assert row.bf10 == pytest.approx(bayes_factor(expected.statistic, 9, 1 / (1 / 10 + 1 / 3)))
     assert (row.n, row.patients, row.test, row.verdict) == (10, 200, "corrected t", "better")
 
     images = pick(table, "RQ2", "cyclegan", "image_auroc")
