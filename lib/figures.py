@@ -249,6 +249,55 @@ def validation_curves(history: pd.DataFrame) -> Figure:
     return fig
 
 
+def curves_over(table: pd.DataFrame, x: str, label: str) -> Figure:
+    """AUROC of test patients over a dose or a share: each trial a dot, the means of a condition joined by a line.
+
+    Parameters
+    ----------
+    table : `condition`, the column `x`, and `value`
+    label : of the horizontal axis
+    """
+    fig, ax = plt.subplots(figsize=(WIDTH * 0.7, WIDTH * 0.42))
+    for name, rows in table.groupby("condition", sort=False):
+        (line,) = ax.plot(rows.groupby(x).value.mean(), label=name)
+        ax.plot(rows[x], rows.value, ".", color=line.get_color(), alpha=0.5)
+    ax.set(xlabel=label, ylabel="AUROC of patients")
+    fig.legend(loc="outside right center")
+    return fig
+
+
+def decision_curves(benefits: Mapping[str, np.ndarray], thresholds: np.ndarray) -> Figure:
+    """Net benefit over the threshold probability, a line a condition (`lib.metrics.net_benefit`)."""
+    fig, ax = plt.subplots(figsize=(WIDTH * 0.7, WIDTH * 0.42))
+    for name, benefit in benefits.items():
+        ax.plot(thresholds, benefit, **({"color": "0.6", "ls": "--"} if name == "everybody" else {}), label=name)
+    ax.axhline(0, color="0.6", lw=0.8)
+    ax.set(xlabel="threshold probability", ylabel="net benefit", ylim=(-0.05, None))
+    fig.legend(loc="outside right center")
+    return fig
+
+
+def overlaid(images, maps: np.ndarray, titles: Sequence[str]) -> Figure:
+    """Radiographs in one row, below each the same with a map from 0 to 1 laid over it.
+
+    Parameters
+    ----------
+    images : Cohort, or array as for `image_page`
+    maps : (N, h, w), scaled to the images
+    titles : N texts
+    """
+    pixels = _pixels(images)
+    fig, axes = _grid(2, len(pixels), pixels, False, True)
+    height, width = pixels.shape[1:]
+    for image, heat, title, (upper, lower) in zip(pixels, maps, titles, axes.T, strict=True):
+        for ax in (upper, lower):
+            _draw(ax, image)
+        lower.imshow(heat, cmap="inferno", alpha=0.45, vmin=0, vmax=1, interpolation="bilinear",
+                     extent=(-0.5, width - 0.5, height - 0.5, -0.5))  # fmt: skip
+        upper.set_title(title, fontsize=7, pad=2)
+    return fig
+
+
 def forest_plot(comparisons: pd.DataFrame, margin: float) -> Figure:
     """Each comparison's difference with its 95 % interval, beside the band of ±margin."""
     fig, ax = plt.subplots(figsize=(WIDTH, 0.28 * len(comparisons) + 0.7))

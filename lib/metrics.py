@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from sklearn import metrics as sk
+from sklearn.linear_model import LogisticRegression
 
 PRIMARY = "auroc"
 KEY_SECONDARY = ("sensitivity_at_90_specificity", "auprc")
@@ -64,3 +65,67 @@ def evaluate(labels: np.ndarray, probabilities: np.ndarray, threshold: float) ->
         "mcc": float(sk.matthews_corrcoef(labels, decisions)),
         "brier": float(sk.brier_score_loss(labels, probabilities)),
     }
+
+
+def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Do probabilities mean what they say? Brier score, and intercept and slope of logit(label) on logit(probability).
+
+    Cox 1958, doi:10.1093/biomet/45.3-4.562: an intercept of 0 and a slope of 1 are right; a slope below 1 means
+    probabilities too far from one half. The intercept is the mean shift at slope 1 (calibration in the large).
+
+    Parameters
+    ----------
+    labels : (n,) 1 for AFF, 0 for NFF; both must occur
+    probabilities : (n,) probability of AFF, 0 … 1
+    """
+    labels = np.asarray(labels)
+    clipped = np.clip(probabilities, 1e-6, 1 - 1e-6)
+    logits = np.log(clipped / (1 - clipped))
+    slope = LogisticRegression(C=np.inf, max_iter=1000).fit(logits[:, None], labels).coef_[0, 0]
+    intercept = 0.0
+    for _ in range(50):  # Newton's method on the one parameter of the likelihood with the slope held at 1
+        shifted = 1 / (1 + np.exp(-(logits + intercept)))
+        intercept += (labels - shifted).sum() / max((shifted * (1 - shifted)).sum(), 1e-12)
+    return {
+        "brier": float(sk.brier_score_loss(labels, probabilities)),
+        "intercept": float(intercept),
+        "slope": float(slope),
+    }
+
+
+def net_benefit(labels: np.ndarray, probabilities: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """(T,) net benefit TP/n − FP/n · t/(1 − t) of calling AFF what has a probability of at least t.
+
+    Vickers & Elkin 2006, doi:10.1177/0272989X06295361: t is the probability at which one more false alarm is as bad as
+    the benefit of one more AFF found is good. Calling nobody AFF has 0.
+    """
+    labels, t = np.asarray(labels), np.asarray(thresholds)
+    called = np.asarray(probabilities) >= t[:, None]
+    return ((called & (labels == 1)).sum(1) - (called & (labels == 0)).sum(1) * t / (1 - t)) / len(labels)
+
+
+def subgroups(
+    predictions: pd.DataFrame, table: pd.DataFrame, columns: tuple[str, ...] = ("view", "side")
+) -> pd.DataFrame:
+    """AUROC of patients on their images of one view, or one side, alone, by condition; the worst first.
+
+    Parameters
+    ----------
+    predictions : `condition, image_id, patient_id, label, probability`, averaged over seeds and repeats here
+    table : of the cohort, with `image_id` and these columns
+
+    Returns
+    -------
+    DataFrame `condition, column, value, patients, aff_patients, auroc`; subgroups without both labels are left out.
+    """
+    means = predictions.groupby(["condition", "image_id", "patient_id", "label"], as_index=False).probability.mean()
+    means, rows = means.merge(table[["image_id", *columns]], on="image_id"), []
+    for column in columns:
+        for (name, value), images in means.groupby(["condition", column]):
+            patients = by_patient(images)
+            labels = (patients.label == "AFF").to_numpy(int)
+            if 0 < labels.sum() < len(labels):
+                auroc = float(sk.roc_auc_score(labels, patients.probability))
+                rows.append((name, column, value, len(labels), int(labels.sum()), auroc))
+    names = ["condition", "column", "value", "patients", "aff_patients", "auroc"]
+    return pd.DataFrame(rows, columns=names).sort_values("auroc", ignore_index=True)

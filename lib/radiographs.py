@@ -54,7 +54,7 @@ class Radiograph(NamedTuple):
     spacing: tuple[float, float] = (1.0, 1.0)  # height and width of one pixel; only their ratio has a meaning
 
 
-def read_radiographs(csv: str | Path, size: int, cache: str | Path | None = None) -> Cohort:
+def read_radiographs(csv: str | Path, size: int, cache: str | Path | None = None, rows=None) -> Cohort:
     """The cohort that a CSV of one's own radiographs describes.
 
     Parameters
@@ -64,6 +64,7 @@ def read_radiographs(csv: str | Path, size: int, cache: str | Path | None = None
         comma, semicolon or tab
     size : side of the square images in pixels
     cache : folder in which prepared images are kept, so that the next call reads only files that are new or changed
+    rows : positions of the rows to read; by default all
 
     Returns
     -------
@@ -80,6 +81,7 @@ def read_radiographs(csv: str | Path, size: int, cache: str | Path | None = None
     csv = Path(csv)
     table, reasons = _read_table(csv)
     _check_table(table, reasons)
+    table = table if rows is None else table.iloc[rows]
     pixels = np.zeros((len(table), size, size), np.uint16)
     boxes = np.zeros((len(table), 4))
     deep = False

@@ -92,6 +92,27 @@ def predefined_splits(table: pd.DataFrame) -> pd.DataFrame:
     return check_splits(cell, table.set_index("patient_id").label)
 
 
+def keep_aff(splits: pd.DataFrame, labels: pd.Series, share: float, seed: int) -> pd.DataFrame:
+    """The splits with this share of each cell's AFF training patients, at least one; the others are in no part.
+
+    What a small share keeps, a larger one keeps too, and nobody else moves: so results of several shares are points of
+    one learning curve.
+
+    Parameters
+    ----------
+    labels : patient_id → label, as `Cohort.patients`
+    share : above 0, up to 1
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"training_aff_share={share} must lie above 0 and up to 1")
+    aff = splits[(splits.part == "train") & splits.patient_id.map(labels).eq("AFF")]
+    dropped = []
+    for (repeat, fold), cell in aff.groupby(["repeat", "fold"]):
+        order = np.random.default_rng([seed, repeat, fold]).permutation(cell.index.to_numpy())
+        dropped += list(order[max(round(share * len(order)), 1) :])
+    return splits.drop(index=dropped).reset_index(drop=True)
+
+
 def check_splits(splits: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
     """Return the splits if every patient is in one part of each cell, and every part has patients of both classes.
 

@@ -32,6 +32,18 @@ def chosen_sources(training: Cohort, number: int, seed: int) -> Cohort:
     return nff.take(np.sort(generator(seed).permutation(len(nff))[:number]))
 
 
+def copies(cohort: Cohort, rows: np.ndarray, method: str) -> Cohort:
+    """The images at these positions, which may repeat, under new ids and with the provenance of synthetic images."""
+    table = cohort.table.iloc[rows]
+    table = table.assign(
+        source_image_id=table.image_id,
+        source_label=table.label,
+        image_id=[f"{method}-{i}-{image_id}" for i, image_id in enumerate(table.image_id)],
+        method=method,
+    )
+    return Cohort(table, cohort.pixels[rows])
+
+
 def both_ways(translator: Translator, cohort: Cohort) -> Cohort:
     """Every image of a cohort translated to the other label, NFF to AFF first: what fidelity is measured on."""
     return translator.translate(cohort.select(label="NFF"), "AFF").join(

@@ -1,13 +1,14 @@
 """Trials: the same classifier trained under every condition, cell by cell and seed by seed.
 
 A trial is condition × repeat × fold × seed. Conditions are a factorial: how the classes are balanced, times whether the
-standard augmentation runs.
+standard augmentation runs. Beside it stand smaller doses of what is added, and controls (`lib.controls`).
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +18,14 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from lib import classifier
-from lib.classifier import Settings, patient_probabilities, predict, require_both_labels
+from lib.audit import check_parts, check_sources
+from lib.classifier import Settings, evidence_maps, patient_probabilities, predict, require_both_labels
 from lib.cohort import Cohort
+from lib.controls import CONTROLS, permuted_labels
 from lib.metrics import evaluate
 from lib.runs import progress, write_text
 from lib.splits import PARTS, cell_name, cells
+from lib.synthesis import copies
 from lib.training import cohort_hash, generator, source_hash
 
 GENERATORS = ("cyclegan", "cyclediff", "noise")
@@ -34,37 +38,56 @@ BALANCE = {
     "cyclediff": "AFF images added that CycleDiff translated from NFF training images",
     "noise": "AFF images added that CycleDiff's AFF diffusion model drew from noise",
 }
+AS_REAL = ("real", "again", "permuted")  # these train on the real images alone
+AGAIN = 1_000_000  # added to the seed of "again"
+ERRORS = 8  # a trial keeps this many test images that it is most confidently wrong on
 
 
 @dataclass(frozen=True)
 class Condition:
-    """How a training set is made: `balance` is a key of `BALANCE`, `standard` says whether images are rotated, flipped
-    and cropped."""
+    """How a training set is made: `balance` is a key of `BALANCE` or `CONTROLS`, `standard` says whether images are
+    rotated, flipped and cropped, `dose` which share of the images to be added is."""
 
     balance: str
-    standard: bool
+    standard: bool = False
+    dose: float = 1.0
 
     @property
     def name(self) -> str:
+        name = self.balance
         if self.standard:
-            return "standard" if self.balance == "real" else f"{self.balance}+standard"
-        return self.balance
+            name = "standard" if name == "real" else f"{name}+standard"
+        return name if self.dose == 1 else f"{name}@{self.dose:g}"
+
+    @property
+    def description(self) -> str:
+        parts = [(BALANCE | CONTROLS)[self.balance]]
+        parts += ["rotated, flipped, cropped"] * self.standard
+        parts += [f"{self.dose:.0%} of the dose"] * (self.dose != 1)
+        return "; ".join(parts)
 
 
 CONDITIONS = {c.name: c for standard in (False, True) for c in (Condition(balance, standard) for balance in BALANCE)}
 
 
-class LeakError(ValueError):
-    """A classifier would be trained, selected or tested on images it must not see there."""
-
-
 def condition(name: str) -> Condition:
-    """The condition of this name; ValueError with the nearest name where there is none."""
-    if name not in CONDITIONS:
-        spelled_out = {c.balance + "+standard" * c.standard: known for known, c in CONDITIONS.items()} | {"": "real"}
+    """The condition of a name, "@0.5" behind it for half the dose; ValueError with the nearest where there is none."""
+    known = CONDITIONS | {control: Condition(control) for control in CONTROLS}
+    name, at, dose = name.partition("@")
+    if name not in known:
+        spelled_out = {c.balance + "+standard" * c.standard: key for key, c in known.items()} | {"": "real"}
         nearest = spelled_out[difflib.get_close_matches(name, spelled_out, 1, 0)[0]]
-        raise ValueError(f"unknown condition {name!r}, did you mean {nearest!r}? There are: {', '.join(CONDITIONS)}")
-    return CONDITIONS[name]
+        raise ValueError(f"unknown condition {name!r}, did you mean {nearest!r}? There are: {', '.join(known)}")
+    found = known[name]
+    if not at:
+        return found
+    try:
+        share = float(dose)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1 or found.balance in AS_REAL:
+        raise ValueError(f"condition {name}@{dose}: a dose is a share above 0 and up to 1 of the images to be added")
+    return Condition(found.balance, found.standard, share)
 
 
 # Training sets -------------------------------------------------------------------------------------------------------
@@ -87,75 +110,37 @@ def training_set(condition: Condition, real: Cohort, synthetic: dict[str, Cohort
     """The images a condition trains on, and the weight of an AFF image in the loss.
 
     Undersampling, weighted, oversampling and the generators all reach the same ratio of AFF to NFF, in images or in
-    weight, so that a difference between them is not one of class balance.
+    weight, so that a difference between them is not one of class balance. Smaller doses are parts of larger ones.
 
     Parameters
     ----------
     real : the cell's training part
-    synthetic : images of each of `GENERATORS` that ran in this cell; their AFF images join
-    seed : which images are dropped or copied
+    synthetic : images of each of `GENERATORS` and control generators that ran in this cell; their AFF images join
+    seed : which images are dropped, copied or left out
 
     Raises
     ------
     LeakError
         Where a synthetic image was not made from the training part.
     """
+    if condition.balance in AS_REAL:
+        return real, 1.0
     aff, nff = np.flatnonzero(real.targets == 1), np.flatnonzero(real.targets == 0)
-    added, order = images_to_add(real, synthetic), generator(seed)
+    added, order = round(condition.dose * images_to_add(real, synthetic)), generator(seed)
     match condition.balance:
-        case "real":
-            return real, 1.0
         case "undersampling":
             kept = order.permutation(nff)[: round(len(nff) * len(aff) / (len(aff) + added))]
             return real.take(np.sort(np.concatenate([aff, kept]))), 1.0
         case "weighted":
             return real, (len(aff) + added) / len(aff)
         case "oversampling":
-            return real.join(copies(real, np.resize(order.permutation(aff), added))), 1.0
+            return real.join(copies(real, np.resize(order.permutation(aff), added), "oversampling")), 1.0
     if condition.balance not in synthetic:
         raise ValueError(f"condition {condition.name!r} needs images of {condition.balance}: synthesise them first")
     joining = synthetic[condition.balance].select(label="AFF")
-    if condition.balance != "noise":  # which has no source
+    if condition.balance not in ("noise", "oracle"):  # noise has no source, and the oracle's may be hidden ones
         check_sources(joining, real)
-    return real.join(joining), 1.0
-
-
-def copies(cohort: Cohort, rows: np.ndarray) -> Cohort:
-    """The images at these positions, which may repeat, under new ids and with the provenance of synthetic images."""
-    table = cohort.table.iloc[rows]
-    table = table.assign(
-        source_image_id=table.image_id,
-        source_label=table.label,
-        image_id=[f"oversampling-{i}-{image_id}" for i, image_id in enumerate(table.image_id)],
-        method="oversampling",
-    )
-    return Cohort(table, cohort.pixels[rows])
-
-
-def is_synthetic(cohort: Cohort) -> np.ndarray:
-    """(N,) bool: which images some method made."""
-    return cohort.table.method.notna().to_numpy() if "method" in cohort.table else np.zeros(len(cohort), bool)
-
-
-def check_sources(synthetic: Cohort, real: Cohort) -> None:
-    """Every synthetic image comes from an image of the training part and belongs to its patient."""
-    made = synthetic.table
-    patient = made.source_image_id.map(real.table.set_index("image_id").patient_id)
-    for image in made[patient.isna()].itertuples():
-        raise LeakError(f"{image.image_id} was made from {image.source_image_id}, not an image of the training part")
-    for image in made[patient != made.patient_id].itertuples():
-        raise LeakError(f"{image.image_id} belongs to patient {image.patient_id}, its source to {patient[image.Index]}")
-
-
-def check_parts(training: Cohort, validation: Cohort, test: Cohort) -> None:
-    """No patient in two parts, and nothing synthetic where classifiers are selected and tested."""
-    parts = {"training": training, "validation": validation, "test": test}
-    for a, b in (("training", "validation"), ("training", "test"), ("validation", "test")):
-        if shared := sorted(set(parts[a].table.patient_id) & set(parts[b].table.patient_id)):
-            raise LeakError(f"patient {shared[0]} is in the {a} and in the {b} images ({len(shared)} such patients)")
-    for name in ("validation", "test"):
-        if (synthetic := is_synthetic(parts[name])).any():
-            raise LeakError(f"{parts[name].table.image_id[synthetic].iloc[0]} is synthetic and in the {name} part")
+    return real.join(joining.take(np.sort(order.permutation(len(joining))[:added]))), 1.0
 
 
 # Running -------------------------------------------------------------------------------------------------------------
@@ -179,13 +164,13 @@ def run_trials(
     ----------
     splits : repeat, fold, patient_id, part (see `lib.splits`)
     synthetic : (repeat, fold) → the synthetic cohort of each generator, made from that cell's training part
-    conditions : names, see `CONDITIONS`
+    conditions : names, see `condition`
 
     Returns
     -------
     predictions : condition, repeat, fold, seed, image_id, patient_id, label, probability; real test images
     metrics : condition, repeat, fold, seed, metric, value; those of `lib.metrics.evaluate` on patients, `threshold`,
-        `image_auroc`, `best_step` and `steps`
+        `image_auroc`, `best_step`, and what was spent: `steps`, `images_seen`, `validations`, `seconds`
     """
     chosen = [condition(name) for name in conditions]
     for repeat, fold in cells(splits):
@@ -202,11 +187,16 @@ def run_trials(
                 for c in chosen:
                     bar.set_postfix_str(f"{cell_name(repeat, fold)} {c.name} seed {seed}")
                     training, aff_weight = training_set(c, real, made, seed)
-                    check_parts(training, validation, test)
+                    parts = training, validation, test
+                    check_parts(*parts)
+                    if c.balance == "permuted":
+                        parts = [permuted_labels(part, number) for number, part in enumerate(parts)]
                     path = Path(folder, "cells", cell_name(repeat, fold), f"{c.name}-s{seed}.json")
-                    result = run_trial(c, training, aff_weight, validation, test, settings, seed, path)
+                    own_seed = seed + AGAIN * (c.balance == "again")
+                    result = run_trial(c, *parts, aff_weight, settings, own_seed, path)
                     key = {"condition": c.name, "repeat": repeat, "fold": fold, "seed": seed}
-                    rows = test.table[["image_id", "patient_id", "label"]].assign(probability=result["probabilities"])
+                    rows = parts[2].table[["image_id", "patient_id", "label"]]
+                    rows = rows.assign(probability=result["probabilities"])
                     predictions.append(keyed(key, rows))
                     metrics.append(keyed(key, pd.DataFrame(result["metrics"].items(), columns=["metric", "value"])))
                     histories.append(keyed(key, pd.DataFrame(result["history"])))
@@ -221,9 +211,9 @@ def run_trials(
 def run_trial(
     condition: Condition,
     training: Cohort,
-    aff_weight: float,
     validation: Cohort,
     test: Cohort,
+    aff_weight: float,
     settings: Settings,
     seed: int,
     path: Path,
@@ -241,7 +231,7 @@ def run_trial(
     }
     if path.exists() and (result := json.loads(path.read_text(encoding="utf-8")))["inputs"] == inputs:
         return result
-    checkpoint = path.with_suffix(".pt")
+    checkpoint, start = path.with_suffix(".pt"), time.perf_counter()
     trained = classifier.train(
         training, validation, settings, seed, aff_weight=aff_weight, standard=condition.standard, checkpoint=checkpoint
     )
@@ -256,13 +246,40 @@ def run_trial(
             "image_auroc": float(roc_auc_score(test.targets, probabilities)),
             "best_step": trained.best_step,
             "steps": settings.steps,
+            "images_seen": settings.steps * settings.batch,
+            "validations": len(trained.history),
+            "seconds": time.perf_counter() - start,  # since the last interruption
         },
+        "errors": confident_errors(trained.network, trained.threshold, test, probabilities),
         "history": trained.history.to_dict("list"),
         "probabilities": probabilities.tolist(),
     }
     write_text(path, json.dumps(result, indent=1))
     checkpoint.unlink(missing_ok=True)
     return result
+
+
+def confident_errors(network, threshold: float, test: Cohort, probabilities: np.ndarray) -> list[dict]:
+    """The test images that a classifier is most confidently wrong on, and where it looked (`evidence_maps`).
+
+    Returns
+    -------
+    Of each, the most confident first: `image_id, label, probability, map` (rows of numbers from 0 to 1)
+    """
+    wrong = np.flatnonzero((probabilities >= threshold) != (test.targets == 1))
+    worst = wrong[np.argsort(-abs(probabilities[wrong] - test.targets[wrong]), kind="stable")][:ERRORS]
+    maps = evidence_maps(network, test.take(worst)) if len(worst) else []
+    rows = test.table.iloc[worst]
+    return [
+        {"image_id": image, "label": label, "probability": float(p), "map": m.round(3).tolist()}
+        for image, label, p, m in zip(rows.image_id, rows.label, probabilities[worst], maps, strict=True)
+    ]
+
+
+def read_errors(folder: Path, cell: tuple[int, int], name: str, seed: int) -> list[dict]:
+    """The `confident_errors` of one finished trial."""
+    path = Path(folder, "cells", cell_name(*cell), f"{name}-s{seed}.json")
+    return json.loads(path.read_text(encoding="utf-8"))["errors"]
 
 
 def keyed(key: dict, rows: pd.DataFrame) -> pd.DataFrame:

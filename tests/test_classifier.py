@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lib import classifier
-from lib.classifier import Settings, build, predict, pretrained, rotated_flipped_cropped, sum_rgb, train
+from lib.classifier import (
+    Settings,
+    build,
+    evidence_maps,
+    predict,
+    pretrained,
+    rotated_flipped_cropped,
+    sum_rgb,
+    train,
+)
 from lib.cohort import Cohort
 from lib.training import Checkpoint
 
@@ -241,3 +250,35 @@ def test_learning_rate_rises_to_its_peak_and_falls_to_nothing(steps):
     assert rates.max() == 1 and (rates >= 0).all() and (rates[-1] < 1e-12 or steps == 1)
     peak = rates.argmax()
     assert (np.diff(rates[: peak + 1]) > 0).all() and (np.diff(rates[peak:]) <= 0).all()
+
+
+# What speaks for a decision
+
+
+def test_evidence_lies_where_a_linear_classifier_looks():
+    """A classifier that sums one 8 × 8 place loses there, and only there, what the place had above its surroundings."""
+
+    class OnePlace(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, images):
+            return self.weight * images[:, :, 16:24, 40:48].sum((2, 3)) + 10
+
+    pixels = np.full((2, 64, 64), 100, np.uint8)
+    pixels[0, 16:24, 40:48] = 220
+    cohort = toy_cohort(2, images=1)
+    maps = evidence_maps(OnePlace(), Cohort(cohort.table, pixels))
+    expected = np.zeros((2, 8, 8))
+    expected[0, 2, 5] = 1  # the second image has the same grey everywhere
+    np.testing.assert_allclose(maps, expected, atol=1e-3)
+
+
+def test_evidence_maps_find_what_was_learned():
+    training, validation, test = (toy_cohort(seed=seed) for seed in (0, 1, 2))
+    settings = Settings("resnet18", "none", steps=30, batch=16, lr=1e-3, validate_every=30)
+    maps = evidence_maps(train(training, validation, settings, 0).network, test)
+    assert maps.shape == (len(test), 8, 8) and maps.min() >= 0 and maps.max() <= 1
+    strongest = np.array([np.unravel_index(m.argmax(), m.shape) for m in maps])
+    assert ((strongest >= 2) & (strongest < 6)).all(1).mean() > 0.6  # blobs lie in these 16 of 64 places

@@ -139,3 +139,25 @@ def test_a_bar_that_would_hide_the_others_is_cut_off_and_said():
     assert below.get_xlim()[1] < 2
     assert below.get_xlabel() == "kid (noise, cut off: 525)" and above.get_ylabel() == "NFF→AFF"
     assert figures.fidelity_bars(table[table.method != "noise"], ["kid"]).axes[-1].get_xlabel() == "kid"
+
+
+def test_curves_join_means_and_show_each_trial():
+    table = pd.DataFrame({"condition": ["a"] * 4, "dose": [0.5, 0.5, 1, 1], "value": [0.6, 0.8, 0.9, 0.7]})
+    (ax,) = figures.curves_over(table, "dose", "share").axes
+    line, dots = ax.lines
+    np.testing.assert_allclose(line.get_xydata(), [[0.5, 0.7], [1, 0.8]])
+    assert len(dots.get_xdata()) == 4
+
+
+def test_decision_curves_draw_every_condition():
+    t = np.array([0.1, 0.2])
+    (ax,) = figures.decision_curves({"real": np.array([0.1, 0.05]), "everybody": np.array([0.1, -0.1])}, t).axes
+    assert [line.get_label() for line in ax.lines[:2]] == ["real", "everybody"]
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [0.1, 0.05])
+
+
+def test_maps_are_laid_over_the_lower_row():
+    fig = figures.overlaid(pixels(3), np.ones((3, 2, 2)), ["a", "b", "c"])
+    assert [len(ax.images) for ax in fig.axes] == [1, 1, 1, 2, 2, 2]
+    assert [ax.get_title() for ax in fig.axes[:3]] == ["a", "b", "c"]
+    assert fig.axes[3].images[1].get_extent() == (-0.5, 7.5, 7.5, -0.5)

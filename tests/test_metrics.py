@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.metrics import by_patient, choose_threshold, evaluate, sensitivity_at_specificity
+from lib.metrics import (
+    by_patient,
+    calibration,
+    choose_threshold,
+    evaluate,
+    net_benefit,
+    sensitivity_at_specificity,
+    subgroups,
+)
 
 # 4 AFF, 6 NFF; at 0.5: 3 true positives, 1 false negative, 2 false positives, 4 true negatives
 LABELS = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
@@ -90,3 +98,49 @@ def test_ranking_metrics_do_not_change_under_a_monotone_transformation(sample):
     one, other = (evaluate(labels, p, 0.5) for p in (probabilities, probabilities**3 / 2))
     for metric in ("auroc", "auprc", "sensitivity_at_90_specificity"):
         assert one[metric] == pytest.approx(other[metric])
+
+
+def grouped(*groups):
+    """Labels and probabilities of groups (probability, share of AFF) of 100 each."""
+    labels = [np.repeat([1, 0], [round(100 * share), round(100 - 100 * share)]) for _, share in groups]
+    return np.concatenate(labels), np.repeat([p for p, _ in groups], 100)
+
+
+@pytest.mark.parametrize(
+    ("groups", "intercept", "slope"),
+    [
+        ([(0.2, 0.2), (0.8, 0.8)], 0.0, 1.0),
+        ([(1 / 17, 0.2), (16 / 17, 0.8)], 0.0, 0.5),  # logits twice as far out as they should be
+        ([(0.2, 0.5), (0.5, 0.8)], np.log(4), 1.0),  # logits too low by log 4
+    ],
+)
+def test_calibration_where_it_can_be_told_by_hand(groups, intercept, slope):
+    found = calibration(*grouped(*groups))
+    assert found["intercept"] == pytest.approx(intercept, abs=1e-6)
+    assert found["slope"] == pytest.approx(slope, abs=1e-3)
+    assert found["brier"] == pytest.approx(evaluate(*grouped(*groups), 0.5)["brier"])
+
+
+def test_certain_and_wrong_probabilities_have_a_finite_calibration():
+    found = calibration(np.array([1, 0, 1, 0]), np.array([0.0, 0.0, 1.0, 1.0]))
+    assert np.isfinite(list(found.values())).all() and found["slope"] == pytest.approx(0, abs=1e-3)
+
+
+def test_net_benefit_counted_by_hand():
+    # at 0.5: 3 found, 2 false alarms; at 0.2: 4 and 4, of which each costs a quarter
+    np.testing.assert_allclose(net_benefit(LABELS, PROBABILITIES, np.array([0.5, 0.2])), [0.3 - 0.2, 0.4 - 0.4 / 4])
+    everybody = net_benefit(LABELS, np.ones(10), np.array([0.4]))  # its zero is at the prevalence
+    assert everybody[0] == pytest.approx(0)
+
+
+def test_subgroups_are_scored_on_their_images_alone():
+    rows = [("a", 1, "AFF", "AP", 0.9), ("a", 2, "AFF", "lateral", 0.1), ("b", 3, "NFF", "AP", 0.2),
+            ("b", 4, "NFF", "lateral", 0.4), ("c", 5, "NFF", "AP", 0.3), ("d", 6, "AFF", "oblique", 0.5)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["patient_id", "image_id", "label", "view", "probability"]).assign(side="left")
+    predictions = pd.concat(table.drop(columns=["view", "side"]).assign(condition="real", seed=s) for s in (0, 1))
+    found = subgroups(predictions, table)
+    of = found.set_index(["column", "value"])
+    assert of.auroc["view", "AP"] == 1 and of.auroc["view", "lateral"] == 0
+    assert ("view", "oblique") not in of.index  # nobody to tell apart
+    assert (of.patients["view", "AP"], of.aff_patients["view", "AP"]) == (3, 1) and of.patients["side", "left"] == 4
+    assert found.auroc.is_monotonic_increasing

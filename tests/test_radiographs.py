@@ -445,6 +445,13 @@ def test_12_bits_in_16_without_scaling_draw_a_warning(tmp_path):
         read_radiographs(write_csv(tmp_path, [row("a.png")]), 32)
 
 
+def test_some_rows_alone_are_as_among_all(folder):
+    csv = write_csv(folder, six())
+    everything, some = read_radiographs(csv, 16), read_radiographs(csv, 16, rows=[2, 0])
+    np.testing.assert_allclose(some.images(), everything.take([2, 0]).images(), atol=1e-6)
+    assert list(some.table.image_id) == list(everything.table.image_id.iloc[[2, 0]])
+
+
 def test_the_cache_reads_only_what_changed(folder, monkeypatch):
     read = []
     original = radiographs.read_image

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.splits import check_splits, make_splits, predefined_splits, read_splits
+from lib.splits import check_splits, keep_aff, make_splits, predefined_splits, read_splits
 
 
 def make_patients(aff: int, nff: int) -> pd.Series:
@@ -150,3 +150,24 @@ def test_ids_survive_the_file(tmp_path, first):
     splits = make_splits(patients, 2, 2, seed=0)
     splits.to_csv(tmp_path / "splits.csv", index=False)
     assert read_splits(tmp_path / "splits.csv").equals(splits)
+
+
+def test_a_smaller_share_of_aff_is_part_of_a_larger_one_and_nobody_else_moves():
+    patients = make_patients(40, 80)
+    splits = make_splits(patients, 2, 2, 0)
+    train = (splits.part == "train") & (splits.patient_id.map(patients) == "AFF")
+    before = None
+    for share in (0.1, 0.25, 0.5, 1.0):
+        kept = keep_aff(splits, patients, share, 0).set_index(["repeat", "fold", "patient_id"]).part
+        full = splits.set_index(["repeat", "fold", "patient_id"]).part
+        assert (full.loc[kept.index] == kept).all() and len(kept[~kept.index.duplicated()]) == len(kept)
+        gone = full.index.difference(kept.index)
+        assert set(gone) <= set(full.index[train.to_numpy()])
+        for cell in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            n = train[(splits.repeat == cell[0]) & (splits.fold == cell[1])].sum()
+            assert len([key for key in gone if key[:2] == cell]) == n - round(share * n)
+        assert before is None or set(before) <= set(kept.index)
+        before = kept.index
+    pd.testing.assert_frame_equal(keep_aff(splits, patients, 1.0, 0), splits)
+    with pytest.raises(ValueError, match="training_aff_share=0 must lie above 0"):
+        keep_aff(splits, patients, 0, 0)

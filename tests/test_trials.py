@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from lib import classifier, trials
+from lib import classifier, controls, trials
+from lib.audit import LeakError, check_parts, is_synthetic
 from lib.classifier import Settings
 from lib.cohort import Cohort
-from lib.trials import BALANCE, CONDITIONS, GENERATORS, LeakError, condition, run_trials, training_set
+from lib.trials import BALANCE, CONDITIONS, GENERATORS, condition, run_trials, training_set
 
 TINY = Settings(architecture="resnet18", weights="none", steps=2, batch=4, lr=1e-3, validate_every=2)
 
@@ -90,7 +91,7 @@ def test_balanced_conditions_reach_the_same_ratio(n_nff, n_aff, data):
 def test_copies_are_spread_evenly_over_real_aff_images():
     real = toy_cohort(30, 8)
     images, _ = training_set(condition("oversampling"), real, generators(real, 20), 0)
-    copied = images.take(trials.is_synthetic(images))
+    copied = images.take(is_synthetic(images))
     assert set(copied.table.source_image_id.value_counts()) == {2, 3}  # 20 copies of 8 images
     rows = real.table.set_index("image_id").index.get_indexer(copied.table.source_image_id)
     np.testing.assert_array_equal(copied.pixels, real.pixels[rows])
@@ -130,6 +131,24 @@ def test_a_generator_that_did_not_run_is_named():
         training_set(condition("noise+standard"), toy_cohort(), {}, 0)
 
 
+@pytest.mark.parametrize("balance", ["undersampling", "weighted", "oversampling", *GENERATORS])
+def test_doses_are_nested_and_reach_their_share(balance):
+    real, made, sets = toy_cohort(40, 8, size=2), generators(toy_cohort(40, 8, size=2), 20), []
+    for dose in (0.25, 0.5, 1.0):
+        c = condition(balance if dose == 1 else f"{balance}@{dose}")
+        assert c.dose == dose and condition(c.name) == c
+        sets.append(training_set(c, real, made, 0))
+        assert ratio(*sets[-1]) == pytest.approx((8 + 20 * dose) / 40, rel=0.03)
+    small, middle, large = (set(images.table.image_id) for images, _ in sets)
+    assert small <= middle <= large if balance != "undersampling" else small >= middle >= large
+
+
+@pytest.mark.parametrize("name", ["cyclegan@0", "cyclegan@2", "cyclegan@half", "real@0.5", "permuted@0.5"])
+def test_a_dose_must_be_a_share_of_something(name):
+    with pytest.raises(ValueError, match="a dose is a share above 0 and up to 1"):
+        condition(name)
+
+
 # Leaks
 
 
@@ -148,12 +167,12 @@ def test_synthetic_images_of_strangers_are_a_leak():
 
 def test_shared_patients_and_synthetic_test_images_are_leaks():
     training, validation, test = (toy_cohort(first=first) for first in (0, 100, 200))
-    trials.check_parts(training, validation, test)
+    check_parts(training, validation, test)
     for parts in ((training, training.take([0]), test), (training, validation, training), (training, test, test)):
         with pytest.raises(LeakError, match="patient p"):
-            trials.check_parts(*parts)
+            check_parts(*parts)
     with pytest.raises(LeakError, match="is synthetic and in the test part"):
-        trials.check_parts(training, validation, test.join(generators(test)["noise"]))
+        check_parts(training, validation, test.join(generators(test)["noise"]))
 
 
 # Running
@@ -244,6 +263,34 @@ def test_conditions_share_initial_weights_and_steps(study, trained_with):
     assert [call["standard"] for call in trained_with[:3]] == [False, False, True]
     assert [call["aff_weight"] for call in trained_with[:3]] == [1.0, 22 / 12, 1.0]  # 12 real, 10 added AFF
     assert not list(folder.rglob("*.pt")) and not list(folder.rglob("*.tmp"))
+
+
+def test_controls_run_like_other_conditions(study, trained_with):
+    cohort, splits, run, _ = study
+    predictions, metrics = run(["real", "again", "permuted"], splits=splits[splits.fold == 0])
+    assert [call["seed"] for call in trained_with] == [0, trials.AGAIN, 0]
+    test = cohort.part(splits, 0, 0, "test")
+    labels = {name: rows.set_index("image_id").label for name, rows in predictions.groupby("condition")}
+    assert (labels["again"] == test.table.set_index("image_id").label).all()
+    shuffled = controls.permuted_labels(test, 2).table.set_index("image_id").label
+    pd.testing.assert_series_equal(labels["permuted"], shuffled)
+    assert (shuffled != labels["real"]).any()
+    spent = metrics[metrics.metric.isin(["steps", "images_seen", "validations"])].groupby("metric").value
+    assert spent.nunique().max() == 1 and dict(spent.first()) == {"images_seen": 8, "steps": 2, "validations": 1}
+
+
+def test_the_most_confident_errors_are_kept_with_what_spoke_for_them(study):
+    _cohort, splits, run, folder = study
+    predictions, metrics = run(["real"], splits=splits[splits.fold == 0])
+    threshold = metrics[metrics.metric == "threshold"].value.iloc[0]
+    target = (predictions.label == "AFF").astype(int)
+    wrong = predictions[(predictions.probability >= threshold) != (target == 1)]
+    distance = abs(wrong.probability - (wrong.label == "AFF")).sort_values(ascending=False)
+    errors = trials.read_errors(folder, (0, 0), "real", 0)
+    assert len(errors) == min(len(wrong), trials.ERRORS) > 0
+    found = [abs(error["probability"] - (error["label"] == "AFF")) for error in errors]
+    np.testing.assert_allclose(found, distance.iloc[: len(errors)])
+    assert all(np.min(error["map"]) >= 0 and np.max(error["map"]) <= 1 for error in errors)
 
 
 def test_finished_trials_are_skipped_until_their_inputs_change(study, trained_with):

@@ -1,4 +1,4 @@
-"""Error rates of the study's tests where the truth is known: `python benchmarks/statistics.py [COHORTS] [STUDIES]`.
+"""Error rates of the study's tests where the truth is known: `python benchmarks/error_rates.py [COHORTS] [STUDIES]`.
 
 Wanted with learners that are equally good (1,000 cohorts, 3 × 5 cells): corrected t 0.02 to 0.065, clustered AUC 0.03
 to 0.09; naive t above 0.25 and DeLong on images above 0.15, which is why neither is used. Holm over five true null

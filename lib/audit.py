@@ -1,0 +1,259 @@
+"""The leak audit: does anything that is fitted or tested know what it must not?
+
+Each check compares two things, counts what it finds that must not be there, and is one row of a table
+`check, where, compared, found, example, passed`. A run prints the table, and stops where a check did not pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.fft import dctn
+from torch.nn.functional import interpolate
+
+from lib.cohort import Cohort
+from lib.runs import write_text
+from lib.splits import PARTS, cell_name, cells
+from lib.training import cohort_hash, patients_hash, weights_metadata
+
+COLUMNS = ("check", "where", "compared", "found", "example", "passed")
+WEIGHTS = {  # everything that is fitted to images, and where a cell keeps it
+    "cyclegan": "weights.safetensors",
+    "cyclediff": "weights.safetensors",
+    "judge": "judge.safetensors",
+}
+HASH_BITS, CORRELATION = 6, 0.995  # two images are one where hash and thumbnail agree at least as closely
+
+
+class LeakError(ValueError):
+    """Something would be trained, selected or tested on images it must not see there."""
+
+
+def audit(path: Path, *checks: pd.DataFrame) -> pd.DataFrame:
+    """Keep these checks in a run's audit table, in the place of older ones of the same name, and stop at a leak.
+
+    Returns
+    -------
+    The checks given, as one table.
+
+    Raises
+    ------
+    LeakError
+        Naming each check that did not pass; the table is written before.
+    """
+    new = pd.concat(checks, ignore_index=True)
+    table = new
+    if Path(path).exists():
+        old = pd.read_csv(path, keep_default_na=False)
+        table = pd.concat([old[~old.check.isin(new.check)], new], ignore_index=True)
+    write_text(path, table.to_csv(index=False))
+    if not new.passed.all():
+        failed = [
+            f"{c.where}: {c.check}: {c.found} of {c.compared}, such as {c.example}"
+            for c in new.itertuples()
+            if not c.passed
+        ]
+        raise LeakError("the leak audit failed, so the run stops here.\n" + "\n".join(failed))
+    return new
+
+
+def _check(check: str, where: str, compared: int, offenders) -> dict:
+    offenders = [str(offender) for offender in offenders]
+    return {
+        "check": check, "where": where, "compared": compared, "found": len(offenders),
+        "example": offenders[0] if offenders else "", "passed": not offenders,
+    }  # fmt: skip
+
+
+def _table(rows: list[dict]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+# Real images ---------------------------------------------------------------------------------------------------------
+
+
+def part_checks(cohort: Cohort, splits: pd.DataFrame) -> pd.DataFrame:
+    """No patient in two parts of a cell; nobody in the splits who is not in the cohort."""
+    rows = []
+    for cell in cells(splits):
+        members = {part: set(cohort.part(splits, *cell, part).table.patient_id) for part in PARTS}
+        shared = sorted(set().union(*(members[a] & members[b] for a, b in combinations(PARTS, 2))))
+        patients = set().union(*members.values())
+        rows.append(_check("patients in two parts", cell_name(*cell), len(patients), shared))
+        named = splits[(splits.repeat == cell[0]) & (splits.fold == cell[1])].patient_id
+        strangers = sorted(set(named) - set(cohort.table.patient_id))
+        rows.append(_check("patients of the splits without an image", cell_name(*cell), len(named), strangers))
+    return _table(rows)
+
+
+def duplicate_checks(cohort: Cohort, splits: pd.DataFrame) -> pd.DataFrame:
+    """No image in one part of a cell that is, re-encoded or mirrored, also in another."""
+    a, b = duplicates(cohort.pixels, cohort.pixels, cohort.table.patient_id, cohort.table.patient_id)
+    ids, patients, rows = cohort.table.image_id.to_numpy(), cohort.table.patient_id, []
+    for cell in cells(splits):
+        part = patients.map(splits[(splits.repeat == cell[0]) & (splits.fold == cell[1])].set_index("patient_id").part)
+        part = part.fillna("").to_numpy()
+        across = (a < b) & (part[a] != part[b]) & (part[a] != "") & (part[b] != "")
+        pairs = [f"{ids[i]} and {ids[j]}" for i, j in zip(a[across], b[across], strict=True)]
+        rows.append(_check("images in two parts", cell_name(*cell), int((part != "").sum()), pairs))
+    return _table(rows)
+
+
+def duplicates(a: np.ndarray, b: np.ndarray, patients_a, patients_b) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the pairs of images, of different patients, that are one image: re-encoded, brightened or mirrored.
+
+    A pair counts where the perceptual hashes differ in at most 6 of 63 bits and 32 × 32 thumbnails correlate by at
+    least 0.995. Hashes alone pair different femurs, and thumbnails of low contrast do.
+
+    Parameters
+    ----------
+    a, b : (N, H, W) and (M, H, W) integer pixels
+    patients_a, patients_b : whose they are
+
+    Returns
+    -------
+    rows of a, rows of b : equally long
+    """
+    thumbnails_b = _thumbnails(b)
+    hashes_b, features_b = perceptual_hash(thumbnails_b), _standardised(thumbnails_b)
+    patients_a, patients_b = np.asarray(patients_a), np.asarray(patients_b)
+    rows, columns = [], []
+    for start in range(0, len(a), 256):
+        thumbnails = _thumbnails(a[start : start + 256])
+        same = np.zeros((len(thumbnails), len(b)), bool)
+        for view in (thumbnails, thumbnails[:, :, ::-1]):
+            bits = np.bitwise_count(perceptual_hash(view)[:, None] ^ hashes_b)
+            same |= (bits <= HASH_BITS) & (_standardised(view) @ features_b.T >= CORRELATION)
+        same &= patients_a[start : start + 256, None] != patients_b
+        found = np.nonzero(same)
+        rows.append(found[0] + start)
+        columns.append(found[1])
+    return np.concatenate(rows), np.concatenate(columns)
+
+
+def perceptual_hash(thumbnails: np.ndarray) -> np.ndarray:
+    """(N,) uint64 from (N, 32, 32): which of the 63 lowest frequencies but the mean exceed their median.
+
+    Zauner 2010, *Implementation and benchmarking of perceptual image hash functions*, the DCT hash.
+    """
+    frequencies = dctn(thumbnails, axes=(1, 2), norm="ortho")[:, :8, :8].reshape(len(thumbnails), 64)[:, 1:]
+    bits = frequencies > np.median(frequencies, axis=1, keepdims=True)
+    return bits @ (np.uint64(1) << np.arange(63, dtype=np.uint64))
+
+
+def _thumbnails(pixels: np.ndarray) -> np.ndarray:
+    """(N, 32, 32) float32 averages."""
+    images = torch.from_numpy(np.asarray(pixels, np.float32))[:, None]
+    return interpolate(images, (32, 32), mode="bilinear", antialias=True)[:, 0].numpy()
+
+
+def _standardised(thumbnails: np.ndarray) -> np.ndarray:
+    """(N, 1024) of mean 0 and length 1, so that products are correlations; 0 where an image is of one grey."""
+    flat = thumbnails.reshape(len(thumbnails), -1)
+    flat = flat - flat.mean(1, keepdims=True)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+
+
+def preprocessing_check(cohort: Cohort, splits: pd.DataFrame, prepare: Callable[[np.ndarray], Cohort]) -> pd.DataFrame:
+    """Preparing test images alone gives the same pixels: nothing of how they look was fitted to other images.
+
+    Parameters
+    ----------
+    prepare : (n,) rows of the cohort → the cohort of these images, prepared without any other
+    """
+    tested = cohort.table.patient_id.isin(splits[splits.part == "test"].patient_id).to_numpy()
+    rows = np.flatnonzero(tested)[:: max(int(tested.sum()) // 8, 1)][:8]
+    differ = abs(prepare(rows).images() - cohort.take(rows).images()).max(axis=(1, 2, 3)) > 1e-6
+    ids = cohort.table.image_id.iloc[rows[differ]]
+    return _table([_check("images that change when prepared alone", "test part", len(rows), ids)])
+
+
+# Fitted things -------------------------------------------------------------------------------------------------------
+
+
+def weights_checks(folder: Path, cohort: Cohort, splits: pd.DataFrame, names=tuple(WEIGHTS)) -> pd.DataFrame:
+    """Generators and judge of each cell have seen its training patients, all of them and nobody else.
+
+    The hash of the patients was written into the weights by the training itself. Weights that do not exist are no leak.
+
+    Parameters
+    ----------
+    folder : of the run
+    names : of `WEIGHTS`
+    """
+    rows = []
+    for name in names:
+        of_name = {cell: Path(folder, name, cell_name(*cell), WEIGHTS[name]) for cell in cells(splits)}
+        of_name = {cell: path for cell, path in of_name.items() if path.exists()}
+        strangers = []
+        for cell, path in of_name.items():
+            training, metadata = cohort.part(splits, *cell, "train"), weights_metadata(path)
+            seen = metadata.get("patients_hash", metadata.get("patients")), metadata.get("cohort_hash")
+            if seen[0] != patients_hash(training):
+                strangers.append(f"{name} of {cell_name(*cell)}, whose patients are not those of its training part")
+            elif seen[1] not in (None, cohort_hash(training)):
+                strangers.append(f"{name} of {cell_name(*cell)}, which saw other images or labels of its patients")
+        if of_name:
+            rows.append(_check(f"{name} fitted to other images", "all cells", len(of_name), strangers))
+    return _table(rows)
+
+
+# Synthetic images ----------------------------------------------------------------------------------------------------
+
+
+def is_synthetic(cohort: Cohort) -> np.ndarray:
+    """(N,) bool: which images some method made."""
+    return cohort.table.method.notna().to_numpy() if "method" in cohort.table else np.zeros(len(cohort), bool)
+
+
+def check_sources(synthetic: Cohort, real: Cohort) -> None:
+    """Raise LeakError unless every synthetic image comes from an image of the training part `real`, and its patient."""
+    made = synthetic.table
+    patient = made.source_image_id.map(real.table.set_index("image_id").patient_id)
+    for image in made[patient.isna()].itertuples():
+        raise LeakError(f"{image.image_id} was made from {image.source_image_id}, not an image of the training part")
+    for image in made[patient != made.patient_id].itertuples():
+        raise LeakError(f"{image.image_id} belongs to patient {image.patient_id}, its source to {patient[image.Index]}")
+
+
+def check_parts(training: Cohort, validation: Cohort, test: Cohort) -> None:
+    """Raise LeakError where a patient is in two parts, or a synthetic image validates or tests."""
+    parts = {"training": training, "validation": validation, "test": test}
+    for a, b in combinations(parts, 2):
+        if shared := sorted(set(parts[a].table.patient_id) & set(parts[b].table.patient_id)):
+            raise LeakError(f"patient {shared[0]} is in the {a} and in the {b} images ({len(shared)} such patients)")
+    for name in ("validation", "test"):
+        if (synthetic := is_synthetic(parts[name])).any():
+            raise LeakError(f"{parts[name].table.image_id[synthetic].iloc[0]} is synthetic and in the {name} part")
+
+
+def synthetic_checks(
+    synthetic: dict[tuple[tuple[int, int], str], Cohort], cohort: Cohort, splits: pd.DataFrame
+) -> pd.DataFrame:
+    """Synthetic images come from training images, are of nobody who validates or tests, and repeat no such image.
+
+    Parameters
+    ----------
+    synthetic : (cell, method) → what the method adds to the cell's training part; `noise` has no sources, and those of
+        `oracle` may be real AFF hidden from every part
+    """
+    rows = []
+    for (cell, method), made in synthetic.items():
+        where = f"{cell_name(*cell)}, {method}"
+        training, *held_out = (cohort.part(splits, *cell, part) for part in PARTS)
+        held_out = held_out[0].join(held_out[1])
+        if method not in ("noise", "oracle"):
+            source = made.table.source_image_id.map(training.table.set_index("image_id").patient_id)
+            strangers = made.table.image_id[source.isna() | (source != made.table.patient_id)]
+            rows.append(_check("synthetic images from outside the training part", where, len(made), strangers))
+        held = made.table.image_id[made.table.patient_id.isin(held_out.table.patient_id)]
+        rows.append(_check("synthetic images of patients who validate or test", where, len(made), held))
+        a, b = duplicates(made.pixels, held_out.pixels, ["synthetic"] * len(made), held_out.table.patient_id)
+        pairs = [f"{made.table.image_id[i]} and {held_out.table.image_id[j]}" for i, j in zip(a, b, strict=True)]
+        rows.append(_check("synthetic images that repeat a validation or test image", where, len(made), pairs))
+    return _table(rows)
