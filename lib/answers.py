@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from lib import cyclediff, cyclegan
+from lib.comparisons import MARGIN, QUESTIONS
 from lib.metrics import KEY_SECONDARY, PRIMARY
-from lib.statistics import MARGIN, QUESTIONS
 from lib.training import weights_metadata
 from lib.translator import WEIGHTS
 

@@ -1,6 +1,7 @@
-"""Which differences the data prove: paired tests for classifiers and generators, and the declared questions.
+"""Tests of paired differences, between classifiers and between generators.
 
-Every difference is a − b: a is the method in question, b its reference. The unit of inference is the patient.
+Every difference is a − b: a is the method in question, b its reference. The unit of inference is the patient. Which
+comparisons are made was declared beforehand and stands in `lib.comparisons`.
 """
 
 from __future__ import annotations
@@ -11,32 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import integrate, stats
 
-from lib.metrics import by_patient
-
-# The comparisons that were declared before looking: family of the Holm adjustment, question, a, b.
-QUESTIONS = (
-    ("thesis", "RQ1", "cyclediff", "cyclegan"),
-    ("thesis", "RQ2", "cyclegan", "real"),
-    ("thesis", "RQ2", "cyclediff", "real"),
-    ("thesis", "RQ3", "cyclegan", "standard"),
-    ("thesis", "RQ3", "cyclediff", "standard"),
-    ("oversampling", "oversampling", "cyclegan", "oversampling"),
-    ("oversampling", "oversampling", "cyclediff", "oversampling"),
-)
-LOWER_IS_BETTER = ("brier", "kid", "fid")
-MARGIN = 0.01  # AUROC differences smaller than this are of no consequence
-MARGINS = {  # the same for the other metrics; a metric without a margin is never called equivalent
-    "auprc": 0.02, "accuracy": 0.02, "f1": 0.02, "balanced_accuracy": 0.02,
-    "sensitivity": 0.05, "specificity": 0.05, "sensitivity_at_90_specificity": 0.05,
-    "mcc": 0.04,  # runs from −1 to 1, twice as far as the others
-    "brier": 0.01,
-}  # fmt: skip
 PROPORTIONS = ("accuracy", "sensitivity", "specificity", "sensitivity_at_90_specificity")
-COLUMNS = (
-    "question", "metric", "a", "b", "n", "patients", "difference", "ci_low", "ci_high",
-    "test", "statistic", "p", "p_holm", "effect_size", "bf10", "verdict",
-)  # fmt: skip
-TRIAL = ["repeat", "fold", "seed"]
 
 
 # Two learning procedures, several cells
@@ -577,30 +553,6 @@ def kid_permutation_test(
     )  # fmt: skip
 
 
-def across_cells(tests: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
-    """Comparisons of generators made cell by cell, one row a metric: over several cells, a corrected t-test.
-
-    Each cell has generators of its own, so over several cells the difference is one of methods, not of two trainings.
-
-    Parameters
-    ----------
-    tests : rows of `lib.fidelity.kid_comparison` with `repeat` and `fold`
-    splits : `repeat, fold, patient_id, part`
-    """
-    cells = pd.MultiIndex.from_frame(tests[["repeat", "fold"]].drop_duplicates())
-    if len(cells) == 1:
-        return tests.drop(columns=["repeat", "fold"])
-    ratio, rows = _test_train_ratio(splits, cells), []
-    for (metric, a, b), group in tests.groupby(["metric", "a", "b"], sort=False):
-        result = corrected_t_test(group.difference, ratio)
-        patients = group.patients.sum() // group.repeat.nunique()
-        rows.append(
-            {"question": "RQ1", "metric": metric, "a": a, "b": b, "n": len(group), "patients": patients,
-             "test": "corrected t", **result[["difference", "ci_low", "ci_high", "statistic", "p"]]}
-        )  # fmt: skip
-    return pd.DataFrame(rows)
-
-
 def _features(X, Y) -> tuple[np.ndarray, np.ndarray]:
     X, Y = np.asarray(X, float), np.asarray(Y, float)
     if X.ndim != 2 or Y.ndim != 2 or X.shape[1] != Y.shape[1] or min(len(X), len(Y)) < 2:
@@ -648,7 +600,7 @@ def _jackknife_error(value: float, left_out: np.ndarray) -> float:
     return float(np.sqrt((len(left_out) - 1) / len(left_out) * ((left_out - value) ** 2).sum()))
 
 
-# The declared comparisons
+# Several hypotheses
 
 
 def holm(p) -> np.ndarray:
@@ -656,178 +608,3 @@ def holm(p) -> np.ndarray:
     from pingouin import multicomp
 
     return multicomp(np.asarray(p, float), method="holm")[1]
-
-
-def compare(
-    predictions: pd.DataFrame,
-    metrics: pd.DataFrame,
-    splits: pd.DataFrame,
-    margin: float = MARGIN,
-    draws: int = 10_000,
-    seed: int = 0,
-    extra: pd.DataFrame | None = None,
-) -> pd.DataFrame:
-    """Every declared comparison (`QUESTIONS`) of which both conditions were run.
-
-    One cell (a hold-out): `auroc` by DeLong on patients, whose probabilities are averaged over images and seeds;
-    `image_auroc` by the clustered test; the other metrics by patient bootstrap. The results are conditional on the
-    generators that were trained in that cell. Several cells: the corrected t-test on the cells' differences, seeds
-    averaged first, and in support `image_auroc` by the clustered test on out-of-fold predictions (averaged over seeds
-    and repeats), where every repeat tests the same images once. Pooling folds compares scores of different networks.
-
-    Parameters
-    ----------
-    predictions : `condition, repeat, fold, seed, image_id, patient_id, label, probability` of real test images
-    metrics : `condition, repeat, fold, seed, metric, value`, of which the rows "threshold" are used
-    splits : `repeat, fold, patient_id, part`; only "train" counts as training patients, the careful side
-    margin : AUROC differences within ±margin are of no consequence; `MARGINS` says it for the other metrics
-    draws, seed : of the bootstrap
-    extra : rows of the same columns from elsewhere (RQ1: metric "kid" or "kid (inception)", cyclediff against
-        cyclegan), a family of their own
-
-    Returns
-    -------
-    DataFrame of `COLUMNS`. `n` is the number of cells (corrected t-test), patients, or images (clustered test);
-    `patients` are test patients. `p_holm` is adjusted within family and metric over the pairs that were run (extra:
-    over all its rows). `effect_size` is d_z of the corrected t-test, the difference of d′ for AUCs (`auc_effect`),
-    Cohen's h for bootstrapped proportions, else missing; `bf10` belongs to the corrected t-test alone.
-
-    `verdict` on a: "better" or "worse" where p_holm < 0.05; else "equivalent" where the 90 % interval lies within
-    the margin (two one-sided tests at 5 %, not adjusted for multiplicity); else "undecided", as also where nothing
-    varies (interval of no width), for then there is nothing to judge by.
-    """
-    _require(predictions, "predictions", "condition", *TRIAL, "image_id", "patient_id", "label", "probability")
-    _require(metrics, "metrics", "condition", *TRIAL, "metric", "value")
-    _require(splits, "splits", "repeat", "fold", "patient_id", "part")
-    if unknown := sorted(set(predictions.label) - {"AFF", "NFF"}):
-        raise ValueError(f"predictions: unknown label {unknown[0]!r}; labels are AFF and NFF")
-    if (invalid := ~predictions.probability.between(0, 1)).any():
-        row = predictions[invalid].iloc[0]
-        raise ValueError(f"predictions: probability {row.probability} of image {row.image_id} ({row.condition})")
-    questions = [question for question in QUESTIONS if set(question[2:]) <= set(predictions.condition)]
-    predictions = predictions[predictions.condition.isin({c for question in questions for c in question[2:]})]
-    patients = _with_thresholds(by_patient(predictions), metrics)
-    for cell, labels in patients.groupby(["repeat", "fold"]).label:
-        if missing := {"AFF", "NFF"} - set(labels):
-            raise ValueError("the test part of repeat {}, fold {} has no {} patient".format(*cell, *missing))
-    scores = pd.DataFrame.from_dict(
-        {trial: _scores_of(group) for trial, group in patients.groupby(["condition", *TRIAL])}, orient="index"
-    )
-    rows = []
-    for family, question, a, b in questions:
-        images_of_pair, patients_of_pair = _paired(predictions, a, b), _paired(patients, a, b)
-        if len(patients_of_pair[["repeat", "fold"]].drop_duplicates()) > 1:
-            results = _several_cells(images_of_pair, scores.loc[a] - scores.loc[b], splits)
-        else:
-            results = _one_cell(images_of_pair, patients_of_pair, draws, seed)
-        people = patients_of_pair.patient_id.nunique()
-        rows += [{"family": f"{family} {result['metric']}", "question": question, "a": a, "b": b, "patients": people,
-                  **result} for result in results]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["family", "ci90_low", "ci90_high", *COLUMNS])
-    if extra is not None and len(extra):
-        _require(extra, "extra rows", *(c for c in COLUMNS if c not in ("p_holm", "effect_size", "bf10", "verdict")))
-        extra = extra.reindex(columns=table.columns).assign(family="extra")
-        table = pd.concat([table, extra], ignore_index=True) if len(table) else extra
-    if len(table):
-        table["p_holm"] = table.groupby("family").p.transform(holm)
-        table["verdict"] = [_verdict(row, margin) for row in table.itertuples()]
-    return table[list(COLUMNS)].astype({"n": int, "patients": int}).reset_index(drop=True)
-
-
-def _scores_of(patients: pd.DataFrame) -> dict[str, float]:
-    """`lib.metrics.evaluate` of one trial, the fast way."""
-    labels, once = (patients.label == "AFF").astype(int), np.ones((1, len(patients)))
-    metrics = weighted_metrics(labels, patients.probability, patients.threshold.iloc[0], once)
-    return {metric: float(value[0]) for metric, value in metrics.items()}
-
-
-def _require(table: pd.DataFrame, name: str, *columns: str) -> None:
-    if missing := [column for column in columns if column not in table]:
-        raise ValueError(f"{name} lack the column {', '.join(missing)}")
-
-
-def _with_thresholds(patients: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    keys = ["condition", *TRIAL]
-    thresholds = metrics.loc[metrics.metric == "threshold", [*keys, "value"]].rename(columns={"value": "threshold"})
-    patients = patients.merge(thresholds, on=keys, how="left", validate="many_to_one")
-    if (missing := patients.threshold.isna()).any():
-        raise ValueError("metrics lack the threshold of condition {}, repeat {}, fold {}, seed {}".format(
-            *patients.loc[missing, keys].iloc[0]))  # fmt: skip
-    return patients
-
-
-def _paired(table: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
-    """`probability_a` and `probability_b` (`threshold_…`) of the same images or patients in the trials both have."""
-    units = [*TRIAL, *(c for c in ("image_id", "patient_id", "label") if c in table)]
-    columns = [*units, *(c for c in ("probability", "threshold") if c in table)]
-    of_a, of_b = (table.loc[table.condition == condition, columns] for condition in (a, b))
-    trials = of_a[TRIAL].drop_duplicates().merge(of_b[TRIAL].drop_duplicates())
-    if not len(trials):
-        raise ValueError(f"predictions of {a} and {b} have no repeat, fold and seed in common")
-    of_a, of_b = of_a.merge(trials), of_b.merge(trials)
-    paired = of_a.merge(of_b, on=units, suffixes=("_a", "_b"), validate="one_to_one")
-    if not len(paired) == len(of_a) == len(of_b):
-        raise ValueError(f"predictions of {a} and {b} in the same trial must be of the same images and labels")
-    return paired.assign(y=(paired.label == "AFF").astype(int))
-
-
-def _several_cells(images, differences, splits) -> list[dict]:
-    """Corrected t-tests of `differences` (one row a trial, one column a metric), and the out-of-fold images."""
-    differences = differences.dropna().groupby(level=[0, 1]).mean()  # seeds are no replicates
-    ratio = _test_train_ratio(splits, differences.index)
-    n, rows = len(differences), []
-    for metric in differences:
-        result = corrected_t_test(differences[metric], ratio)
-        bf10 = bayes_factor(result.statistic, n - 1, 1 / (1 / n + ratio))
-        rows.append({"metric": metric, "test": "corrected t", "n": n, **result, "bf10": bf10})
-    tested = images.groupby(["image_id", "repeat"]).fold.nunique().unstack()
-    if (tested == 1).all(axis=None):
-        rows.append({**_image_auroc(images), "test": "clustered AUC, out of fold"})
-    return rows
-
-
-def _one_cell(images, patients, draws: int, seed: int) -> list[dict]:
-    """DeLong on patients, the clustered test on images, and the bootstrap of the other metrics."""
-    mean = patients.groupby(["patient_id", "y"], as_index=False)[["probability_a", "probability_b"]].mean()
-    primary = clustered_auc_test(mean.y, mean.probability_a, mean.probability_b, mean.patient_id)
-    # A patient with an AFF and an NFF has two rows here: then it is not DeLong's test, but the clustered one.
-    test = "DeLong, patients" if mean.patient_id.is_unique else "clustered AUC, patients"
-
-    wide = patients.pivot(index="seed", columns=["patient_id", "y"], values=["probability_a", "probability_b"])
-    thresholds = patients.groupby("seed")[["threshold_a", "threshold_b"]].first()
-    units = wide["probability_a"].columns
-    bootstrap = patient_bootstrap(
-        units.get_level_values("y"), wide["probability_a"], wide["probability_b"],
-        thresholds.threshold_a, thresholds.threshold_b, units.get_level_values("patient_id"), draws, seed,
-    )  # fmt: skip
-    return [
-        {"metric": "auroc", "test": test, "n": len(mean), **primary},
-        _image_auroc(images),
-        *({"metric": metric, "test": "patient bootstrap", "n": len(mean), **row}
-          for metric, row in bootstrap.drop(index="auroc").iterrows()),
-    ]  # fmt: skip
-
-
-def _image_auroc(images: pd.DataFrame) -> dict:
-    """The clustered test of images, their probabilities averaged over seeds (and repeats)."""
-    mean = images.groupby(["image_id", "patient_id", "y"], as_index=False)[["probability_a", "probability_b"]].mean()
-    result = clustered_auc_test(mean.y, mean.probability_a, mean.probability_b, mean.patient_id)
-    return {"metric": "image_auroc", "test": "clustered AUC", "n": len(mean), **result}
-
-
-def _test_train_ratio(splits: pd.DataFrame, cells: pd.MultiIndex) -> float:
-    """Test patients / training patients, averaged over these cells (repeat, fold)."""
-    counts = splits.groupby(["repeat", "fold", "part"]).patient_id.nunique().unstack()
-    counts = counts.reindex(index=cells, columns=["train", "test"])
-    if (missing := counts.isna().any(axis=1)).any():
-        raise ValueError("splits name no train or no test patients of repeat {}, fold {}".format(*cells[missing][0]))
-    return float((counts.test / counts.train).mean())
-
-
-def _verdict(row, margin: float) -> str:
-    if row.ci_low == row.ci_high:
-        return "undecided"
-    if row.p_holm < 0.05:
-        return "better" if (row.difference < 0) == (row.metric.split()[0] in LOWER_IS_BETTER) else "worse"
-    bound = margin if row.metric in ("auroc", "image_auroc") else MARGINS.get(row.metric, -np.inf)
-    return "equivalent" if -bound < row.ci90_low and row.ci90_high < bound else "undecided"

@@ -8,7 +8,7 @@ import torch
 
 from lib import cyclediff, cyclegan
 from lib.answers import answer, trained_how, unlike_published
-from lib.statistics import COLUMNS, QUESTIONS
+from lib.comparisons import COLUMNS, QUESTIONS
 from lib.training import save_weights
 from lib.translator import WEIGHTS
 

@@ -64,6 +64,28 @@ def test_translators_saw_the_training_patients_and_no_others(run, method):
     assert weights_metadata(folder / "weights.safetensors")["patients_hash"] == patients_hash(training)
 
 
+def test_the_audit_looked_at_everything_and_found_nothing(run):
+    audit = pd.read_csv(run / "audit.csv", keep_default_na=False)
+    assert audit.passed.all() and (audit.compared > 0).all()
+    assert set(audit.check) == {
+        "patients in two parts", "patients of the splits without an image", "images in two parts",
+        "images that change when prepared alone", "cyclegan fitted to other images", "cyclediff fitted to other images",
+        "judge fitted to other images", "synthetic images from outside the training part",
+        "synthetic images of patients who validate or test", "synthetic images that repeat a validation or test image",
+    }  # fmt: skip
+    text = (run / "notebooks" / "05_classifier_trials.html").read_text(encoding="utf-8")
+    assert f"{len(audit)} of {len(audit)} checks passed." in text and "Budgets are equal." in text
+
+
+def test_the_canary_stops_the_run(tmp_path, capsys):
+    """A test patient given to the generators: the audit must find it by the weights, and nothing comes after."""
+    assert main(["--profile", "smoke", "-p", "leak_canary", "true"], NOTEBOOKS, tmp_path) == 1
+    output = capsys.readouterr().err
+    assert "the leak audit failed" in output and "cyclegan of r0f0, whose patients are not those" in output
+    states = json.loads((tmp_path / "smoke" / "manifest.json").read_text(encoding="utf-8"))["notebooks"]
+    assert [states[name]["state"] for name in NAMES if name in states] == ["finished", "failed"]
+
+
 @pytest.mark.parametrize("method", ["cyclegan", "cyclediff", "noise"])
 def test_synthetic_images_have_their_provenance(run, method):
     synthetic = Cohort.load(run / "synthetic" / method / "r0f0")
@@ -105,8 +127,10 @@ def test_predictions_are_of_real_test_images_and_every_condition_had_equal_steps
     predictions = pd.read_csv(run / "trials" / "predictions.csv")
     splits = pd.read_csv(run / "cohort" / "splits.csv")
     test = Cohort.load(run / "cohort").part(splits, 0, 0, "test")
-    for _, rows in predictions.groupby("condition"):
+    labels = test.table.set_index("image_id").label
+    for name, rows in predictions.groupby("condition"):
         assert sorted(rows.image_id) == sorted(test.table.image_id)
+        assert (rows.set_index("image_id").label == labels).all() == (name != "permuted")
     metrics = pd.read_csv(run / "trials" / "metrics.csv")
     assert metrics[metrics.metric == "steps"].value.nunique() == 1
 

@@ -1,0 +1,252 @@
+"""The declared comparisons: the right test for each, verdicts that follow planted truths."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pingouin
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from lib.comparisons import COLUMNS, across_cells, compare
+from lib.metrics import evaluate
+from lib.statistics import (
+    bayes_factor,
+    clustered_auc_test,
+    corrected_t_test,
+    delong_test,
+    holm,
+)
+
+GAINS = {"real": 0.0, "standard": 0.1, "oversampling": 0.0, "cyclegan": 1.5, "cyclediff": -0.8, "noise": 0.0}
+
+
+def study(gains, repeats=1, folds=1, seeds=2, n=90, noise=0.5, seed=0):
+    """Predictions, thresholds and splits of a made-up study: `gains` move the scores of AFF patients."""
+    rng = np.random.default_rng(seed)
+    aff = rng.permutation(n) < n / 3
+    patient = np.repeat(np.arange(n), 1 + rng.poisson(2, n))
+    base = 1.2 * aff[patient] + rng.normal(size=n)[patient] + 0.5 * rng.normal(size=len(patient))
+    predictions, thresholds, splits = [], [], []
+    for repeat in range(repeats):
+        parts = rng.permutation(n) % 5
+        for fold in range(folds):
+            part = np.select([parts == fold, parts == (fold + 1) % 5], ["test", "validation"], "train")
+            splits.append(pd.DataFrame({"repeat": repeat, "fold": fold, "patient_id": np.arange(n), "part": part}))
+            test = np.flatnonzero((part == "test")[patient]) if folds > 1 else np.arange(len(patient))
+            for (condition, gain), s in itertools.product(gains.items(), range(seeds)):
+                z = base[test] + gain * aff[patient[test]] + noise * rng.normal(size=len(test))
+                trial = {"condition": condition, "repeat": repeat, "fold": fold, "seed": s}
+                label = np.where(aff[patient[test]], "AFF", "NFF")
+                predictions.append(pd.DataFrame({**trial, "image_id": test, "patient_id": patient[test], "label": label,
+                                                 "probability": 1 / (1 + np.exp(0.6 - z))}))  # fmt: skip
+                thresholds.append({**trial, "metric": "threshold", "value": 0.5})
+    return pd.concat(predictions, ignore_index=True), pd.DataFrame(thresholds), pd.concat(splits, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def one_cell():
+    return study(GAINS)
+
+
+@pytest.fixture(scope="module")
+def several_cells():
+    return study({"real": 0.0, "cyclegan": 1.5}, repeats=2, folds=5, n=200)
+
+
+@pytest.fixture(scope="module")
+def comparisons(one_cell):
+    return compare(*one_cell)
+
+
+def pick(table, question, a, metric="auroc"):
+    return table[(table.question == question) & (table.a == a) & (table.metric == metric)].squeeze()
+
+
+def test_comparisons_of_one_cell(comparisons):
+    assert tuple(comparisons.columns) == COLUMNS
+    pairs = comparisons[["question", "a", "b"]].drop_duplicates().to_numpy().tolist()
+    assert pairs == [
+        ["RQ1", "cyclediff", "cyclegan"],
+        ["RQ2", "cyclegan", "real"], ["RQ2", "cyclediff", "real"],
+        ["RQ3", "cyclegan", "standard"], ["RQ3", "cyclediff", "standard"],
+        ["oversampling", "cyclegan", "oversampling"], ["oversampling", "cyclediff", "oversampling"],
+    ]  # fmt: skip
+    assert set(comparisons.metric) == {"image_auroc", *evaluate([0, 1], [0.1, 0.2], 0.5)}
+    assert not comparisons.duplicated(["question", "a", "metric"]).any()
+    assert comparisons.p.between(0, 1).all()
+    assert (comparisons.p_holm >= comparisons.p).all()
+    assert comparisons.bf10.isna().all()
+    assert (comparisons.patients == 90).all()
+    assert pick(comparisons, "RQ2", "cyclegan").test == "DeLong, patients"
+    assert pick(comparisons, "RQ2", "cyclegan", "f1").test == "patient bootstrap"
+
+
+def test_verdicts_follow_the_planted_truth(comparisons):
+    assert pick(comparisons, "RQ1", "cyclediff").verdict == "worse"
+    for question in ("RQ2", "RQ3", "oversampling"):
+        assert pick(comparisons, question, "cyclegan").verdict == "better"
+        assert pick(comparisons, question, "cyclediff").verdict == "worse"
+
+
+def test_a_lower_brier_score_is_better(comparisons):
+    brier = pick(comparisons, "RQ2", "cyclegan", "brier")
+    assert brier.difference < 0
+    assert brier.verdict == "better"
+
+
+def test_one_cell_is_delong_on_patient_means(one_cell, comparisons):
+    predictions, _, _ = one_cell
+    means = predictions.groupby(["condition", "patient_id", "label"]).probability.mean()
+    a, b = means["cyclegan"], means["real"]
+    # images of a patient weigh alike, and every seed sees the same images
+    expected = delong_test((a.index.get_level_values("label") == "AFF").astype(int), a, b)
+    row = pick(comparisons, "RQ2", "cyclegan")
+    for key in ("difference", "ci_low", "ci_high", "statistic", "p", "effect_size"):
+        assert row[key] == pytest.approx(expected[key])
+    assert row.n == 90
+
+    images = predictions.groupby(["condition", "image_id", "patient_id", "label"]).probability.mean()
+    index = images["real"].index
+    expected = clustered_auc_test((index.get_level_values("label") == "AFF").astype(int), images["cyclegan"],
+                                  images["real"], index.get_level_values("patient_id"))  # fmt: skip
+    row = pick(comparisons, "RQ2", "cyclegan", "image_auroc")
+    assert row.p == pytest.approx(expected.p)
+    assert row.n == len(index)
+
+
+def test_holm_adjusts_within_the_family_and_metric(comparisons):
+    # known answer from Demšar's kind of table
+    assert holm([0.50, 0.003, 0.32, 0.054, 0.0003]) == pytest.approx([0.64, 0.012, 0.64, 0.162, 0.0015])
+    for metric, group in comparisons.groupby("metric"):
+        thesis = group.question.str.startswith("RQ")
+        assert thesis.sum() == 5, metric
+        for family in (group[thesis], group[~thesis]):
+            assert family.p_holm.to_numpy() == pytest.approx(pingouin.multicomp(family.p, method="holm")[1])
+
+
+def test_several_cells_are_the_corrected_t_test(several_cells):
+    predictions, thresholds, splits = several_cells
+    table = compare(predictions, thresholds, splits)
+    patients = predictions.groupby(["condition", "repeat", "fold", "seed", "patient_id", "label"]).probability.mean()
+    scores = patients.groupby(level=[0, 1, 2, 3]).apply(
+        lambda p: roc_auc_score(p.index.get_level_values("label") == "AFF", p)
+    )
+    scores = scores.groupby(level=[0, 1, 2]).mean()
+    expected = corrected_t_test(scores["cyclegan"] - scores["real"], 40 / 120)  # 40 test, 40 validation, 120 train
+    row = pick(table, "RQ2", "cyclegan")
+    for key in ("difference", "ci_low", "ci_high", "statistic", "p", "effect_size"):
+        assert row[key] == pytest.approx(expected[key])
+    assert row.bf10 == pytest.approx(bayes_factor(expected.statistic, 9, 1 / (1 / 10 + 1 / 3)))
+    assert (row.n, row.patients, row.test, row.verdict) == (10, 200, "corrected t", "better")
+
+    images = pick(table, "RQ2", "cyclegan", "image_auroc")
+    assert images.test == "clustered AUC, out of fold"
+    assert images.n == predictions.image_id.nunique()
+    assert set(table.metric) == {"image_auroc", *evaluate([0, 1], [0.1, 0.2], 0.5)}
+
+
+def test_repeated_seeds_add_no_evidence(several_cells):
+    predictions, thresholds, splits = several_cells
+    once = compare(predictions, thresholds, splits)
+    more = (pd.concat([t, t.assign(seed=t.seed + 2)], ignore_index=True) for t in (predictions, thresholds))
+    pd.testing.assert_frame_equal(compare(*more, splits), once)
+
+
+def test_images_tested_more_than_once_a_repeat_are_not_pooled():
+    predictions, thresholds, splits = study({"real": 0, "cyclegan": 1}, repeats=3, folds=2)
+    assert "image_auroc" not in set(compare(predictions, thresholds, splits).metric)  # two folds of five
+
+
+def test_only_what_was_run_is_compared(one_cell):
+    predictions, thresholds, splits = one_cell
+    some = compare(predictions[predictions.condition.isin(["real", "cyclegan"])], thresholds, splits, draws=50)
+    assert some[["question", "a", "b"]].drop_duplicates().to_numpy().tolist() == [["RQ2", "cyclegan", "real"]]
+    assert (some.p_holm == some.p).all()
+    none = compare(predictions[predictions.condition == "real"], thresholds, splits)
+    assert tuple(none.columns) == COLUMNS
+    assert len(none) == 0
+
+
+def test_equal_and_unvarying_conditions_are_told_apart():
+    predictions, thresholds, splits = study({"real": 0, "cyclegan": 0}, n=1500, noise=0.01)
+    for margin, verdict in ((0.01, "equivalent"), (1e-5, "undecided")):
+        table = compare(predictions, thresholds, splits, margin=margin, draws=50)
+        assert pick(table, "RQ2", "cyclegan").verdict == verdict
+    same = predictions[predictions.condition == "real"]
+    same = pd.concat([same, same.assign(condition="cyclegan")])
+    assert set(compare(same, thresholds, splits, draws=50).verdict) == {"undecided"}
+
+
+def test_a_small_study_is_undecided():
+    predictions, thresholds, splits = study({"real": 0, "cyclegan": 0}, n=30, noise=1)
+    assert pick(compare(predictions, thresholds, splits, draws=50), "RQ2", "cyclegan").verdict == "undecided"
+
+
+def test_a_patient_with_both_labels_is_a_cluster(one_cell):
+    predictions, thresholds, splits = one_cell
+    images = predictions[predictions.label == "AFF"].groupby("patient_id").image_id.unique()
+    other_femur = images[images.str.len() > 1].iloc[0][0]
+    predictions = predictions.assign(label=predictions.label.mask(predictions.image_id == other_femur, "NFF"))
+    row = pick(compare(predictions, thresholds, splits, draws=50), "RQ2", "cyclegan")
+    assert (row.test, row.n, row.patients) == ("clustered AUC, patients", 91, 90)
+
+
+def test_extra_rows_are_a_family_of_their_own(one_cell):
+    rows = [
+        {"question": "RQ1", "metric": metric, "a": "cyclediff", "b": "cyclegan", "n": 60, "patients": 20, "test": "KID",
+         "difference": -0.2, "ci_low": -0.3, "ci_high": -0.1, "statistic": -0.2, "p": p}
+        for metric, p in (("kid", 0.001), ("kid (inception)", 0.04), ("precision", 0.03))
+    ]  # fmt: skip
+    table = compare(*one_cell, draws=50, extra=pd.DataFrame(rows))
+    extra = table.tail(3)
+    assert extra.p_holm.tolist() == pytest.approx([0.003, 0.06, 0.06])
+    assert extra.verdict.tolist() == ["better", "undecided", "undecided"]  # a lower KID is better
+    pd.testing.assert_frame_equal(table.head(-3), compare(*one_cell, draws=50))
+    no_trials = one_cell[0].iloc[:0]
+    assert compare(no_trials, *one_cell[1:], extra=pd.DataFrame(rows)).verdict.tolist() == extra.verdict.tolist()
+
+
+def test_comparisons_refuse_bad_tables(one_cell):
+    predictions, thresholds, splits = one_cell
+    with pytest.raises(ValueError, match="predictions lack the column label"):
+        compare(predictions.drop(columns="label"), thresholds, splits)
+    with pytest.raises(ValueError, match="unknown label 'aff'"):
+        compare(predictions.replace({"label": {"AFF": "aff"}}), thresholds, splits)
+    with pytest.raises(ValueError, match=r"probability nan of image \d+ \(real\)"):
+        missing = predictions.probability.mask(predictions.index == 3)
+        compare(predictions.assign(probability=missing), thresholds, splits)
+    with pytest.raises(ValueError, match="threshold of condition cyclegan, repeat 0, fold 0, seed 1"):
+        compare(predictions, thresholds[(thresholds.condition != "cyclegan") | (thresholds.seed != 1)], splits)
+    with pytest.raises(ValueError, match="cyclegan and real in the same trial"):
+        compare(predictions.drop(predictions.index[predictions.condition == "real"][0]), thresholds, splits)
+    with pytest.raises(ValueError, match="test part of repeat 0, fold 0 has no AFF patient"):
+        compare(predictions[predictions.label == "NFF"], thresholds, splits)
+    with pytest.raises(ValueError, match="have no repeat, fold and seed in common"):
+        shifted = (t.assign(seed=t.seed + 9 * (t.condition == "real")) for t in (predictions, thresholds))
+        compare(*shifted, splits)
+
+
+def test_comparisons_need_the_splits_of_every_cell(several_cells):
+    predictions, thresholds, splits = several_cells
+    with pytest.raises(ValueError, match="repeat 1, fold 3"):
+        compare(predictions, thresholds, splits[(splits.repeat != 1) | (splits.fold != 3)])
+
+
+def test_comparisons_of_generators_across_cells():
+    """One cell passes through; three cells become the corrected t-test of their differences."""
+    rows = [
+        {"question": "RQ1", "metric": "kid", "a": "cyclediff", "b": "cyclegan", "n": 10, "patients": 5, "difference": d,
+         "ci_low": d - 1, "ci_high": d + 1, "test": "permutation", "statistic": d, "p": 0.5, "repeat": 0, "fold": fold}
+        for fold, d in enumerate([1.0, 5.0, -3.0])
+    ]  # fmt: skip
+    tests = pd.DataFrame(rows)
+    parts = np.array(["train", "train", "test"])
+    fold, patient = np.divmod(np.arange(27), 9)
+    ids = [f"p{i}" for i in patient]
+    splits = pd.DataFrame({"repeat": 0, "fold": fold, "patient_id": ids, "part": parts[(patient + fold) % 3]})
+    assert across_cells(tests.head(1), splits).p.tolist() == [0.5]
+    row = across_cells(tests, splits).iloc[0]
+    assert (row.difference, row.n, row.patients) == (1.0, 3, 15)
+    assert row.statistic == pytest.approx(0.273861, abs=1e-6)  # KAT 1 of the corrected t-test: ratio ½, d = 1, 5, −3
+    assert row.p == pytest.approx(0.809883, abs=1e-6)
