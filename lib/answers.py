@@ -56,7 +56,9 @@ METHODS = {
 }
 TESTS = {
     "DeLong, patients": "DeLong's test",
+    "DeLong, patients and seeds": "DeLong's test with the spread between training seeds",
     "clustered AUC, patients": "clustered AUC test",
+    "clustered AUC, patients and seeds": "clustered AUC test with the spread between training seeds",
     "corrected t": "corrected t-test over {n} cells",
     "patient bootstrap": "patient bootstrap",
 }
@@ -355,11 +357,6 @@ def _scores(metrics: pd.DataFrame, facts: dict) -> str:
     shown = [metric for metric in METRICS if metric in means]
     rows = [[f"`{c}`", *(f"{means.loc[c, m]:.3f}".replace("-", "−") for m in shown)] for c in means.index]
     note = "Means over cells and seeds, patients as units unless it says images."
-    if facts["cells"] == 1 and facts["seeds"] > 1:
-        note += (
-            " The AUROC compared above is that of probabilities averaged over seeds, so its differences may deviate "
-            "from those of these means."
-        )
     return f"{note}\n\n{_table(['condition', *(METRICS[m] for m in shown)], rows)}"
 
 

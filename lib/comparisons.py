@@ -20,6 +20,7 @@ from lib.statistics import (
     rope,
     tost,
     weighted_metrics,
+    with_training_seeds,
 )
 
 # The comparisons that were declared before looking: family of the Holm adjustment, question, a, b.
@@ -65,11 +66,12 @@ def compare(
     """Every declared comparison (`QUESTIONS`) of which both conditions were run; `permuted` against `chance`, a
     probability of 0.5 for everybody.
 
-    One cell (a hold-out): `auroc` by DeLong on patients, whose probabilities are averaged over images and seeds;
-    `image_auroc` by the clustered test; the other metrics by patient bootstrap. The results are conditional on the
-    generators that were trained in that cell. Several cells: the corrected t-test on the cells' differences, seeds
-    averaged first, and in support `image_auroc` by the clustered test on out-of-fold predictions (averaged over seeds
-    and repeats), where every repeat tests the same images once. Pooling folds compares scores of different networks.
+    One cell (a hold-out): `auroc` by DeLong on patients, whose probabilities are averaged over images; `image_auroc`
+    by the clustered test; both of the mean AUC over seeds, with the spread between them (`with_training_seeds`); the
+    other metrics by patient bootstrap. The results are conditional on the generators that were trained in that cell.
+    Several cells: the corrected t-test on the cells' differences, seeds averaged first, and in support `image_auroc` by
+    the clustered test on out-of-fold predictions (averaged over seeds and repeats), where every repeat tests the same
+    images once. Pooling folds compares scores of different networks.
 
     Parameters
     ----------
@@ -138,7 +140,8 @@ def equivalence(
             result, df = corrected_t_test(differences, ratio), len(differences) - 1
             row |= dict(zip(("worse", "same", "better"), rope(differences, ratio, margin), strict=True))
         else:
-            result, df = _patient_auroc(patients_of_pair), np.inf
+            result = _patient_auroc(patients_of_pair)
+            df = result.df
         kept = result[["difference", "standard_error", "ci90_low", "ci90_high"]]
         p = tost(result.difference, result.standard_error, margin, df)
         rows.append({**row, **kept, "df": df, "margin": margin, "p_equivalence": p})
@@ -297,7 +300,10 @@ def _several_cells(images, differences, splits) -> list[dict]:
         rows.append({"metric": metric, "test": "corrected t", "n": n, **result, "bf10": bf10})
     tested = images.groupby(["image_id", "repeat"]).fold.nunique().unstack()
     if (tested == 1).all(axis=None):
-        rows.append({**_image_auroc(images), "test": "clustered AUC, out of fold"})
+        unit = ["image_id", "patient_id", "y"]
+        mean = images.groupby(unit, as_index=False)[["probability_a", "probability_b"]].mean()
+        result = clustered_auc_test(mean.y, mean.probability_a, mean.probability_b, mean.patient_id)
+        rows.append({"metric": "image_auroc", "test": "clustered AUC, out of fold", "n": len(mean), **result})
     return rows
 
 
@@ -321,19 +327,27 @@ def _one_cell(images, patients, draws: int, seed: int) -> list[dict]:
 
 
 def _patient_auroc(patients: pd.DataFrame) -> pd.Series:
-    """DeLong's test of patients, their probabilities averaged over seeds."""
-    mean = patients.groupby(["patient_id", "y"], as_index=False)[["probability_a", "probability_b"]].mean()
-    result = clustered_auc_test(mean.y, mean.probability_a, mean.probability_b, mean.patient_id)
+    """DeLong's test of patients, with the spread between seeds."""
     # A patient with an AFF and an NFF has two rows here: then it is not DeLong's test, but the clustered one.
-    test = "DeLong, patients" if mean.patient_id.is_unique else "clustered AUC, patients"
-    return pd.concat([result, pd.Series({"test": test, "n": len(mean)})])
+    test = "DeLong, patients" if not patients.duplicated(["seed", "patient_id"]).any() else "clustered AUC, patients"
+    return _auroc(patients, ["patient_id", "y"], test)
 
 
 def _image_auroc(images: pd.DataFrame) -> dict:
-    """The clustered test of images, their probabilities averaged over seeds (and repeats)."""
-    mean = images.groupby(["image_id", "patient_id", "y"], as_index=False)[["probability_a", "probability_b"]].mean()
-    result = clustered_auc_test(mean.y, mean.probability_a, mean.probability_b, mean.patient_id)
-    return {"metric": "image_auroc", "test": "clustered AUC", "n": len(mean), **result}
+    """The clustered test of images, with the spread between seeds."""
+    return {"metric": "image_auroc", **_auroc(images, ["image_id", "patient_id", "y"], "clustered AUC")}
+
+
+def _auroc(pairs: pd.DataFrame, unit: list[str], test: str) -> pd.Series:
+    """`clustered_auc_test` of the mean AUC over seeds, `with_training_seeds`; `test` and `n` with it."""
+    wide = pairs.pivot(index="seed", columns=unit, values=["probability_a", "probability_b"])
+    a, b = wide["probability_a"].to_numpy(), wide["probability_b"].to_numpy()
+    units = wide["probability_a"].columns
+    labels, patients = units.get_level_values("y"), units.get_level_values("patient_id")
+    of_seeds = [clustered_auc_test(labels, *pair, patients).difference for pair in zip(a, b, strict=True)]
+    result = with_training_seeds(clustered_auc_test(labels, a, b, patients), of_seeds)
+    test += " and seeds" * (len(of_seeds) > 1)
+    return pd.concat([result, pd.Series({"test": test, "n": len(units)})])
 
 
 def _test_train_ratio(splits: pd.DataFrame, cells: pd.MultiIndex) -> float:

@@ -15,7 +15,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
-from lib.statistics import clustered_auc_test, corrected_t_test, delong_test, holm
+from lib.statistics import clustered_auc_test, corrected_t_test, delong_test, holm, with_training_seeds
 
 SHARED, A, B = slice(0, 5), slice(5, 10), slice(10, 15)  # features both learners see, and those of one alone
 
@@ -48,19 +48,40 @@ def p_values_of_cohort(
     """
     X, y, patient = cohort(patients, shift_b, rng)
     differences, pooled = [], np.zeros((2, len(y)))
-    for repeat in range(repeats):
+    for _ in range(repeats):
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=int(rng.integers(2**31)))
         for train, test in splitter.split(X, y, patient):
             scores = [_learner(X, y, train, test, block) for block in (A, B)]
             differences.append(np.subtract(*(roc_auc_score(y[test], s) for s in reversed(scores))))
-            if repeat == 0:  # each image once
-                pooled[:, test] = scores
+            pooled[:, test] += scores  # averaged over repeats, as `lib.comparisons.compare` does
     return {
         "naive t": stats.ttest_1samp(differences, 0).pvalue,
         "corrected t": corrected_t_test(differences, 1 / (folds - 1)).p,
         "DeLong, images": delong_test(y, pooled[1], pooled[0]).p,
         "clustered AUC": clustered_auc_test(y, pooled[1], pooled[0], patient).p,
     }
+
+
+def p_values_of_seeds(patients: int, seeds: int, rng: np.random.Generator) -> dict[str, float]:
+    """p of each test that a learner differs from itself, trained again with other seeds (A/A), on one hold-out.
+
+    A seed is a bootstrap of the training patients; the AUC is averaged over the seeds of either side, as the study's.
+    """
+    X, y, patient = cohort(patients, 0.35, rng)
+    test = rng.permutation(patients)[: patients // 3]
+    tested, trained = np.isin(patient, test), np.flatnonzero(~np.isin(patient, test))
+    of_patient = np.split(trained, np.flatnonzero(np.diff(patient[trained])) + 1)
+
+    def scores():
+        drawn = np.concatenate([of_patient[i] for i in rng.integers(len(of_patient), size=len(of_patient))])
+        images = _learner(X, y, drawn, np.flatnonzero(tested), A)
+        return pd.Series(images).groupby(patient[tested]).mean().to_numpy()
+
+    labels = pd.Series(y[tested]).groupby(patient[tested]).first().to_numpy()
+    a, b = (np.array([scores() for _ in range(seeds)]) for _ in range(2))
+    plain = delong_test(labels, a, b)
+    widened = with_training_seeds(plain, [delong_test(labels, *pair).difference for pair in zip(a, b, strict=True)])
+    return {"DeLong, patients": plain.p, "DeLong, patients and seeds": widened.p}
 
 
 def _learner(X: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray, block: slice) -> np.ndarray:
@@ -84,6 +105,12 @@ def simulated_cohorts(
     """p of each test, one row a simulated cohort (`p_values_of_cohort`)."""
     rngs = np.random.default_rng(seed).spawn(number)
     return pd.DataFrame([p_values_of_cohort(patients, repeats, folds, shift_b, rng) for rng in rngs])
+
+
+def simulated_seeds(number: int, patients: int = 600, seeds: int = 3, seed: int = 0) -> pd.DataFrame:
+    """p of each test of the same against the same, one row a simulated cohort (`p_values_of_seeds`)."""
+    rngs = np.random.default_rng(seed).spawn(number)
+    return pd.DataFrame([p_values_of_seeds(patients, seeds, rng) for rng in rngs])
 
 
 def equicorrelated_cells(
@@ -112,16 +139,3 @@ def equicorrelated_cells(
             "any, Holm": [holm(row).min() for row in p],
         }
     )
-
-
-def power(effect: float, spread: float, repeats: int, folds: int, alpha: float = 0.05) -> float:
-    """Power of the two-sided corrected t-test: noncentral t with λ = δ / (σ √(1/n + 1/(K − 1))).
-
-    Parameters
-    ----------
-    effect, spread : true mean δ and standard deviation σ of the cells' paired differences
-    """
-    n = repeats * folds
-    shift = effect / (spread * np.sqrt(1 / n + 1 / (folds - 1)))
-    critical = stats.t(n - 1).ppf(1 - alpha / 2)
-    return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))

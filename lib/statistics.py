@@ -179,7 +179,6 @@ def delong_test(labels, a, b) -> pd.Series:
     Series with `difference, ci_low, ci_high` (95 %), `ci90_low, ci90_high`, `statistic` (z), `p` (two-sided),
     `standard_error, auc_a, auc_b` and `effect_size` (see `auc_effect`). Identical rankings give p = 1.
     """
-    labels, a, b = _scores(labels, a, b)
     return clustered_auc_test(labels, a, b, np.arange(len(labels)))
 
 
@@ -192,14 +191,16 @@ def clustered_auc_test(labels, a, b, clusters) -> pd.Series:
     Parameters
     ----------
     labels : (n,) 1 for AFF, 0 for NFF
-    a, b : (n,) scores of the two classifiers, higher for AFF
+    a, b : (n,) scores of the two classifiers, higher for AFF; or (S, n) those of S trainings, whose AUCs are averaged
     clusters : (n,) the patient of each image; at least two patients with AFF and two with NFF
 
     Returns
     -------
     Series as of `delong_test`
     """
-    labels, a, b = _scores(labels, a, b)
+    a, b = np.atleast_2d(a), np.atleast_2d(b)
+    labels, *scores = _scores(labels, *a, *b)
+    a, b = scores[: len(a)], scores[len(a) :]
     _, patient = np.unique(np.asarray(clusters), return_inverse=True)
     if patient.shape != labels.shape:
         raise ValueError(f"{len(labels)} labels, but {len(patient)} clusters")
@@ -210,7 +211,7 @@ def clustered_auc_test(labels, a, b, clusters) -> pd.Series:
         if count < 2:
             raise ValueError(f"an AUC test needs at least two patients with {label}, but there are {count}")
 
-    placements = [_placements(labels, scores) for scores in (a, b)]
+    placements = [[np.mean(V, axis=0) for V in zip(*(_placements(labels, s) for s in c), strict=True)] for c in (a, b)]
     V10, V01 = placements[0][0] - placements[1][0], placements[0][1] - placements[1][1]
     difference = V10.mean()
     X = np.bincount(patient[labels == 1], V10, len(m)) - m * difference
@@ -223,6 +224,33 @@ def clustered_auc_test(labels, a, b, clusters) -> pd.Series:
     result = _result(difference, np.sqrt(max(variance, 0.0)), stats.norm)
     auc_a, auc_b = (float(V.mean()) for V, _ in placements)
     return pd.concat([result, pd.Series({"auc_a": auc_a, "auc_b": auc_b, "effect_size": auc_effect(auc_a, auc_b)})])
+
+
+def with_training_seeds(result: pd.Series, differences) -> pd.Series:
+    """The result of an AUC test with the spread between training seeds added to its variance.
+
+    An AUC test takes its two networks as given: the same method trained once more with another seed is then found to
+    differ from itself too often (`lib.simulation.p_values_of_seeds`). The AUC differences of S pairs of trainings, all
+    tested on the same patients, vary with the trainings alone, and their mean has variance s²/S beside the test's own.
+    Degrees of freedom by Satterthwaite 1946, doi:10.2307/3002019: SE⁴ (S − 1) / (s²/S)².
+
+    Parameters
+    ----------
+    result : as of `clustered_auc_test`, on the scores of all seeds
+    differences : (S,) AUC(a) − AUC(b) of each seed; with a single one the result stays as it is
+
+    Returns
+    -------
+    The result with new intervals, `statistic` (t), `p`, `standard_error`, and `df`
+    """
+    d = np.asarray(differences, float)
+    of_seeds = _spread(d) ** 2 / len(d) if len(d) > 1 else 0.0
+    if of_seeds == 0:
+        return pd.concat([result, pd.Series({"df": np.inf})])
+    variance = result.standard_error**2 + of_seeds
+    df = variance**2 * (len(d) - 1) / of_seeds**2
+    wider = _result(result.difference, np.sqrt(variance), stats.t(df))
+    return pd.concat([wider, result.drop(wider.index, errors="ignore"), pd.Series({"df": df})])
 
 
 def auc_effect(auc_a: float, auc_b: float) -> float:

@@ -6,16 +6,21 @@ import numpy as np
 import pandas as pd
 import pingouin
 import pytest
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from lib.comparisons import COLUMNS, across_cells, compare
+from lib.comparisons import COLUMNS, across_cells, compare, decisions, descriptive_tests, equivalence
 from lib.metrics import evaluate
 from lib.statistics import (
     bayes_factor,
     clustered_auc_test,
+    clustered_mcnemar_test,
     corrected_t_test,
     delong_test,
     holm,
+    mcnemar_test,
+    tost,
+    with_training_seeds,
 )
 
 GAINS = {"real": 0.0, "standard": 0.1, "oversampling": 0.0, "cyclegan": 1.5, "cyclediff": -0.8, "noise": 0.0}
@@ -78,7 +83,7 @@ def test_comparisons_of_one_cell(comparisons):
     assert (comparisons.p_holm >= comparisons.p).all()
     assert comparisons.bf10.isna().all()
     assert (comparisons.patients == 90).all()
-    assert pick(comparisons, "RQ2", "cyclegan").test == "DeLong, patients"
+    assert pick(comparisons, "RQ2", "cyclegan").test == "DeLong, patients and seeds"
     assert pick(comparisons, "RQ2", "cyclegan", "f1").test == "patient bootstrap"
 
 
@@ -97,21 +102,25 @@ def test_a_lower_brier_score_is_better(comparisons):
 
 def test_one_cell_is_delong_on_patient_means(one_cell, comparisons):
     predictions, _, _ = one_cell
-    means = predictions.groupby(["condition", "patient_id", "label"]).probability.mean()
-    a, b = means["cyclegan"], means["real"]
-    # images of a patient weigh alike, and every seed sees the same images
-    expected = delong_test((a.index.get_level_values("label") == "AFF").astype(int), a, b)
+    means = predictions.groupby(["condition", "seed", "patient_id", "label"]).probability.mean()
+    a, b = (means[name].unstack("seed").T.to_numpy() for name in ("cyclegan", "real"))
+    y = (means["real"].xs(0, level="seed").index.get_level_values("label") == "AFF").astype(int)
+    of_seeds = [roc_auc_score(y, of_a) - roc_auc_score(y, of_b) for of_a, of_b in zip(a, b, strict=True)]
+    expected = with_training_seeds(delong_test(y, a, b), of_seeds)
+    assert expected.difference == pytest.approx(np.mean(of_seeds))
     row = pick(comparisons, "RQ2", "cyclegan")
     for key in ("difference", "ci_low", "ci_high", "statistic", "p", "effect_size"):
         assert row[key] == pytest.approx(expected[key])
     assert row.n == 90
 
-    images = predictions.groupby(["condition", "image_id", "patient_id", "label"]).probability.mean()
-    index = images["real"].index
-    expected = clustered_auc_test((index.get_level_values("label") == "AFF").astype(int), images["cyclegan"],
-                                  images["real"], index.get_level_values("patient_id"))  # fmt: skip
+    images = predictions.groupby(["condition", "seed", "image_id", "patient_id", "label"]).probability.mean()
+    a, b = (images[name].unstack("seed").T for name in ("cyclegan", "real"))
+    y = (a.columns.get_level_values("label") == "AFF").astype(int)
+    index = a.columns
+    expected = clustered_auc_test(y, a.to_numpy(), b.to_numpy(), index.get_level_values("patient_id"))
     row = pick(comparisons, "RQ2", "cyclegan", "image_auroc")
-    assert row.p == pytest.approx(expected.p)
+    assert row.difference == pytest.approx(expected.difference)
+    assert row.ci_high - row.ci_low > expected.ci_high - expected.ci_low  # the spread between seeds
     assert row.n == len(index)
 
 
@@ -189,7 +198,7 @@ def test_a_patient_with_both_labels_is_a_cluster(one_cell):
     other_femur = images[images.str.len() > 1].iloc[0][0]
     predictions = predictions.assign(label=predictions.label.mask(predictions.image_id == other_femur, "NFF"))
     row = pick(compare(predictions, thresholds, splits, draws=50), "RQ2", "cyclegan")
-    assert (row.test, row.n, row.patients) == ("clustered AUC, patients", 91, 90)
+    assert (row.test, row.n, row.patients) == ("clustered AUC, patients and seeds", 91, 90)
 
 
 def test_extra_rows_are_a_family_of_their_own(one_cell):
@@ -250,3 +259,68 @@ def test_comparisons_of_generators_across_cells():
     assert (row.difference, row.n, row.patients) == (1.0, 3, 15)
     assert row.statistic == pytest.approx(0.273861, abs=1e-6)  # KAT 1 of the corrected t-test: ratio ½, d = 1, 5, −3
     assert row.p == pytest.approx(0.809883, abs=1e-6)
+
+
+# Beside the declared comparisons
+
+
+def test_equivalence_is_tost_on_the_same_standard_error(one_cell, several_cells):
+    table = equivalence(*one_cell, margin=0.02).set_index(["question", "a"])
+    expected = compare(*one_cell, margin=0.02)
+    for row in expected[expected.metric == "auroc"].itertuples():
+        found = table.loc[row.question, row.a]
+        assert found.difference == pytest.approx(row.difference)
+        assert found.p_equivalence == pytest.approx(tost(found.difference, found.standard_error, 0.02, found.df))
+        assert (row.verdict == "equivalent") == (found.p_equivalence < 0.05 and row.p_holm >= 0.05)
+    assert table[["worse", "same", "better"]].isna().all(axis=None)
+
+    row = equivalence(*several_cells, margin=0.02).squeeze()
+    assert row.df == 9 and row.worse + row.same + row.better == pytest.approx(1)
+    assert row.better > 0.95 and row.p_equivalence > 0.5  # a large true difference
+
+
+def test_decisions_are_those_of_mean_probabilities(one_cell):
+    predictions = one_cell[0]
+    table = decisions(*one_cell).set_index(["question", "a", "unit"])
+    mean = predictions.groupby(["condition", "patient_id", "label", "image_id"]).probability.mean()
+    right = {}
+    for unit, keys in (("images", ["image_id", "patient_id"]), ("patients", ["patient_id"])):
+        p = mean.groupby(["condition", "label", *keys]).mean().reset_index()
+        p["right"] = (p.probability >= 0.5) == (p.label == "AFF")
+        right[unit] = p.set_index(keys).groupby("condition").right
+    for unit, test in (("patients", "exact McNemar"), ("images", "Durkalski")):
+        row, groups = table.loc["RQ2", "cyclegan", unit], right[unit]
+        a, b = (groups.get_group(name).sort_index() for name in ("cyclegan", "real"))
+        assert (row.n, row.test) == (len(a), test)
+        assert (row.only_a, row.only_b) == ((a & ~b).sum(), (b & ~a).sum())
+        if unit == "patients":
+            expected = mcnemar_test(a, b)
+        else:
+            expected = clustered_mcnemar_test(a, b, a.index.get_level_values("patient_id"))
+        assert row.p == pytest.approx(expected.p) and row.difference == pytest.approx(expected.difference)
+
+
+def test_shuffled_labels_are_compared_with_chance():
+    predictions, metrics, splits = study({"real": 0.5, "permuted": -0.6}, n=150)
+    row = compare(predictions, metrics, splits).set_index("metric").loc["auroc"]
+    of_permuted = predictions[predictions.condition == "permuted"]
+    p = of_permuted.groupby(["seed", "patient_id", "label"]).probability.mean().unstack("seed")
+    y = p.index.get_level_values("label") == "AFF"
+    auroc = np.mean([roc_auc_score(y, p[seed]) for seed in p])
+    assert (row.question, row.a, row.b) == ("control", "permuted", "chance")
+    assert row.difference == pytest.approx(auroc - 0.5) and row.ci_low < row.difference < row.ci_high
+
+
+def test_descriptive_tests_are_pingouins():
+    _, metrics, _ = study({"real": 0.0, "cyclegan": 0.3, "standard": 0.1}, repeats=1, folds=5, n=200)
+    cells = metrics[["condition", "repeat", "fold", "seed"]].drop_duplicates()
+    rng = np.random.default_rng(0)
+    aurocs = cells.assign(metric="auroc", value=rng.uniform(0.8, 0.9, len(cells)))
+    table = descriptive_tests(aurocs).set_index(["test", "of"])
+    means = aurocs.groupby(["condition", "repeat", "fold"]).value.mean().unstack(0)
+    d = means["cyclegan"] - means["real"]
+    assert table.p["Shapiro–Wilk", "cyclegan − real"] == pytest.approx(stats.shapiro(d).pvalue)
+    assert table.p["Wilcoxon", "cyclegan − real"] == pytest.approx(stats.wilcoxon(d).pvalue)
+    assert table.p["Friedman", "all conditions"] == pytest.approx(stats.friedmanchisquare(*means.T.to_numpy()).pvalue)
+    assert -1 <= table.statistic["intraclass correlation", "one of 2 seeds"] <= 1
+    assert not len(descriptive_tests(aurocs[(aurocs.fold == 0) & (aurocs.seed == 0)]))

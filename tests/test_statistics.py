@@ -30,6 +30,7 @@ from lib.statistics import (
     seed_differences,
     tost,
     weighted_metrics,
+    with_training_seeds,
 )
 
 quick = settings(deadline=None, max_examples=40)
@@ -246,6 +247,31 @@ def test_clustered_auc_equals_loops(seed):
     result = clustered_auc_test(labels, a, b, patients)
     assert [result.auc_a, result.auc_b] == pytest.approx(auc)
     assert result.standard_error**2 == pytest.approx(variance)
+
+
+def test_aucs_of_several_trainings_are_averaged():
+    rng = np.random.default_rng(0)
+    y, patients = np.repeat([1, 0], [20, 30]), np.arange(50) // 2
+    a, b = rng.normal(size=(3, 50)) + y, rng.normal(size=(2, 50))
+    found = clustered_auc_test(y, a, b, patients)
+    assert found.auc_a == pytest.approx(np.mean([roc_auc_score(y, scores) for scores in a]))
+    assert found.auc_b == pytest.approx(np.mean([roc_auc_score(y, scores) for scores in b]))
+    once = clustered_auc_test(y, a[0], b[0], patients)
+    pd.testing.assert_series_equal(clustered_auc_test(y, a[[0, 0]], b[[0]], patients), once)
+
+
+def test_training_seeds_widen_an_auc_test_by_what_they_vary():
+    """Satterthwaite by hand: 0.03² of the test and 0.04² of the seeds make 0.05²; df = 0.05⁴ · 3 / 0.04⁴."""
+    result = pd.Series({"difference": 0.1, "standard_error": 0.03, "auc_a": 0.9, "auc_b": 0.8, "effect_size": 0.6})
+    seeds = 0.1 + np.array([-1, -1, 1, 1]) * 0.08 * np.sqrt(3 / 4)  # SD 0.08, of the mean 0.04
+    found = with_training_seeds(result, seeds)
+    assert found.standard_error == pytest.approx(0.05) and found.df == pytest.approx(3 * (5 / 4) ** 4)
+    assert found.statistic == pytest.approx(2)
+    assert found.p == pytest.approx(2 * stats.t.sf(2, found.df))
+    assert (found.ci_low, found.auc_a) == (pytest.approx(0.1 - 0.05 * stats.t.ppf(0.975, found.df)), 0.9)
+    for unvarying in ([0.1], [0.1, 0.1]):
+        kept = with_training_seeds(result, unvarying)
+        assert kept.standard_error == 0.03 and kept.df == np.inf
 
 
 def test_auc_effect_is_the_distance_of_normal_classes():

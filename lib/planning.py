@@ -1,0 +1,115 @@
+"""Planning: how many repeats, folds and patients a difference needs, and what they cost.
+
+All formulas are those of the tests in `lib.statistics`, read the other way round.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import optimize, stats
+
+DESIGNS = ((1, 5), (3, 5), (5, 5), (10, 5), (1, 10), (3, 10), (5, 10), (10, 10))  # repeats × folds
+
+
+def power(effect: float, spread: float, repeats: int, folds: int, alpha: float = 0.05) -> float:
+    """Power of the two-sided corrected t-test: noncentral t with λ = δ / (σ √(1/n + 1/(K − 1))).
+
+    Parameters
+    ----------
+    effect, spread : true mean δ and standard deviation σ of the cells' paired differences
+    """
+    n = repeats * folds
+    shift = effect / (spread * np.sqrt(1 / n + 1 / (folds - 1)))
+    critical = stats.t(n - 1).ppf(1 - alpha / 2)
+    return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))
+
+
+def detectable(spread: float, repeats: int, folds: int, wanted: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest true difference that the corrected t-test finds with this power."""
+    return spread * optimize.brentq(lambda effect: power(effect, 1.0, repeats, folds, alpha) - wanted, 1e-6, 20)
+
+
+def power_of_equivalence(margin: float, spread: float, repeats: int, folds: int, alpha: float = 0.05) -> float:
+    """Probability that two equally good methods are shown to be equivalent: P(90 % interval within ±margin | δ = 0).
+
+    d̄ is normal and s² its own multiple of χ²: the mean of P(|d̄| < margin − t s) over the distribution of s.
+    """
+    n = repeats * folds
+    scale = spread * np.sqrt(1 / n + 1 / (folds - 1))
+    critical = stats.t(n - 1).ppf(1 - alpha)
+    levels = (np.arange(4000) + 0.5) / 4000
+    s = scale * np.sqrt(stats.chi2(n - 1).ppf(levels) / (n - 1))
+    room = np.maximum(margin - critical * s, 0)
+    return float((2 * stats.norm.cdf(room / scale) - 1).mean())
+
+
+def designs(effect: float, spread: float, margin: float, hours_of_cell: float) -> pd.DataFrame:
+    """What each of `DESIGNS` could find, and what it would cost.
+
+    Parameters
+    ----------
+    effect : a true difference worth finding
+    spread : standard deviation of the cells' paired differences, from a pilot. Test sampling makes it grow with the
+        number of folds, so rows of 5 and of 10 folds are not to be compared where it comes from one of them
+    margin : differences within ±margin are of no consequence
+    hours_of_cell : of the generators and all trials of one cell
+
+    Returns
+    -------
+    DataFrame indexed by design ("3 × 5"): `cells, power, detectable` (at 80 % power), `equivalence` (the probability to
+    show two equal methods equivalent), `hours`
+    """
+    rows = {}
+    for repeats, folds in DESIGNS:
+        cells = repeats * folds
+        rows[f"{repeats} × {folds}"] = {
+            "cells": cells,
+            "power": power(effect, spread, repeats, folds),
+            "detectable": detectable(spread, repeats, folds),
+            "equivalence": power_of_equivalence(margin, spread, repeats, folds),
+            "hours": cells * hours_of_cell,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").astype({"cells": int}).rename_axis("repeats × folds")
+
+
+def patients_needed(patients: int, standard_error: float, difference: float, margin: float) -> dict[str, float]:
+    """Test patients with which a hold-out would decide, if the standard error falls with √n, at 80 % power.
+
+    Parameters
+    ----------
+    patients, standard_error : of this run
+    difference : the one to be found, at 5 % two-sided
+    margin : the one to be excluded where there is none, by two one-sided tests at 5 %
+
+    Returns
+    -------
+    dict `difference, equivalence` : numbers of patients
+    """
+    found = (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) / abs(difference) if difference else np.inf
+    equal = (stats.norm.ppf(0.95) + stats.norm.ppf(0.9)) / margin
+    return {
+        "difference": patients * (standard_error * found) ** 2,
+        "equivalence": patients * (standard_error * equal) ** 2,
+    }
+
+
+def hours_of_cell(manifest: dict, metrics: pd.DataFrame, cells: int) -> float:
+    """Hours of one cell of this run: its share of the notebooks that train generators, and its trials.
+
+    Parameters
+    ----------
+    manifest : of the run, with the seconds of its notebooks; those resumed from checkpoints count what was left
+    metrics : `condition, repeat, fold, seed, metric, value` with the metric "seconds"
+    """
+    notebooks = manifest.get("notebooks", {})
+    generators = sum(
+        notebooks.get(name, {}).get("seconds", 0.0) for name in ("02_cyclegan", "03_cyclediff", "04_synthesis")
+    )
+    return (generators + metrics.value[metrics.metric == "seconds"].sum()) / cells / 3600
+
+
+def spread_of_cells(metrics: pd.DataFrame, a: str, b: str) -> float:
+    """Standard deviation of the AUROC differences a − b between cells, seeds averaged; NaN with a single cell."""
+    aurocs = metrics[metrics.metric == "auroc"].groupby(["condition", "repeat", "fold"]).value.mean()
+    return float((aurocs[a] - aurocs[b]).std())
