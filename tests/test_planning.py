@@ -27,8 +27,9 @@ def test_power_of_a_difference_of_2_points(spread, expected):
 
 
 def test_detectable_differences_in_standard_deviations():
-    found = [detectable(1.0, *design) for design in planning.DESIGNS]
-    assert found == pytest.approx([2.53, 1.70, 1.58, 1.49, 1.45, 1.11, 1.04, 0.99], abs=0.006)
+    found = np.array([detectable(1.0, *design) for design in planning.DESIGNS])
+    published = np.array([2.53, 1.70, 1.58, 1.49, 1.45, 1.11, 1.04, 0.99])  # rounded up
+    assert ((published - found >= 0) & (published - found < 0.01)).all()
     assert detectable(0.02, 5, 5) == pytest.approx(0.02 * detectable(1.0, 5, 5))
 
 
