@@ -1,131 +1,28 @@
 """Fidelity: how well synthetic radiographs imitate real ones of their class, and how well each kept its source.
 
-Distances between distributions (KID, FID, precision, recall) come from torch-fidelity on the features of a judge
-(`lib.judge`) of one-channel radiographs, and on Inception's where its weights are at hand. Every value stands beside
-two references at the same number of images: `real`, validation images of the class, and `source`, untranslated images.
+Every distance (`lib.distances`) stands beside two references at the same number of images: `real`, validation images of
+the class, and `source`, untranslated images.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
-import torch
-import torch_fidelity
+from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 from sklearn.metrics import roc_auc_score
-from torch.utils.data import Dataset
-from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from lib.cohort import LABELS, Cohort
+from lib.distances import Space, distances, spaces
 from lib.judge import Judge, zones
-from lib.runs import from_root
 from lib.statistics import kid, kid_jackknife, kid_permutation_test
 from lib.training import generator
 
 DIRECTIONS = {"AFF": "NFF→AFF", "NFF": "AFF→NFF"}  # by the label translated to
-DISTANCES = {
-    "kid": "kernel_inception_distance_mean",
-    "fid": "frechet_inception_distance",
-    "precision": "precision",
-    "recall": "recall",
-}
+OF_JUDGE = ("transfer", "neither", "transfer_blurred", "transfer_noised")  # measured by its eye, not in pixels
 
 
-# Features ------------------------------------------------------------------------------------------------------------
-
-
-class JudgeFeatures(FeatureExtractorBase):
-    """torch-fidelity's view of a judge: (B, 1, H, W) float32 in [-1, 1] to (B, features)."""
-
-    def __init__(self, name, features_list, judge_folder: str, **kwargs):
-        super().__init__(name, features_list)
-        self.network = Judge.load(Path(judge_folder)).network
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return ("pooled",)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "pooled"
-
-    @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor]:
-        return (self.network.features(images).float(),)
-
-
-def register_judge() -> None:
-    """Make "judge" known to torch-fidelity; calling it again does nothing."""
-    if "judge" not in torch_fidelity.registry.FEATURE_EXTRACTORS_REGISTRY:
-        torch_fidelity.register_feature_extractor("judge", JudgeFeatures)
-
-
-class Images(Dataset):
-    """A cohort's images as torch-fidelity wants them: float for the judge, grey 8-bit RGB for Inception."""
-
-    def __init__(self, cohort: Cohort, rgb: bool):
-        if rgb:
-            self.images = torch.from_numpy(np.rint((cohort.images() + 1) * 127.5).astype(np.uint8)).expand(
-                -1, 3, -1, -1
-            )
-        else:
-            self.images = torch.from_numpy(cohort.images())
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, row: int) -> torch.Tensor:
-        return self.images[row]
-
-
-def inception_available(weights: str) -> str:
-    """What can be said of Inception's weights: "" where they are not wanted or cannot be had (which is printed).
-
-    Parameters
-    ----------
-    weights : "none", "download" (torch-fidelity's usual address), or the path of the weights file
-    """
-    if weights == "none":
-        return ""
-    path = None if weights == "download" else str(from_root(weights))
-    if path and not Path(path).is_file():
-        raise FileNotFoundError(f"inception_weights {weights!r}: no such file; give its path, 'download' or 'none'")
-    try:
-        torch_fidelity.utils.create_feature_extractor(
-            "inception-v3-compat", ["2048"], cuda=False, verbose=False, feature_extractor_weights_path=path
-        )
-    except (OSError, RuntimeError) as error:
-        print(f"Inception's weights could not be had ({error}): distances are computed on the judge's features alone.")
-        return ""
-    return "inception-v3-compat" + (f" from {Path(path).name}" if path else "")
-
-
-# Distances between distributions -------------------------------------------------------------------------------------
-
-
-def distances(generated: Cohort, reference: Cohort, features: str, judge_folder: Path, inception: str = "none") -> dict:
-    """KID, FID, precision and recall of generated against real images.
-
-    With as many generated as real images KID takes all pairs (one subset of all): the unbiased estimate, without subset
-    noise. FID of n images in d dimensions is biased upward, the more the smaller n: compare it with the references at
-    the same n only. Precision and recall need four images, else they are missing.
-    """
-    register_judge()
-    judged = features == "judge"
-    n = min(len(generated), len(reference))
-    extractor = {"feature_extractor": "judge", "judge_folder": str(judge_folder)}
-    if not judged:
-        extractor = {"feature_extractor": "inception-v3-compat"}
-        if inception != "download":
-            extractor["feature_extractor_weights_path"] = str(from_root(inception))
-    values = torch_fidelity.calculate_metrics(
-        input1=Images(generated, not judged), input2=Images(reference, not judged), cuda=torch.cuda.is_available(),
-        kid=True, fid=True, prc=n > 3, kid_subsets=1, kid_subset_size=n, save_cpu_ram=True, cache=False, verbose=False,
-        **extractor,
-    )  # fmt: skip
-    return {name: float(values.get(key, np.nan)) for name, key in DISTANCES.items()}
+# Distances between distributions --------------------------------------------------------------------------------------
 
 
 def subsample(cohort: Cohort, n: int, seed: int) -> Cohort:
@@ -133,26 +30,22 @@ def subsample(cohort: Cohort, n: int, seed: int) -> Cohort:
     return cohort.take(np.sort(generator(seed).permutation(len(cohort))[:n]))
 
 
-def distance_rows(
-    sets: dict[str, Cohort], reference: Cohort, judge_folder: Path, features: str, inception: str
-) -> list:
-    """Rows of the fidelity table: each set against the same real test images, at the same number of images.
+def distance_rows(sets: dict[str, Cohort], reference: Cohort, found: dict[str, Space]) -> list[dict]:
+    """Rows of the fidelity table: each set against the same real test images, at the same number, in each space.
 
-    KID's interval is a jackknife over patients (of both sides), on the judge's features.
+    KID's interval is a jackknife over patients (of both sides).
     """
     n = min(len(reference), *(len(cohort) for cohort in sets.values()))
-    judge, rows = Judge.load(judge_folder), []
-    reference = subsample(reference, n, seed=n)
-    reference_features = judge.features(reference.pixels)
-    for method, cohort in sets.items():
-        cohort = subsample(cohort, n, seed=n)
-        for metric, value in distances(cohort, reference, features, judge_folder, inception).items():
-            row = {"method": method, "features": features, "metric": metric, "value": value, "n": n}
-            if metric == "kid" and features == "judge":
-                patients = cohort.table.patient_id, reference.table.patient_id
-                interval = kid_jackknife(judge.features(cohort.pixels), reference_features, *patients)
-                row |= {"ci_low": interval.ci_low, "ci_high": interval.ci_high}
-            rows.append(row)
+    rows, reference = [], subsample(reference, n, seed=n)
+    for name, space in found.items():
+        real = space(reference.pixels)
+        for method, cohort in sets.items():
+            cohort = subsample(cohort, n, seed=n)
+            generated = space(cohort.pixels)
+            interval = kid_jackknife(generated, real, cohort.table.patient_id, reference.table.patient_id)
+            for metric, value in distances(generated, real).items():
+                row = {"method": method, "features": name, "metric": metric, "value": value, "n": n}
+                rows.append(row | ({"ci_low": interval.ci_low, "ci_high": interval.ci_high} if metric == "kid" else {}))
     return rows
 
 
@@ -189,6 +82,34 @@ def ssim_by_zone(a: np.ndarray, b: np.ndarray, table: pd.DataFrame) -> tuple[np.
     return inside, outside
 
 
+def change_in_zone(a: np.ndarray, b: np.ndarray, table: pd.DataFrame) -> np.ndarray:
+    """(N,) share of the absolute change from b to a that lies in the fracture zone; NaN where nothing changed.
+
+    Parameters
+    ----------
+    a, b : (N, H, W) integer pixels of the same type
+    table : N rows, as for `ssim_by_zone`
+    """
+    change = abs(a.astype(np.float32) - b).sum(2)
+    with np.errstate(invalid="ignore"):
+        return (change * zone_rows(table, a.shape[1])).sum(1) / change.sum(1)
+
+
+def blurred(pixels: np.ndarray) -> np.ndarray:
+    """(N, H, W) pixels after a Gaussian blur of σ = 1/128 of the height: too mild to hide a fracture."""
+    sigma = max(pixels.shape[1] / 128, 0.5)  # less than half a pixel would be no blur
+    return np.stack([np.rint(gaussian_filter(image.astype(np.float32), sigma)) for image in pixels]).astype(
+        pixels.dtype
+    )
+
+
+def noised(pixels: np.ndarray) -> np.ndarray:
+    """(N, H, W) pixels with noise of 2 % of the grey scale, always the same."""
+    top = np.iinfo(pixels.dtype).max
+    noise = generator(len(pixels)).normal(0, 0.02 * top, pixels.shape)
+    return np.clip(np.rint(pixels + noise), 0, top).astype(pixels.dtype)
+
+
 def mean_by_patient(values: np.ndarray, patients: pd.Series, draws: int = 2000, seed: int = 0) -> dict:
     """Mean over images with a 95 % percentile interval from resampling patients."""
     yes_or_no = np.asarray(values).dtype == bool
@@ -211,18 +132,25 @@ def image_rows(method: str, translated: Cohort, source: Cohort, judge: Judge, co
     """Rows of the fidelity table about each translated image: transfer, what it kept, and the counterfactual.
 
     `transfer` is the share that the judge takes for the class translated to, `neither` the share it takes for no
-    fracture at all; `ssim_outside` compares with the source outside the fracture zone; `counterfactual_inside` and
-    `counterfactual_outside` with the phantom's rendering of the same patient with the other fracture.
+    fracture at all; `transfer_blurred` and `transfer_noised` ask again after a mild blur and mild noise, which images
+    that only please the judge do not survive (Chu et al. 2017, arXiv:1712.02950). `ssim_outside` compares with the
+    source outside the fracture zone, `change_in_zone` is the share of all change that lies inside, to be compared with
+    `zone_share`, the zone's share of the image; `counterfactual_inside` and `counterfactual_outside` compare with the
+    phantom's rendering of the same patient with the other fracture.
     """
     to, patients = translated.table.label.iloc[0], source.table.patient_id
     verdicts = judge.verdicts(translated.pixels)
     values = {"transfer": verdicts == to, "neither": verdicts == "neither"}
+    values["transfer_blurred"] = judge.verdicts(blurred(translated.pixels)) == to
+    values["transfer_noised"] = judge.verdicts(noised(translated.pixels)) == to
+    values["change_in_zone"] = change_in_zone(translated.pixels, source.pixels, source.table)
+    values["zone_share"] = zone_rows(source.table, source.size).mean(1)
     values["ssim_outside"] = ssim_by_zone(translated.pixels, source.pixels, source.table)[1]
     if counterfactual is not None:
         inside, outside = ssim_by_zone(translated.pixels, counterfactual.pixels, source.table)
         values |= {"counterfactual_inside": inside, "counterfactual_outside": outside}
     return [
-        {"method": method, "features": "judge" if metric in ("transfer", "neither") else "pixels", "metric": metric,
+        {"method": method, "features": "judge" if metric in OF_JUDGE else "pixels", "metric": metric,
          **mean_by_patient(value, patients)}
         for metric, value in values.items()
     ]  # fmt: skip
@@ -272,9 +200,10 @@ def reconstruction(back: Cohort, images: Cohort, judge: Judge) -> dict[str, floa
 
 def fidelity_table(
     translated: dict[str, Cohort],
+    training: Cohort,
     validation: Cohort,
     test: Cohort,
-    judge_folder: Path,
+    judge: Judge,
     counterfactual: Cohort | None = None,
     noise: Cohort | None = None,
     inception: str = "none",
@@ -284,7 +213,8 @@ def fidelity_table(
     Parameters
     ----------
     translated : by method, the test images translated both ways (`lib.synthesis.both_ways`)
-    validation, test : the cell's real images; not those of the training part, which the judge has fitted
+    training, validation, test : the cell's real images; `real` compares test with validation images, not with those of
+        the training part, which the judge has fitted
     counterfactual : the test images with the other fracture, on the phantom
     noise : AFF images sampled from noise: they have no source, so only their distances are measured
 
@@ -293,7 +223,8 @@ def fidelity_table(
     DataFrame `method, direction, features, metric, value, ci_low, ci_high, n`; methods also `real`, `source` and,
         on the phantom, `counterfactual`: what the metrics of single images say of a perfect translation
     """
-    judge, rows = Judge.load(judge_folder), []
+    found, rows = spaces(judge, training, inception), []
+    test = judge.with_zones(test)
     for to, direction in DIRECTIONS.items():
         away = next(label for label in LABELS if label != to)
         source, reference = test.select(label=away), test.select(label=to)
@@ -301,30 +232,46 @@ def fidelity_table(
         sets = {"real": validation.select(label=to), "source": source, **outputs}
         if noise is not None and to == "AFF":
             sets["noise"] = noise
-        found = []
-        for features in ("judge", "inception") if inception != "none" else ("judge",):
-            found += distance_rows(sets, reference, judge_folder, features, inception)
         other = None if counterfactual is None else counterfactual.select(label=to)
-        untranslated = Cohort(source.table.assign(label=to), source.pixels)
-        compared = {"source": untranslated, **outputs}
+        compared = {"source": Cohort(source.table.assign(label=to), source.pixels), **outputs}
         if other is not None:
             compared["counterfactual"] = other
+        of_direction = distance_rows(sets, reference, found)
         for method, cohort in compared.items():
-            found += image_rows(method, cohort, source, judge, other)
+            of_direction += image_rows(method, cohort, source, judge, other)
         for method, cohort in {"real": reference, "noise": sets.get("noise")}.items():
             if cohort is not None:
-                found += [row for row in image_rows(method, cohort, cohort, judge, None) if row["features"] == "judge"]
-        rows += [{**row, "direction": direction} for row in found]
+                of_images = image_rows(method, cohort, cohort, judge, None)
+                of_direction += [row for row in of_images if row["features"] == "judge"]
+        rows += [{**row, "direction": direction} for row in of_direction]
     columns = ["method", "direction", "features", "metric", "value", "ci_low", "ci_high", "n"]
     return pd.DataFrame(rows)[columns]
 
 
-def kid_comparison(translated: dict[str, Cohort], test: Cohort, judge_folder: Path, a: str, b: str) -> pd.DataFrame:
+def closer_by_space(fidelity: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
+    """Which of two methods has the lower KID in each feature space, and whether the spaces agree.
+
+    Parameters
+    ----------
+    fidelity : `method, direction, features, metric, value`; means over cells are compared
+
+    Returns
+    -------
+    DataFrame, one row a direction: a column a space with the method that is closer, and `agree`
+    """
+    values = fidelity[(fidelity.metric == "kid") & fidelity.method.isin([a, b])]
+    means = values.pivot_table(index="direction", columns=["features", "method"], values="value", sort=False)
+    found = means.columns.unique("features")
+    table = pd.DataFrame({space: means[space].idxmin(axis=1) for space in found})
+    return table.assign(agree=table.nunique(axis=1) == 1)
+
+
+def kid_comparison(translated: dict[str, Cohort], test: Cohort, judge: Judge, a: str, b: str) -> pd.DataFrame:
     """Is one method's KID lower than another's on the same source images? A row a direction, permuting source patients.
 
     Columns are those of `statistics/comparisons.csv`, question RQ1, without the adjusted p.
     """
-    judge, rows = Judge.load(judge_folder), []
+    rows = []
     for to, direction in DIRECTIONS.items():
         one, other = (translated[method].select(label=to) for method in (a, b))
         reference = test.select(label=to)

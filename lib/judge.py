@@ -3,7 +3,8 @@
 A classifier of two classes accepts whatever is left when a fracture line is merely erased, so the judge learns a third
 class from failed translations: fracture erased, blurred, doubled or half drawn. On the phantom these are rendered; on
 real radiographs they are made from the images. It is trained on the training part of a cell only, is another network
-than the classifier under study, and serves three ends: transfer success, features for KID and FID, and nothing else.
+than the classifier under study, and measures: transfer success, features for distances, and where a fracture lies in
+radiographs whose table does not say.
 """
 
 from __future__ import annotations
@@ -225,6 +226,38 @@ class Judge:
     def verdicts(self, pixels: np.ndarray) -> np.ndarray:
         """(N,) "NFF", "AFF" or "neither", whichever is most probable."""
         return np.array(CLASSES)[self.probabilities(pixels).argmax(1)]
+
+    def activation_maps(self, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """(N, h, w) class activation maps: what each place adds to the logit of the class named for the image.
+
+        Zhou et al. 2016, arXiv:1512.04150, eq. 2; exact here, where a linear layer follows the average: the mean of a
+        map and the layer's bias are the logit.
+
+        Parameters
+        ----------
+        pixels : (N, H, W) integers
+        classes : (N,) of `CLASSES`
+        """
+        weights = self.network.head.weight.detach()
+        maps = self._run(lambda images: torch.einsum("kc,nchw->nkhw", weights, self.network.stages(images)), pixels)
+        return maps[np.arange(len(pixels)), [CLASSES.index(name) for name in classes]]
+
+    def with_zones(self, cohort: Cohort) -> Cohort:
+        """The cohort with a fracture zone for each image: the table's own, else the rows that speak for its label.
+
+        Those are the rows around the strongest one whose mean in the class activation map exceeds half of its.
+        """
+        if "zone_top" in cohort.table:
+            return cohort
+        maps = self.activation_maps(cohort.pixels, cohort.table.label.to_numpy())
+        rows, zone = maps.mean(2), []
+        for row in rows:
+            strong = row >= row.max() / 2 if row.max() > 0 else np.arange(len(row)) == row.argmax()
+            ends = np.flatnonzero(~strong)
+            above, below = ends[ends < row.argmax()], ends[ends > row.argmax()]
+            zone.append((above.max() + 1 if len(above) else 0, below.min() if len(below) else len(row)))
+        top, bottom = np.array(zone).T / rows.shape[1]
+        return Cohort(cohort.table.assign(zone_top=top, zone_bottom=bottom), cohort.pixels)
 
     def confusion(self, cohort: Cohort, seed: int, phantom: Phantom | None = None) -> pd.DataFrame:
         """How often what is drawn (rows) is judged to be each class (columns), on images the judge has not seen."""

@@ -26,7 +26,7 @@ def power(effect: float, spread: float, repeats: int, folds: int, alpha: float =
 
 
 def _observed_spread(n: int) -> np.ndarray:
-    """Quantiles of the standard deviation of n normal numbers of standard deviation 1 (scipy's noncentral t overflows)."""
+    """Quantiles of the standard deviation of n standard normal numbers; scipy's noncentral t overflows."""
     levels = (np.arange(4000) + 0.5) / 4000
     return np.sqrt(stats.chi2(n - 1).ppf(levels) / (n - 1))
 

@@ -107,3 +107,25 @@ def test_confusion_has_a_row_of_shares_for_each_class_and_failure(judge, cohort)
     assert list(confusion.columns) == list(CLASSES)
     assert list(confusion.index) == ["NFF", "AFF", *FAILURES]
     np.testing.assert_allclose(confusion.sum(axis=1), 1)
+
+
+def test_activation_maps_and_bias_are_the_logits(judge, cohort):
+    judge, _ = judge
+    network = judge.network.eval()
+    with torch.no_grad():
+        logits = network(torch.from_numpy(cohort.images())).numpy()
+    for position, name in enumerate(CLASSES):
+        maps = judge.activation_maps(cohort.pixels, [name] * len(cohort))
+        found = maps.mean((1, 2)) + network.head.bias[position].item()
+        np.testing.assert_allclose(found, logits[:, position], rtol=1e-4, atol=1e-4)
+
+
+def test_zones_of_the_table_are_kept_and_others_are_where_the_judge_looks(judge, cohort):
+    judge, _ = judge
+    assert judge.with_zones(cohort) is cohort
+    without = Cohort(cohort.table.drop(columns=["zone_top", "zone_bottom"]), cohort.pixels)
+    zones_found = zones(judge.with_zones(without).table)
+    assert ((zones_found[:, 0] >= 0) & (zones_found[:, 0] < zones_found[:, 1]) & (zones_found[:, 1] <= 1)).all()
+    strongest = judge.activation_maps(cohort.pixels, cohort.table.label.to_numpy()).mean(2)
+    middle = (strongest.argmax(1) + 0.5) / strongest.shape[1]
+    assert ((zones_found[:, 0] < middle) & (middle < zones_found[:, 1])).all()

@@ -1,0 +1,184 @@
+"""Distances between two sets of images, in more than one feature space: KID, FID, precision, recall, density, coverage.
+
+A feature space is a function from (N, H, W) integer pixels to (N, d) numbers. What one space cannot see, its distances
+do not count, so there are always two, of different kinds (`spaces`), and a third where Inception's weights are at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch_fidelity
+from scipy.spatial.distance import cdist
+from sklearn.decomposition import PCA
+from torch.nn.functional import interpolate
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from lib.cohort import Cohort, to_images
+from lib.judge import Judge
+from lib.runs import from_root
+from lib.statistics import kid
+from lib.training import generator
+
+NEIGHBOURS = 5  # of density and coverage; precision and recall have 3, their paper's
+COMPONENTS = 64  # of the principal components, as many as the judge has features
+FID_IMAGES = 2048  # below so many, even Inception's FID has a singular covariance
+
+Space = Callable[[np.ndarray], np.ndarray]
+
+
+# Feature spaces ------------------------------------------------------------------------------------------------------
+
+
+def spaces(judge: Judge, training: Cohort, inception: str = "none") -> dict[str, Space]:
+    """The feature spaces of a cell: of its judge, which knows labels, and generic ones, which do not.
+
+    `judge` sees fractures and little else; `pca`, the principal components of the training images, sees exposure, pose
+    and anatomy, and hardly a thin line.
+
+    Parameters
+    ----------
+    training : the cell's training part
+    inception : "none", "download" or a weights file, see `inception_available`
+    """
+    found = {"judge": judge.features, "pca": principal_components(training)}
+    return found if inception == "none" else found | {"inception": inception_features(inception)}
+
+
+def principal_components(training: Cohort) -> Space:
+    """The leading principal components of images of at most 32 × 32 pixels, each of variance 1 in the training part."""
+
+    def thumbnails(pixels):
+        images = torch.from_numpy(to_images(pixels))
+        side = min(32, images.shape[-1])
+        return interpolate(images, (side, side), mode="bilinear", antialias=True).flatten(1).numpy()
+
+    components = min(COMPONENTS, len(training) - 1)
+    fitted = PCA(components, whiten=True, svd_solver="full").fit(thumbnails(training.pixels))
+    return lambda pixels: fitted.transform(thumbnails(pixels))
+
+
+def inception_available(weights: str) -> str:
+    """What can be said of Inception's weights: "" where they are not wanted or cannot be had (which is printed).
+
+    Parameters
+    ----------
+    weights : "none", "download" (torch-fidelity's usual address), or the path of the weights file
+    """
+    if weights == "none":
+        return ""
+    path = None if weights == "download" else from_root(weights)
+    if path and not path.is_file():
+        raise FileNotFoundError(f"inception_weights {weights!r}: no such file; give its path, 'download' or 'none'")
+    try:
+        _inception(weights)
+    except (OSError, RuntimeError) as error:
+        print(f"Inception's weights could not be had ({error}): distances are those of judge and pca alone.")
+        return ""
+    return "inception-v3-compat" + (f" from {Path(path).name}" if path else "")
+
+
+def _inception(weights: str) -> torch.nn.Module:
+    path = None if weights == "download" else str(from_root(weights))
+    return torch_fidelity.utils.create_feature_extractor(
+        "inception-v3-compat",
+        ["2048"],
+        cuda=torch.cuda.is_available(),
+        verbose=False,
+        feature_extractor_weights_path=path,
+    )
+
+
+def inception_features(weights: str) -> Space:
+    """Inception's 2048 features of grey images, repeated to RGB of 8 bits, as torch-fidelity has them."""
+    network = _inception(weights)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    @torch.inference_mode()
+    def features(pixels):
+        grey = torch.from_numpy(np.rint((to_images(pixels) + 1) * 127.5).astype(np.uint8))
+        batches = [network(batch.expand(-1, 3, -1, -1).to(device))[0].cpu() for batch in grey.split(64)]
+        return torch.cat(batches).numpy()
+
+    return features
+
+
+# Distances -----------------------------------------------------------------------------------------------------------
+
+
+def distances(generated: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    """Every distance of generated from real images.
+
+    KID takes all pairs: with one subset of all images there is no subset noise. FID is biased upward, the more the
+    fewer images and the more features there are, so it is to be read beside references at the same numbers only;
+    `fid_infinity` takes the bias away as far as a straight line in 1/n can. Precision and recall (Kynkäänniemi et al.
+    2019, arXiv:1904.06991), density and coverage (`density_coverage`) are missing where there are too few images.
+
+    Parameters
+    ----------
+    generated, real : (n, d) and (m, d) features
+
+    Returns
+    -------
+    dict `kid, fid, fid_infinity, precision, recall, density, coverage`
+    """
+    found = {"kid": kid(generated, real), "fid": fid(generated, real), "fid_infinity": fid_infinity(generated, real)}
+    precision = recall = np.nan
+    if min(len(generated), len(real)) > 3:
+        tensors = (torch.from_numpy(np.asarray(features, np.float64)) for features in (generated, real))
+        values = prc_features_to_metric(*tensors, verbose=False)
+        precision, recall = float(values["precision"]), float(values["recall"])
+    return found | {"precision": precision, "recall": recall} | density_coverage(generated, real)
+
+
+def fid(X: np.ndarray, Y: np.ndarray) -> float:
+    """Fréchet distance of two normal distributions, ‖μ₁ − μ₂‖² + Tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½), by torch-fidelity."""
+    statistics = (fid_features_to_statistics(torch.from_numpy(np.asarray(features, np.float64))) for features in (X, Y))
+    return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
+
+
+def fid_infinity(X: np.ndarray, Y: np.ndarray, sizes: int = 6, draws: int = 4) -> float:
+    """FID extrapolated to infinitely many images: the intercept of FID against 1/n.
+
+    Chong & Forsyth 2020, arXiv:1911.07023. Both sets shrink together, from n to the number of features; missing where
+    there are fewer than twice as many images as features, for below that FID is no straight line in 1/n.
+    """
+    n, d = min(len(X), len(Y)), X.shape[1]
+    if n < 2 * d:
+        return np.nan
+    ns, rng = np.unique(np.geomspace(d, n, sizes).round().astype(int)), generator(n, d)
+    values = [
+        np.mean([fid(X[rng.permutation(len(X))[:size]], Y[rng.permutation(len(Y))[:size]]) for _ in range(draws)])
+        for size in ns
+    ]
+    return float(np.polyfit(1 / ns, values, 1)[1])
+
+
+def fid_warning(n: int, features: int) -> str:
+    """What is wrong with a FID of so many images and features; empty where nothing is."""
+    if n <= features:
+        return f"FID of {n} images in {features} dimensions: the covariance is singular, the value means nothing."
+    if n < FID_IMAGES:
+        return f"FID of {n} images in {features} dimensions is biased upward: read it beside real and source only."
+    return ""
+
+
+def density_coverage(generated: np.ndarray, real: np.ndarray, k: int = NEIGHBOURS) -> dict[str, float]:
+    """Density and coverage of generated images among the k-nearest-neighbour balls of real ones.
+
+    Naeem et al. 2020, arXiv:2002.09797, eq. 3 and 4: density = (1/kM) Σⱼ Σᵢ 1[yⱼ ∈ B(xᵢ, NNₖ(xᵢ))], expected 1 where
+    both are alike, and not bounded; coverage = (1/N) Σᵢ 1[∃j: yⱼ ∈ B(xᵢ, NNₖ(xᵢ))], then expected about 1 − 2⁻ᵏ.
+
+    Parameters
+    ----------
+    generated, real : (M, d) and (N, d) features y and x, N > k, else both are missing
+    """
+    if len(real) <= k:
+        return {"density": np.nan, "coverage": np.nan}
+    radius = np.sort(cdist(real, real), axis=1)[:, k]  # the first is the distance to itself
+    inside = cdist(real, generated) <= radius[:, None]
+    return {"density": float(inside.sum() / (k * len(generated))), "coverage": float(inside.any(1).mean())}
