@@ -298,6 +298,30 @@ def overlaid(images, maps: np.ndarray, titles: Sequence[str]) -> Figure:
     return fig
 
 
+def steganography_curves(errors: Mapping[str, pd.DataFrame], spectra: Mapping[str, pd.Series]) -> Figure:
+    """Cycle errors against what was touched, and power spectra of what the methods make.
+
+    Parameters
+    ----------
+    errors : by method, `lib.steganography.cycle_errors`
+    spectra : by name, `lib.steganography.radial_spectrum`
+    """
+    fig, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, WIDTH * 0.45))
+    for method, table in errors.items():
+        left.errorbar(table.perturbation, table.value, (table.value - table.ci_low, table.ci_high - table.value),
+                      fmt="o", ms=4, capsize=2, label=method)  # fmt: skip
+        left.plot(table.perturbation, table.touched, "_", color="0.5", ms=9)
+    left.plot([], [], "_", color="0.5", ms=9, label="size of the touch")
+    left.set(ylabel="error of the way back", ylim=(0, None))
+    left.tick_params("x", rotation=60)
+    left.legend()
+    for name, spectrum in spectra.items():
+        right.plot(spectrum, label=name)
+    right.set(xlabel="frequency (cycles a pixel)", ylabel="power", yscale="log")
+    right.legend()
+    return fig
+
+
 def forest_plot(comparisons: pd.DataFrame, margin: float) -> Figure:
     """Each comparison's difference with its 95 % interval, beside the band of ±margin."""
     fig, ax = plt.subplots(figsize=(WIDTH, 0.28 * len(comparisons) + 0.7))

@@ -38,6 +38,7 @@ FIELD_OF_VIEW = 90.0  # mm, side of the square frame: a shaft of 28 mm is a litt
 MU_CORTEX, MU_MARROW, MU_SOFT = 0.0604, 0.0235, 0.0217  # 1/mm at 60 keV
 SCATTER = 0.01  # share of the incident photons that reach the detector from elsewhere
 OVERSAMPLING = 2  # rays per pixel side: intensities are averaged over a pixel, as a detector does
+MARKER_SHARE = 0.3  # of the images that carry a side marker
 CLEARLY_NORMAL = ("oblique", "spiral", "butterfly")  # subtypes that no one takes for an AFF
 FAILURES = ("erased", "blurred", "doubled", "half drawn")  # what a translator may leave that is no fracture
 
@@ -185,8 +186,11 @@ def draw_patient(seed: int, number: int, aff_share: float, overlap: float) -> Pa
     )
 
 
-def draw_exposure(seed: int, number: int, image: int) -> Exposure:
-    """An exposure as a pure function of (seed, patient number, image number). The first image is always AP."""
+def draw_exposure(seed: int, number: int, image: int, marker_share: float = MARKER_SHARE) -> Exposure:
+    """An exposure as a pure function of (seed, patient number, image number). The first image is always AP.
+
+    `marker_share` : the probability of a side marker; everything else is drawn as with any other
+    """
     rng = np.random.default_rng([seed, number, 3 + image])
     view = "lateral" if rng.random() < 0.2 and image > 0 else "AP"
     cut = rng.uniform(3, 14, 4) * (rng.random(4) < 0.12)
@@ -199,7 +203,7 @@ def draw_exposure(seed: int, number: int, image: int) -> Exposure:
         photons=rng.lognormal(log(1e5), 0.5),
         window=(rng.uniform(0.5, 4), rng.uniform(98.5, 99.9)),
         collimation=tuple(cut),
-        marker=(rng.random() < 0.3, rng.random() < 0.5, rng.random() < 0.5),
+        marker=(rng.random() < marker_share, rng.random() < 0.5, rng.random() < 0.5),
         texture=rng.normal(0, 0.02, (9, 9)).astype(np.float32),
     )
 
@@ -380,12 +384,21 @@ def render(patient: Patient, exposure: Exposure, drawn: str, size: int, rng: np.
 
 
 def _stamp(image: np.ndarray, glyph: np.ndarray, corner: tuple[bool, bool]) -> None:
-    """Write a lead side marker into a corner of the image, about 8 % of its height."""
-    glyph = np.kron(glyph, np.ones((max(len(image) // 72, 1),) * 2, bool))
-    margin, (height, width) = len(image) // 20, glyph.shape
-    top = len(image) - margin - height if corner[1] else margin
-    left = len(image) - margin - width if corner[0] else margin
-    image[top : top + height, left : left + width][glyph] = 1.0
+    """Write a lead side marker into a corner of the image (at the right, at the bottom)."""
+    rows, columns, mask = marker_places(glyph, len(image))[2 * corner[1] + corner[0]]
+    image[rows, columns][mask] = 1.0
+
+
+def marker_places(glyph: np.ndarray, size: int) -> list[tuple[slice, slice, np.ndarray]]:
+    """Rows, columns and (height, width) bool mask of a marker in the corners: top left, top right, bottom left, right.
+
+    A marker has about 8 % of the image's height.
+    """
+    mask = np.kron(glyph, np.ones((max(size // 72, 1),) * 2, bool))
+    margin, (height, width) = size // 20, mask.shape
+    far = size - margin
+    places = [(slice(margin, margin + length), slice(far - length, far)) for length in (height, width)]
+    return [(rows, columns, mask) for rows in places[0] for columns in places[1]]
 
 
 def fracture_zone(patient: Patient, exposure: Exposure) -> tuple[float, float]:
@@ -406,6 +419,12 @@ def fracture_zone(patient: Patient, exposure: Exposure) -> tuple[float, float]:
     return float(np.clip(middle - top * scale, 0, 1)), float(np.clip(middle - bottom * scale, 0, 1))
 
 
+def _numbers(image_id: str) -> tuple[int, int]:
+    """Patient and image of "p0012-3"."""
+    number, image = image_id.removeprefix("p").split("-")
+    return int(number), int(image)
+
+
 # The cohort ----------------------------------------------------------------------------------------------------------
 
 
@@ -420,6 +439,9 @@ class Phantom:
     aff_share : share of AFF patients (the nearest published cohort has 159 AFF and 914 NFF patients)
     overlap : share of NFF patients whose fracture is hard to tell from an atypical one (`nearly_transverse`)
     seed : every number gives another cohort
+    marker_difference : share of AFF images with a side marker minus that of NFF images, an attribute that has nothing
+        to do with fractures; where it is not 0 the shares are 0.5 ± half of it, else both 0.3. A counterfactual keeps
+        the marker, or its absence.
     """
 
     patients: int = 1200
@@ -427,8 +449,11 @@ class Phantom:
     aff_share: float = 0.15
     overlap: float = 0.25
     seed: int = 0
+    marker_difference: float = 0.0
 
     def __post_init__(self):
+        if not -1 <= self.marker_difference <= 1:
+            raise ValueError(f"marker_difference={self.marker_difference} must lie between -1 and 1")
         if not 0 < self.aff_share < 1 or not 0 <= self.overlap <= 1 or self.patients < 2 or self.size < 16:
             raise ValueError(
                 f"no phantom can be drawn from {self}: aff_share in (0, 1), overlap in [0, 1], 2 patients, 16 px"
@@ -437,6 +462,12 @@ class Phantom:
     def patient(self, number: int) -> Patient:
         return draw_patient(self.seed, number, self.aff_share, self.overlap)
 
+    def exposure(self, number: int, image: int) -> Exposure:
+        share = MARKER_SHARE
+        if self.marker_difference:
+            share = 0.5 + self.marker_difference / 2 * (1 if self.patient(number).label == "AFF" else -1)
+        return draw_exposure(self.seed, number, image, share)
+
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row an image: ids, label, view, side, subtype of the fracture, and the fracture zone."""
@@ -444,7 +475,7 @@ class Phantom:
         for number in range(self.patients):
             patient = self.patient(number)
             for image in range(patient.images):
-                exposure = draw_exposure(self.seed, number, image)
+                exposure = self.exposure(number, image)
                 top, bottom = fracture_zone(patient, exposure)
                 rows.append(
                     {
@@ -472,6 +503,10 @@ class Phantom:
         )
         return Cohort(table.drop(columns="subtype", errors="ignore"), self.render(cohort.table.image_id, other))
 
+    def has_marker(self, image_ids) -> np.ndarray:
+        """(N,) bool: whether each image was drawn with a side marker."""
+        return np.array([self.exposure(*_numbers(image_id)).marker[0] for image_id in image_ids], bool)
+
     def save(self, folder: str | Path) -> None:
         """Write `phantom.json` beside the cohort, so that later steps can render its patients again."""
         (Path(folder) / "phantom.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
@@ -486,9 +521,9 @@ class Phantom:
         """(N, size, size) uint8: each image with the fracture (or failure) named for it in `drawn`."""
 
         def one(image_id: str, drawn: str) -> np.ndarray:
-            number, image = (int(part) for part in image_id.removeprefix("p").split("-"))
+            number, image = _numbers(image_id)
             noise = np.random.default_rng([self.seed, number, 3 + image, 1])
-            return render(self.patient(number), draw_exposure(self.seed, number, image), drawn, self.size, noise)
+            return render(self.patient(number), self.exposure(number, image), drawn, self.size, noise)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return np.stack(list(pool.map(one, image_ids, drawn)))

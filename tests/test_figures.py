@@ -160,4 +160,4 @@ def test_maps_are_laid_over_the_lower_row():
     fig = figures.overlaid(pixels(3), np.ones((3, 2, 2)), ["a", "b", "c"])
     assert [len(ax.images) for ax in fig.axes] == [1, 1, 1, 2, 2, 2]
     assert [ax.get_title() for ax in fig.axes[:3]] == ["a", "b", "c"]
-    assert fig.axes[3].images[1].get_extent() == (-0.5, 7.5, 7.5, -0.5)
+    assert fig.axes[3].images[1].get_extent() == [-0.5, 7.5, 7.5, -0.5]

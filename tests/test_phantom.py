@@ -211,3 +211,26 @@ def test_ramp_is_symmetric():
 def test_table_has_the_contract_columns(cohort):
     assert isinstance(cohort.table, pd.DataFrame)
     assert {"image_id", "patient_id", "label", "view", "side", "zone_top", "zone_bottom"} <= set(cohort.table)
+
+
+def test_markers_change_their_prevalence_and_nothing_else():
+    plain, equal = (
+        Phantom(patients=60, size=32, aff_share=0.5, seed=3),
+        Phantom(60, 32, 0.5, seed=3, marker_difference=0),
+    )
+    pd.testing.assert_frame_equal(plain.table, equal.table)
+    np.testing.assert_array_equal(plain.cohort().pixels, equal.cohort().pixels)
+    assert plain.has_marker(plain.table.image_id).mean() == pytest.approx(0.3, abs=0.08)
+    aff = (plain.table.label == "AFF").to_numpy()
+    for difference in (0.5, 1.0):
+        phantom = Phantom(60, 32, 0.5, seed=3, marker_difference=difference)
+        pd.testing.assert_frame_equal(phantom.table, plain.table)
+        marked = phantom.has_marker(phantom.table.image_id)
+        assert marked[aff].mean() - marked[~aff].mean() == pytest.approx(difference, abs=0.15)
+        same = marked == plain.has_marker(plain.table.image_id)
+        np.testing.assert_array_equal(phantom.cohort().pixels[same], plain.cohort().pixels[same])
+        bright = (phantom.cohort().pixels == 255).sum((1, 2))
+        without = (phantom.counterfactual(phantom.cohort()).pixels == 255).sum((1, 2))
+        assert (bright[marked] > 5).all() and (without[marked] > 5).all(), "a counterfactual keeps the marker"
+    with pytest.raises(ValueError, match="marker_difference=2"):
+        Phantom(60, 32, marker_difference=2)
