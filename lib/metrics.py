@@ -79,7 +79,7 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, floa
     probabilities : (n,) probability of AFF, 0 … 1
     """
     labels = np.asarray(labels)
-    clipped = np.clip(probabilities, 1e-6, 1 - 1e-6)
+    clipped = np.clip(np.asarray(probabilities), 1e-6, 1 - 1e-6)
     logits = np.log(clipped / (1 - clipped))
     slope = LogisticRegression(C=np.inf, max_iter=1000).fit(logits[:, None], labels).coef_[0, 0]
     intercept = 0.0

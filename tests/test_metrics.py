@@ -115,7 +115,7 @@ def grouped(*groups):
     ],
 )
 def test_calibration_where_it_can_be_told_by_hand(groups, intercept, slope):
-    found = calibration(*grouped(*groups))
+    found = calibration(*map(pd.Series, grouped(*groups)))
     assert found["intercept"] == pytest.approx(intercept, abs=1e-6)
     assert found["slope"] == pytest.approx(slope, abs=1e-3)
     assert found["brier"] == pytest.approx(evaluate(*grouped(*groups), 0.5)["brier"])
