@@ -10,7 +10,10 @@ import pandas as pd
 
 from lib import cyclediff, cyclegan
 from lib.comparisons import MARGIN, QUESTIONS
+from lib.controls import CONTROLS
+from lib.fidelity import OF_JUDGE, closer_by_space
 from lib.metrics import KEY_SECONDARY, PRIMARY
+from lib.planning import detectable, patients_needed
 from lib.training import weights_metadata
 from lib.translator import WEIGHTS
 
@@ -39,10 +42,17 @@ METRICS = {
 FIDELITY = {
     "kid": "KID (lower is better)",
     "fid": "FID (lower is better)",
+    "fid_infinity": "FID, extrapolated",
     "precision": "precision",
     "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
     "transfer": "taken for the target class by the judge",
+    "transfer_blurred": "so after a blur",
+    "transfer_noised": "so after noise",
     "neither": "taken for neither class",
+    "change_in_zone": "share of the change inside the fracture zone",
+    "zone_share": "the zone's share of the image",
     "ssim_outside": "SSIM to the source outside the fracture zone",
     "counterfactual_inside": "SSIM to the counterfactual inside the fracture zone",
     "counterfactual_outside": "SSIM to the counterfactual outside it",
@@ -62,6 +72,14 @@ TESTS = {
     "corrected t": "corrected t-test over {n} cells",
     "patient bootstrap": "patient bootstrap",
 }
+AGAINST = {"real": "real images alone", "oversampling": "oversampling", "chance": "guessing"}
+EXPECTED = {  # of each control: in words, and the verdicts that fit
+    "again": ("no difference", ("equivalent", "undecided")),
+    "fake": ("the same as oversampling", ("equivalent",)),
+    "oracle": ("to help", ("better",)),
+    "useless": ("to hurt", ("worse",)),
+    "permuted": ("an AUROC of 0.5", ("equivalent", "undecided")),
+}
 TITLES = {
     "RQ1": "RQ1. Which of CycleGAN and CycleDiff makes the better synthetic images?",
     "RQ2": "RQ2. Is a classifier better for adding generated images to the real ones?",
@@ -70,16 +88,23 @@ TITLES = {
 }
 
 
-def answer(comparisons: pd.DataFrame, fidelity: pd.DataFrame, metrics: pd.DataFrame, facts: dict) -> str:
+def answer(
+    comparisons: pd.DataFrame,
+    fidelity: pd.DataFrame,
+    metrics: pd.DataFrame,
+    facts: dict,
+    equal: pd.DataFrame | None = None,
+) -> str:
     """The text of `answers.md`.
 
     Parameters
     ----------
-    comparisons : what `lib.statistics.compare` returned; the rows of RQ1 on KID come from its `extra`
+    comparisons : what `lib.comparisons.compare` returned; the rows of RQ1 on KID come from its `extra`
     fidelity : `method, repeat, fold, direction, features, metric, value, ci_low, ci_high, n`
     metrics : `condition, repeat, fold, seed, metric, value`
     facts : `data` ("phantom" or "own radiographs"), `profile`, `cells`, `test_patients`, `test_aff_patients`, `seeds`,
         `architecture`, `weights`, and where `compare` was given another than the default, its `margin`
+    equal : what `lib.comparisons.equivalence` returned; without it nothing is said of practical equivalence
 
     Returns
     -------
@@ -87,7 +112,7 @@ def answer(comparisons: pd.DataFrame, fidelity: pd.DataFrame, metrics: pd.DataFr
     """
     sections, short = [], []
     for question, title in TITLES.items():
-        parts = [_pair(comparisons, metrics, facts, *pair[1:]) for pair in QUESTIONS if pair[1] == question]
+        parts = [_pair(comparisons, metrics, facts, equal, *pair[1:]) for pair in QUESTIONS if pair[1] == question]
         if question == "RQ1":
             parts = [_fidelity(comparisons, fidelity), *parts]
         headlines = [headline for headline, _ in parts]
@@ -98,6 +123,8 @@ def answer(comparisons: pd.DataFrame, fidelity: pd.DataFrame, metrics: pd.DataFr
         if question == "RQ1" and (remark := _disagreement(comparisons)):
             text.append(remark)
         sections += [f"## {title}", *text]
+    if controls := _controls(comparisons):
+        sections += ["## Controls", *controls]
     return "\n\n".join(
         ["# Answers", _setting(facts), "\n".join(short), *sections, "## Scores", _scores(metrics, facts),
          "## How to read this", _reading(facts)]
@@ -166,7 +193,7 @@ def _setting(facts: dict) -> str:
     return " ".join(sentences)
 
 
-def _pair(comparisons, metrics, facts, question, a, b) -> tuple[str, str]:
+def _pair(comparisons, metrics, facts, equal, question, a, b) -> tuple[str, str]:
     """Headline and text of one declared comparison of classifiers."""
     name = "usefulness to the classifier" if question == "RQ1" else GENERATORS[a]
     rows = comparisons[(comparisons.question == question) & (comparisons.a == a) & (comparisons.b == b)]
@@ -190,13 +217,18 @@ def _pair(comparisons, metrics, facts, question, a, b) -> tuple[str, str]:
         f"{facts['test_aff_patients']} with AFF).",
         _meaning(primary, facts.get("margin", MARGIN)),
     ]
+    if equal is not None:
+        row = equal[(equal.question == question) & (equal.a == a) & (equal.b == b)].iloc[0]
+        text.append(_equivalence(row))
+        if primary.verdict == "undecided":
+            text.append(_needed(row, primary.patients, facts))
     secondary = [
         f"{METRICS[metric]} {_signed(row.difference)} ({_interval(row)}; {row.verdict})"
         for metric, row in rows.iterrows()
         if metric in KEY_SECONDARY
     ]
     if secondary:
-        text.append(f"Secondary: {', '.join(secondary)}.")
+        text.append(f"Secondary (p adjusted within each metric): {', '.join(secondary)}.")
     return f"{name}: {headlines[primary.verdict]}", " ".join(text)
 
 
@@ -221,6 +253,75 @@ def _meaning(row, margin: float) -> str:
         f"The data cannot decide: this comparison's own interval points to a {kind} of up to {max(-low, high):.3f}, "
         f"but it is not significant once the family's other comparisons are allowed for (Holm)."
     )
+
+
+def _equivalence(row) -> str:
+    """How sure it is that the difference is of no consequence."""
+    if np.isnan(row.p_equivalence):
+        return ""
+    shown = "shown" if row.p_equivalence < 0.05 else "not shown"
+    text = f"That it lies within ±{row.margin:g} is {shown} (two one-sided tests, {_p_value(row.p_equivalence)})"
+    if not np.isnan(row.same):
+        text += (
+            f"; given these cells, the probability is {row.same * 100:.0f} % that it does, {row.better * 100:.0f} % that it is a "
+            f"larger "
+            f"gain and {row.worse * 100:.0f} % that it is a larger loss"
+        )
+    return text + "."
+
+
+def _needed(row, patients: int, facts: dict) -> str:
+    """What would decide a comparison that these data leave open."""
+    if not row.standard_error > 0:
+        return ""
+    if np.isnan(row.same):
+        effect = max(abs(row.difference), row.margin)
+        needed = patients_needed(patients, row.standard_error, effect, row.margin)
+        return (
+            f"To decide it: if the true difference is {effect:.3f}, about {_round(needed['difference'])} test patients "
+            f"would show it with a probability of 80 %; if there is none, about {_round(needed['equivalence'])} "
+            f"would show "
+            f"that it lies within ±{row.margin:g} (now {patients}; with as many times more training seeds)."
+        )
+    repeats, folds = facts["repeats"], facts["cells"] // facts["repeats"]
+    spread = row.standard_error / np.sqrt(1 / facts["cells"] + 1 / (folds - 1))
+    now, most = (detectable(spread, *design) for design in ((repeats, folds), (10, folds)))
+    return (
+        f"To decide it: {repeats} × {folds} cells of this spread show a true difference of {now:.3f} with a "
+        f"probability of "
+        f"80 %, ten repeats one of {most:.3f}; what is smaller needs more patients, not more repeats."
+    )
+
+
+def _controls(comparisons: pd.DataFrame) -> list[str]:
+    """A line for each control that ran: what it is, what was to be expected, what was found."""
+    rows = comparisons[(comparisons.question == "control") & (comparisons.metric == PRIMARY)]
+    if not len(rows):
+        return []
+    lines = []
+    for row in rows.itertuples():
+        expected, fitting = EXPECTED[row.a]
+        found = {
+            "better": "it helps",
+            "worse": "it hurts",
+            "equivalent": f"it is no different from {AGAINST[row.b]}",
+            "undecided": f"no difference from {AGAINST[row.b]} was found",
+        }[row.verdict]
+        if row.verdict in fitting:
+            outcome = "As expected."
+        else:
+            outcome = "Cannot tell." if row.verdict == "undecided" else "NOT as expected."
+        lines.append(
+            f"- `{row.a}` against `{row.b}`: {CONTROLS[row.a]}; expected {expected}. Found: {found} (AUROC difference "
+            f"{_signed(row.difference)}, {_interval(row)}, {_p(row.p_holm)}). {outcome}"
+        )
+    note = (
+        "Conditions whose worth is known beforehand, through the same code and tests as the study's own. Where one "
+        "is not "
+        "as expected, do not trust the answers above; where one cannot be told, neither could a generator of that "
+        "worth."
+    )
+    return [note, "\n".join(lines)]
 
 
 def _fidelity(comparisons: pd.DataFrame, fidelity: pd.DataFrame) -> tuple[str, str]:
@@ -250,9 +351,13 @@ def _fidelity(comparisons: pd.DataFrame, fidelity: pd.DataFrame) -> tuple[str, s
         text += _not_shown_closer(fidelity)
     if len(fidelity):
         text.append(_transfer(fidelity))
+        text.append(_spaces(fidelity, ran))
     blocks = [" ".join(filter(None, text))]
-    for (direction, features), group in fidelity.groupby(["direction", "features"], sort=False):
-        what = "images compared pixel by pixel" if features == "pixels" else f"features of the {features} network"
+    kinds = fidelity.features.where(~fidelity.metric.isin(OF_JUDGE), "eye")
+    for (direction, kind), group in fidelity.groupby(["direction", kinds], sort=False):
+        what = {"pixels": "images compared pixel by pixel", "eye": "what the judge takes the images for"}.get(
+            kind, f"distances in the features of {kind}, {group.n.max()} images of each set"
+        )
         blocks.append(f"{direction}, {what}:\n\n{_fidelity_table(group)}")
     return headline, "\n\n".join(blocks)
 
@@ -274,7 +379,8 @@ def _kid_sentence(row) -> str:
     low, high = (_significant(value, "+") for value in (row.ci_low, row.ci_high))
     interval = "" if np.isnan(row.ci_low) else f"95 % interval of the difference {low} to {high}, "
     return (
-        f"Over all test images, the KID{' ' + features if features else ''} is {size} ({interval}{_p(row.p_holm)}, "
+        f"Over all {row.n} test images, the KID{' ' + features if features else ''} is {size} "
+        f"({interval}{_p(row.p_holm)}, "
         f"{_count(row.patients, 'patient')}): {meaning}."
     )
 
@@ -317,6 +423,22 @@ def _transfer(fidelity: pd.DataFrame) -> str:
         if made:
             beside = f" (for comparison: {' and '.join(beside)})" if beside else ""
             sentences.append(f"The judge takes {_list(made)} for {target}{beside}.")
+    return " ".join(sentences)
+
+
+def _spaces(fidelity: pd.DataFrame, ran: list[str]) -> str:
+    """Whether the feature spaces agree on the closer method."""
+    if len(ran) < 2 or fidelity[fidelity.metric == "kid"].features.nunique() < 2:
+        return ""
+    closer = closer_by_space(fidelity, *GENERATORS)
+    sentences = [
+        f"{direction}, "
+        + ("all feature spaces agree" if row.agree else "the feature spaces DISAGREE")
+        + " on whose KID is lower ("
+        + ", ".join(f"{space}: {GENERATORS[row[space]]}" for space in closer.columns.drop("agree"))
+        + ")."
+        for direction, row in closer.iterrows()
+    ]
     return " ".join(sentences)
 
 
@@ -363,6 +485,12 @@ def _scores(metrics: pd.DataFrame, facts: dict) -> str:
 def _reading(facts: dict) -> str:
     margin = facts.get("margin", MARGIN)
     return (
+        "AUROC: how often, of an AFF and an NFF patient, the AFF patient is given the higher probability; 0.5 is "
+        "guessing. KID: a distance between the features of two sets of images, 0 on average where both are of one "
+        "kind. "
+        "Judge: a network that was trained to tell AFF, NFF and failed drawings, and sorts translations. "
+        "Counterfactual: "
+        "the same simulated patient with the other fracture. Holm: p-values raised for the number of comparisons.\n\n"
         "The comparisons of RQ1 to RQ3 were declared beforehand, with the AUROC of patients as the primary metric. "
         "The p-values of those that were run are adjusted together (Holm), those against oversampling in a family of "
         "their own, those of KID in another. Better or worse means an adjusted p below 0.05. No difference that "
@@ -378,7 +506,16 @@ def _interval(row) -> str:
 
 
 def _p(p: float) -> str:
-    return f"Holm-adjusted p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+    return f"Holm-adjusted {_p_value(p)}"
+
+
+def _p_value(p: float) -> str:
+    return f"p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+
+
+def _round(n: float) -> str:
+    """A number of patients to two digits."""
+    return f"{float(f'{n:.2g}'):,.0f}"
 
 
 def _than(difference: float) -> str:

@@ -15,14 +15,14 @@ from lib.synthesis import copies
 from lib.training import generator
 
 GENERATORS = {
-    "fake": "copies of AFF training images, passed off as a generator's: no better than oversampling",
-    "oracle": "AFF images hidden from the training part, on the phantom counterfactuals: what no generator can beat",
-    "useless": "NFF training images as they are, labelled AFF: must do harm",
+    "fake": "copies of AFF training images, passed off as a generator's",
+    "oracle": "AFF images that nothing else has seen, real ones or drawn: what no generator can beat",
+    "useless": "NFF training images as they are, labelled AFF",
 }
 CONTROLS = {
-    "again": "the real training images with other seeds: no different from the first time",
+    "again": "the real training images once more, with other seeds",
     **GENERATORS,
-    "permuted": "labels shuffled among the patients of each part: an AUROC of 0.5",
+    "permuted": "labels shuffled among the patients of each part",
 }
 
 

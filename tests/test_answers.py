@@ -156,7 +156,8 @@ def test_fidelity_with_its_references():
     text = section(answer(table, fidelity(), scores(), FACTS), "RQ1")
     assert "**Likeness to real images: CycleDiff's are closer.**" in text
     assert (
-        "Over all test images, the KID is 0.0331 lower for CycleDiff (95 % interval of the difference −0.05 to −0.012, "
+        "Over all 120 test images, the KID is 0.0331 lower for CycleDiff "
+        "(95 % interval of the difference −0.05 to −0.012, "
         "Holm-adjusted p = "
         "0.004, 120 patients): CycleDiff's images lie closer to real ones." in text
     )
@@ -164,7 +165,10 @@ def test_fidelity_with_its_references():
         "The judge takes 64 % of CycleGAN's images and 31 % of CycleDiff's images for AFF (for comparison: 10 % of the "
         "untranslated NFF images and 92 % of real AFF images)." in text
     )
-    assert "| real against real | −0.0011 (0.01 to 0.35) | 0.92 (0.01 to 0.35) |" in text
+    assert (
+        "| real against real | −0.0011 (0.01 to 0.35) |" in text
+        and "| real against real | 0.92 (0.01 to 0.35) |" in text
+    )
     assert "| untranslated | 0.31" in text
 
 
@@ -265,3 +269,71 @@ def test_what_differs_from_the_paper_is_read_from_the_weights(tmp_path):
     assert unlike_published("CycleDiff", tmp_path) == said
     facts = FACTS | {"unlike_published": "Chosen otherwise."}
     assert "Chosen otherwise." in section(answer(comparisons("undecided"), fidelity(), scores(), facts), "How to read")
+
+
+# Practical equivalence, what is needed, controls
+
+
+def equal(p=0.3, cells=1, **more):
+    rows = [
+        {"question": question, "a": a, "b": b, "difference": -0.006, "standard_error": 0.0153, "df": np.inf,
+         "ci90_low": -0.03, "ci90_high": 0.02, "margin": 0.01, "p_equivalence": p,
+         "worse": np.nan, "same": np.nan, "better": np.nan, **more}
+        for _, question, a, b in QUESTIONS
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_undecided_comparisons_say_what_would_decide_them():
+    text = section(answer(comparisons("undecided"), fidelity(), scores(), FACTS, equal()), "RQ2")
+    assert "within ±0.01 is not shown (two one-sided tests, p = 0.300)" in text
+    # (0.0153 (1.96 + 0.84) / 0.01)² = 18.4 times 120 patients; (0.0153 (1.645 + 1.282) / 0.01)² = 20.0 times
+    assert "about 2,200 test patients would show it" in text and "about 2,400 would show" in text
+    decided = section(answer(comparisons("better"), fidelity(), scores(), FACTS, equal()), "RQ2")
+    assert "To decide it" not in decided
+
+
+def test_several_cells_say_what_more_repeats_would_find():
+    table = equal(worse=0.2, same=0.5, better=0.3, standard_error=0.01, df=14)
+    facts = {**FACTS, "cells": 15, "repeats": 3}
+    text = section(answer(comparisons("undecided"), fidelity(), scores(), facts, table), "RQ3")
+    assert (
+        "the probability is 50 % that it does, 30 % that it is a larger gain and 20 % that it is a larger loss" in text
+    )
+    assert "3 × 5 cells of this spread show a true difference of 0.030" in text and "ten repeats one of 0.026" in text
+
+
+@pytest.mark.parametrize(
+    ("verdict", "again", "fake", "oracle", "useless"),
+    [
+        ("better", "NOT as expected.", "NOT as expected.", "As expected.", "NOT as expected."),
+        ("worse", "NOT as expected.", "NOT as expected.", "NOT as expected.", "As expected."),
+        ("equivalent", "As expected.", "As expected.", "NOT as expected.", "NOT as expected."),
+        ("undecided", "As expected.", "Cannot tell.", "Cannot tell.", "Cannot tell."),
+    ],
+)
+def test_controls_are_held_against_what_is_known(verdict, again, fake, oracle, useless):
+    lines = section(answer(comparisons(verdict), fidelity(), scores(), FACTS), "Controls").splitlines()
+    of = {name: next(line for line in lines if line.startswith(f"- `{name}`")) for name in ("again", "fake", "useless")}
+    of["oracle"] = next(line for line in lines if line.startswith("- `oracle` against `real`"))
+    expected = {"again": again, "fake": fake, "oracle": oracle, "useless": useless}
+    assert all(of[name].endswith(outcome) for name, outcome in expected.items()), of
+    word = {"better": "it helps", "worse": "it hurts", "equivalent": "no different from real images alone",
+            "undecided": "no difference from real images alone was found"}[verdict]  # fmt: skip
+    assert word in of["oracle"]
+
+
+def test_without_controls_there_is_no_such_section():
+    table = comparisons("undecided")
+    assert "## Controls" not in answer(table[table.question != "control"], fidelity(), scores(), FACTS)
+
+
+def test_feature_spaces_that_disagree_are_named():
+    table = fidelity()
+    other = table[table.metric == "kid"].assign(features="pca", value=lambda rows: -rows.value)
+    text = section(answer(comparisons(), pd.concat([table, other]), scores(), FACTS), "RQ1")
+    assert "NFF→AFF, the feature spaces DISAGREE on whose KID is lower (judge: CycleGAN, pca: CycleDiff)." in text
+    same = table[table.metric == "kid"].assign(features="pca")
+    assert "all feature spaces agree" in section(
+        answer(comparisons(), pd.concat([table, same]), scores(), FACTS), "RQ1"
+    )
