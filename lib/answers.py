@@ -262,10 +262,10 @@ def _equivalence(row) -> str:
     shown = "shown" if row.p_equivalence < 0.05 else "not shown"
     text = f"That it lies within ±{row.margin:g} is {shown} (two one-sided tests, {_p_value(row.p_equivalence)})"
     if not np.isnan(row.same):
+        worse, same, better = (f"{share * 100:.0f} %" for share in (row.worse, row.same, row.better))
         text += (
-            f"; given these cells, the probability is {row.same * 100:.0f} % that it does, {row.better * 100:.0f} % that it is a "
-            f"larger "
-            f"gain and {row.worse * 100:.0f} % that it is a larger loss"
+            f"; given these cells, the probability is {same} that it does, {better} that it is a larger gain and "
+            f"{worse} that it is a larger loss"
         )
     return text + "."
 
@@ -447,7 +447,7 @@ def _fidelity_table(group: pd.DataFrame) -> str:
     several = len(group[["repeat", "fold"]].drop_duplicates()) > 1
 
     def cell(values: pd.DataFrame) -> str:
-        if not len(values):
+        if values.value.isna().all():
             return "–"
         low, high = (values.value.min(), values.value.max()) if several else values[["ci_low", "ci_high"]].iloc[0]
         interval = "" if np.isnan(low) or np.isnan(high) else f" ({_significant(low)} to {_significant(high)})"
