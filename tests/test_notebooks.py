@@ -118,9 +118,26 @@ def test_tables_keep_the_contract(run, table):
 def test_tables_hold_every_method_and_question(run):
     fidelity = pd.read_csv(run / "fidelity.csv")
     assert {"cyclegan", "cyclediff", "noise", "real", "source", "counterfactual"} == set(fidelity.method)
+    assert {"judge", "pca", "pixels"} == set(fidelity.features)
     assert {"kid", "fid", "precision", "recall", "transfer", "neither", "ssim_outside"} <= set(fidelity.metric)
     comparisons = pd.read_csv(run / "statistics" / "comparisons.csv")
-    assert {"RQ1", "RQ2", "RQ3", "oversampling"} == set(comparisons.question)
+    assert {"RQ1", "RQ2", "RQ3", "oversampling", "control"} == set(comparisons.question)
+
+
+def test_what_stands_beside_the_comparisons(run):
+    statistics = run / "statistics"
+    asked = pd.read_csv(statistics / "comparisons.csv").query("metric == 'auroc'")
+    assert {"again", "fake", "oracle", "useless", "permuted"} <= set(asked.a)
+    assert len(pd.read_csv(statistics / "equivalence.csv")) == len(asked)
+    assert set(pd.read_csv(statistics / "decisions.csv").unit) == {"patients", "images"}
+    copies = pd.read_csv(run / "tables" / "04_memorisation.csv").query("planted == 0 and distance == 'pixels'")
+    assert copies.set_index("method").copies["fake"] == 1
+    assert (run / "reporting.md").read_text(encoding="utf-8").count("gap:") == 2
+    spent = pd.read_csv(run / "tables" / "05_budgets.csv")
+    assert spent[["steps", "images_seen", "validations"]].nunique().max() == 1
+    assert {"04_steganography", "04_hallucination", "05_dose", "06_simulation"} <= {
+        path.stem for folder in ("figures", "tables") for path in (run / folder).iterdir()
+    }
 
 
 def test_predictions_are_of_real_test_images_and_every_condition_had_equal_steps(run):
@@ -206,7 +223,8 @@ def test_own_radiographs_through_all_notebooks(tmp_path):
         rows.append({"path": f"files/{path.name}", "patient_id": row.patient_id, "label": row.label})
     csv = tmp_path / "cohort.csv"
     pd.DataFrame(rows).to_csv(csv, index=False)
-    assert main(["--profile", "smoke", "-p", "radiographs_csv", str(csv)], NOTEBOOKS, tmp_path / "runs") == 0
+    hidden = ["-p", "training_aff_share", "0.7"]  # what the oracle shows on real radiographs
+    assert main(["--profile", "smoke", "-p", "radiographs_csv", str(csv), *hidden], NOTEBOOKS, tmp_path / "runs") == 0
     run = tmp_path / "runs" / "smoke"
     loaded = Cohort.load(run / "cohort")
     assert loaded.pixels.dtype == np.uint16 and len(loaded) == len(cohort)
