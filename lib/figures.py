@@ -36,7 +36,7 @@ plt.rcParams.update(
         "legend.frameon": False,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        "axes.prop_cycle": plt.cycler(color=PALETTE),
+        "axes.prop_cycle": plt.cycler(linestyle=["-", "--", ":"]) * plt.cycler(color=PALETTE),
         "lines.linewidth": 1.2,
     }
 )
@@ -270,7 +270,7 @@ def decision_curves(benefits: Mapping[str, np.ndarray], thresholds: np.ndarray) 
     """Net benefit over the threshold probability, a line a condition (`lib.metrics.net_benefit`)."""
     fig, ax = plt.subplots(figsize=(WIDTH * 0.7, WIDTH * 0.42))
     for name, benefit in benefits.items():
-        ax.plot(thresholds, benefit, **({"color": "0.6", "ls": "--"} if name == "everybody" else {}), label=name)
+        ax.plot(thresholds, benefit, **({"color": "0.6", "ls": "-."} if name == "everybody" else {}), label=name)
     ax.axhline(0, color="0.6", lw=0.8)
     ax.set(xlabel="threshold probability", ylabel="net benefit", ylim=(-0.05, None))
     fig.legend(loc="outside right center")
