@@ -113,7 +113,24 @@ def hours_of_cell(manifest: dict, metrics: pd.DataFrame, cells: int) -> float:
     return (generators + metrics.value[metrics.metric == "seconds"].sum()) / cells / 3600
 
 
-def spread_of_cells(metrics: pd.DataFrame, a: str, b: str) -> float:
-    """Standard deviation of the AUROC differences a − b between cells, seeds averaged; NaN with a single cell."""
+def pilot_spread(metrics: pd.DataFrame, splits: pd.DataFrame, equal: pd.DataFrame) -> tuple[float, str]:
+    """The spread of paired AUROC differences to plan with, from this run as the pilot, and where it comes from.
+
+    Several cells: the largest standard deviation of a declared difference between cells, seeds averaged. One hold-out:
+    its largest standard error, scaled to a test part of a fifth of the patients. That is a floor, since cells also
+    differ by what they train on.
+
+    Parameters
+    ----------
+    metrics : `condition, repeat, fold, seed, metric, value`
+    splits : `repeat, fold, patient_id, part`
+    equal : of `lib.comparisons.equivalence`; NaN where it holds no declared comparison
+    """
+    declared = equal[equal.question != "control"]
     aurocs = metrics[metrics.metric == "auroc"].groupby(["condition", "repeat", "fold"]).value.mean()
-    return float((aurocs[a] - aurocs[b]).std())
+    if len(splits[["repeat", "fold"]].drop_duplicates()) > 1:
+        spreads = [(aurocs[row.a] - aurocs[row.b]).std() for row in declared.itertuples()]
+        return float(max(spreads, default=np.nan)), "the largest of these cells"
+    tested = splits[splits.part == "test"].patient_id.nunique()
+    scale = np.sqrt(tested / (splits.patient_id.nunique() / 5))
+    return float(declared.standard_error.max() * scale), "from the standard error of one hold-out: a floor"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lib import planning
-from lib.planning import designs, detectable, hours_of_cell, patients_needed, power, power_of_equivalence
+from lib.planning import designs, detectable, hours_of_cell, patients_needed, pilot_spread, power, power_of_equivalence
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,21 @@ def test_hours_are_those_of_the_manifest_and_the_trials():
                               "03_cyclediff": {"seconds": 7200}, "04_synthesis": {"seconds": 1800}}}  # fmt: skip
     metrics = pd.DataFrame({"metric": ["seconds", "auroc", "seconds"], "value": [1000.0, 0.9, 800.0]})
     assert hours_of_cell(manifest, metrics, cells=2) == pytest.approx((3600 + 7200 + 1800 + 1800) / 2 / 3600)
+
+
+def test_the_pilot_is_this_run():
+    equal = pd.DataFrame({"question": ["RQ2", "RQ2", "control"], "a": ["cyclegan", "cyclediff", "fake"],
+                          "b": ["real", "real", "real"], "standard_error": [0.01, 0.02, 0.5]})  # fmt: skip
+    aurocs = {"real": (0.8, 0.9, 0.7), "cyclegan": (0.82, 0.9, 0.74), "cyclediff": (0.8, 0.91, 0.7)}
+    metrics = pd.DataFrame(
+        [(name, 0, fold, seed, "auroc", value + (seed - 0.5) * 0.1)
+         for name, values in aurocs.items() for fold, value in enumerate(values) for seed in (0, 1)],
+        columns=["condition", "repeat", "fold", "seed", "metric", "value"],
+    )  # fmt: skip
+    parts = ["train"] * 6 + ["validation"] + ["test"] * 3
+    splits = pd.DataFrame({"repeat": 0, "fold": 0, "patient_id": list("abcdefghij"), "part": parts})
+    several = pd.concat([splits, splits.assign(fold=1), splits.assign(fold=2)])
+    assert pilot_spread(metrics, several, equal)[0] == pytest.approx(np.std([0.02, 0.0, 0.04], ddof=1))
+    spread, where = pilot_spread(metrics[metrics.fold == 0], splits, equal)
+    assert spread == pytest.approx(0.02 * np.sqrt(3 / 2)) and "floor" in where
+    assert np.isnan(pilot_spread(metrics, splits, equal[equal.question == "control"])[0])
