@@ -151,7 +151,9 @@ def test_corrected_t_keeps_its_level_where_the_naive_one_does_not():
 def test_bayes_factor():
     assert bayes_factor(2, 14, 15) == pytest.approx(1.25303, abs=1e-5)
     assert bayes_factor(2.5, 24, 1 / (1 / 25 + 1 / 4)) == pytest.approx(3.05, abs=5e-3)
-    assert bayes_factor(2.5, 24, 1 / (1 / 25 + 1 / 4)) == pytest.approx(3.05, abs=5e-3)
+    # with so few effective observations "no effect" cannot be supported: BF01 at t = 0, 5 × 5 and 10 × 10
+    assert 1 / bayes_factor(0, 24, 1 / (1 / 25 + 1 / 4)) == pytest.approx(2.2, abs=0.05)
+    assert 1 / bayes_factor(0, 99, 1 / (1 / 100 + 1 / 9)) == pytest.approx(3.0, abs=0.06)
 
 
 @pytest.mark.parametrize("t, n", [(0, 10), (-1.3, 6), (2, 15), (5, 40), (30, 15)])
