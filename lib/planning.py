@@ -33,7 +33,7 @@ def _observed_spread(n: int) -> np.ndarray:
 
 def detectable(spread: float, repeats: int, folds: int, wanted: float = 0.8, alpha: float = 0.05) -> float:
     """The smallest true difference that the corrected t-test finds with this power."""
-    return spread * optimize.brentq(lambda effect: power(effect, 1.0, repeats, folds, alpha) - wanted, 1e-6, 20)
+    return spread * optimize.brentq(lambda effect: power(effect, 1.0, repeats, folds, alpha) - wanted, 1e-6, 1e4)
 
 
 def power_of_equivalence(margin: float, spread: float, repeats: int, folds: int, alpha: float = 0.05) -> float:

@@ -30,6 +30,7 @@ def test_detectable_differences_in_standard_deviations():
     found = np.array([detectable(1.0, *design) for design in planning.DESIGNS])
     published = np.array([2.53, 1.70, 1.58, 1.49, 1.45, 1.11, 1.04, 0.99])  # rounded up
     assert ((published - found >= 0) & (published - found < 0.01)).all()
+    assert power(detectable(1.0, 1, 2), 1.0, 1, 2) == pytest.approx(0.8)  # two cells find little
     assert detectable(0.02, 5, 5) == pytest.approx(0.02 * detectable(1.0, 5, 5))
 
 
