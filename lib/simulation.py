@@ -100,7 +100,7 @@ def rejections(p_values: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
 
 
 def simulated_cohorts(
-    number: int, patients: int = 300, repeats: int = 3, folds: int = 5, shift_b: float = 0.35, seed: int = 0
+    number: int, patients: int = 1200, repeats: int = 3, folds: int = 5, shift_b: float = 0.35, seed: int = 0
 ) -> pd.DataFrame:
     """p of each test, one row a simulated cohort (`p_values_of_cohort`)."""
     rngs = np.random.default_rng(seed).spawn(number)
