@@ -223,7 +223,8 @@ def test_own_radiographs_through_all_notebooks(tmp_path):
         rows.append({"path": f"files/{path.name}", "patient_id": row.patient_id, "label": row.label})
     csv = tmp_path / "cohort.csv"
     pd.DataFrame(rows).to_csv(csv, index=False)
-    hidden = ["-p", "training_aff_share", "0.7"]  # what the oracle shows on real radiographs
+    hidden = ["-p", "training_aff_share", "0.7", "-p", "methods", "[cyclegan, cyclediff, noise, oracle]"]
+    hidden += ["-p", "conditions", "[real, oversampling, cyclegan, oracle]", "-p", "cyclediff_ablations", "[]"]
     assert main(["--profile", "smoke", "-p", "radiographs_csv", str(csv), *hidden], NOTEBOOKS, tmp_path / "runs") == 0
     run = tmp_path / "runs" / "smoke"
     loaded = Cohort.load(run / "cohort")

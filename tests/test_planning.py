@@ -44,7 +44,7 @@ def test_probability_to_show_equivalence(margin, spread, five, ten):
     assert power_of_equivalence(margin, spread, 10, 10) == pytest.approx(ten, abs=0.015)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(effect=st.floats(0.005, 0.05), spread=st.floats(0.005, 0.05))
 def test_more_repeats_and_larger_effects_never_hurt(effect, spread):
     table = designs(effect, spread, 0.01, 2.0)
