@@ -15,7 +15,6 @@ import torch
 
 from lib.cohort import LABELS, Cohort, to_pixels
 from lib.runs import progress
-from lib.training import cohort_hash
 
 WEIGHTS = "weights.safetensors"
 
@@ -62,15 +61,6 @@ def domains(cohort: Cohort, divisor: int, smallest: int, batch: int) -> tuple[to
             raise ValueError(f"a batch of {batch} is larger than the {n} {label} training images: take {n} or less")
     X, Y = (torch.from_numpy(cohort.select(label=label).images()) for label in LABELS)
     return X, Y
-
-
-def check_trained_on(metadata: dict, training: Cohort) -> None:
-    """Raise ValueError where weights come from other images than this training part: they may know test patients."""
-    if metadata.get("cohort_hash") != cohort_hash(training):
-        raise ValueError(
-            f"{metadata['method']} was trained on other images than this cell's training part, maybe on patients who "
-            "now test: run its notebook again"
-        )
 
 
 def check_size(cohort: Cohort, divisor: int, smallest: int) -> None:

@@ -21,6 +21,7 @@ from lib.audit import (
 )
 from lib.cohort import Cohort
 from lib.controls import with_canary
+from lib.cyclegan import CycleGAN, Settings
 from lib.judge import Judge
 from lib.phantom import Phantom
 from lib.splits import make_splits
@@ -136,6 +137,16 @@ def test_the_canary_is_found_by_the_hash_in_the_weights(cohort, splits, tmp_path
     Judge(channels=4, features=8).fit(leaky, tmp_path / "judge" / "r0f0", steps=1, seed=0, phantom=PHANTOM)
     row = weights_checks(tmp_path, cohort, splits).iloc[0]
     assert row.check == "judge fitted to other images" and "patients are not those" in row.example and not row.passed
+
+
+def test_weights_of_other_images_of_the_same_patients_are_found(cohort, splits, tmp_path):
+    training = cohort.part(splits, 0, 0, "train")
+    model = CycleGAN(Settings(steps=1, batch=2, width=4, blocks=1, discriminator_width=4))
+    model.fit(training, tmp_path / "cyclegan" / "r0f0", seed=0)
+    assert weights_checks(tmp_path, cohort, splits).passed.all()
+    inverted = Cohort(cohort.table, 255 - cohort.pixels)
+    row = weights_checks(tmp_path, inverted, splits).iloc[0]
+    assert row.found == 1 and "saw other images or labels" in row.example
 
 
 # Synthetic images
