@@ -280,16 +280,14 @@ def _needed(row, patients: int, facts: dict) -> str:
         return (
             f"To decide it: if the true difference is {effect:.3f}, about {_round(needed['difference'])} test patients "
             f"would show it with a probability of 80 %; if there is none, about {_round(needed['equivalence'])} "
-            f"would show "
-            f"that it lies within ±{row.margin:g} (now {patients}; with as many times more training seeds)."
+            f"would show that it lies within ±{row.margin:g} (now {patients}; with as many times more training seeds)."
         )
     repeats, folds = facts["repeats"], facts["cells"] // facts["repeats"]
     spread = row.standard_error / np.sqrt(1 / facts["cells"] + 1 / (folds - 1))
     now, most = (detectable(spread, *design) for design in ((repeats, folds), (10, folds)))
     return (
         f"To decide it: {repeats} × {folds} cells of this spread show a true difference of {now:.3f} with a "
-        f"probability of "
-        f"80 %, ten repeats one of {most:.3f}; what is smaller needs more patients, not more repeats."
+        f"probability of 80 %, ten repeats one of {most:.3f}; what is smaller needs more patients, not more repeats."
     )
 
 
@@ -317,9 +315,8 @@ def _controls(comparisons: pd.DataFrame) -> list[str]:
         )
     note = (
         "Conditions whose worth is known beforehand, through the same code and tests as the study's own. Where one "
-        "is not "
-        "as expected, do not trust the answers above; where one cannot be told, neither could a generator of that "
-        "worth."
+        "is not as expected, do not trust the answers above; where one cannot be told, neither could a generator of "
+        "that worth."
     )
     return [note, "\n".join(lines)]
 
@@ -380,8 +377,7 @@ def _kid_sentence(row) -> str:
     interval = "" if np.isnan(row.ci_low) else f"95 % interval of the difference {low} to {high}, "
     return (
         f"Over all {row.n} test images, the KID{' ' + features if features else ''} is {size} "
-        f"({interval}{_p(row.p_holm)}, "
-        f"{_count(row.patients, 'patient')}): {meaning}."
+        f"({interval}{_p(row.p_holm)}, {_count(row.patients, 'patient')}): {meaning}."
     )
 
 
