@@ -406,9 +406,9 @@ def fracture_zone(patient: Patient, exposure: Exposure) -> tuple[float, float]:
 
     The zone holds the patient's fracture and the counterfactual one, so that it says nothing about the label.
     """
-    l = np.linspace(-1, 1, 9) * patient.radius  # noqa: E741
+    l = np.linspace(-1, 1, 9)  # noqa: E741
     heights = [
-        fracture_surface(f, l, s * np.sqrt(patient.radius**2 - l**2) * 0.8, patient.radius)
+        fracture_surface(f, l * patient.radius, s * np.sqrt(1 - l**2) * patient.radius * 0.8, patient.radius)
         for f in patient.fractures.values()
         for s in (-1, 1)
     ]
