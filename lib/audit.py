@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from scipy.fft import dctn
-from torch.nn.functional import interpolate
 
 from lib.cohort import Cohort
+from lib.controls import CONTROL_GENERATORS
+from lib.duplicates import duplicates
 from lib.runs import write_text
 from lib.splits import PARTS, cell_name, cells
 from lib.training import cohort_hash, patients_hash, weights_metadata
@@ -27,7 +26,6 @@ WEIGHTS = {  # everything that is fitted to images, and where a cell keeps it
     "cyclediff": "weights.safetensors",
     "judge": "judge.safetensors",
 }
-HASH_BITS, CORRELATION = 6, 0.995  # two images are one where hash and thumbnail agree at least as closely
 
 
 class LeakError(ValueError):
@@ -92,71 +90,17 @@ def part_checks(cohort: Cohort, splits: pd.DataFrame) -> pd.DataFrame:
 
 
 def duplicate_checks(cohort: Cohort, splits: pd.DataFrame) -> pd.DataFrame:
-    """No image in one part of a cell that is, re-encoded or mirrored, also in another."""
-    a, b = duplicates(cohort.pixels, cohort.pixels, cohort.table.patient_id, cohort.table.patient_id)
+    """No image in one part of a cell of which `duplicates` finds a copy in another part."""
+    pairs = duplicates(cohort.pixels, cohort.pixels, cohort.table.patient_id, cohort.table.patient_id)
+    a, b = np.unique(np.sort(pairs, axis=0), axis=1)
     ids, patients, rows = cohort.table.image_id.to_numpy(), cohort.table.patient_id, []
     for cell in cells(splits):
         part = patients.map(splits[(splits.repeat == cell[0]) & (splits.fold == cell[1])].set_index("patient_id").part)
         part = part.fillna("").to_numpy()
-        across = (a < b) & (part[a] != part[b]) & (part[a] != "") & (part[b] != "")
-        pairs = [f"{ids[i]} and {ids[j]}" for i, j in zip(a[across], b[across], strict=True)]
-        rows.append(_check("images in two parts", cell_name(*cell), int((part != "").sum()), pairs))
+        across = (part[a] != part[b]) & (part[a] != "") & (part[b] != "")
+        found = [f"{ids[i]} and {ids[j]}" for i, j in zip(a[across], b[across], strict=True)]
+        rows.append(_check("images in two parts", cell_name(*cell), int((part != "").sum()), found))
     return _table(rows)
-
-
-def duplicates(a: np.ndarray, b: np.ndarray, patients_a, patients_b) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the pairs of images, of different patients, that are one image: re-encoded, brightened or mirrored.
-
-    A pair counts where the perceptual hashes differ in at most 6 of 63 bits and 32 × 32 thumbnails correlate by at
-    least 0.995. Hashes alone pair different femurs, and thumbnails of low contrast do.
-
-    Parameters
-    ----------
-    a, b : (N, H, W) and (M, H, W) integer pixels
-    patients_a, patients_b : whose they are
-
-    Returns
-    -------
-    rows of a, rows of b : equally long
-    """
-    thumbnails_b = _thumbnails(b)
-    hashes_b, features_b = perceptual_hash(thumbnails_b), _standardised(thumbnails_b)
-    patients_a, patients_b = np.asarray(patients_a), np.asarray(patients_b)
-    rows, columns = [], []
-    for start in range(0, len(a), 256):
-        thumbnails = _thumbnails(a[start : start + 256])
-        same = np.zeros((len(thumbnails), len(b)), bool)
-        for view in (thumbnails, thumbnails[:, :, ::-1]):
-            bits = np.bitwise_count(perceptual_hash(view)[:, None] ^ hashes_b)
-            same |= (bits <= HASH_BITS) & (_standardised(view) @ features_b.T >= CORRELATION)
-        same &= patients_a[start : start + 256, None] != patients_b
-        found = np.nonzero(same)
-        rows.append(found[0] + start)
-        columns.append(found[1])
-    return np.concatenate(rows), np.concatenate(columns)
-
-
-def perceptual_hash(thumbnails: np.ndarray) -> np.ndarray:
-    """(N,) uint64 from (N, 32, 32): which of the 63 lowest frequencies but the mean exceed their median.
-
-    Zauner 2010, *Implementation and benchmarking of perceptual image hash functions*, the DCT hash.
-    """
-    frequencies = dctn(thumbnails, axes=(1, 2), norm="ortho")[:, :8, :8].reshape(len(thumbnails), 64)[:, 1:]
-    bits = frequencies > np.median(frequencies, axis=1, keepdims=True)
-    return bits @ (np.uint64(1) << np.arange(63, dtype=np.uint64))
-
-
-def _thumbnails(pixels: np.ndarray) -> np.ndarray:
-    """(N, 32, 32) float32 averages."""
-    images = torch.from_numpy(np.asarray(pixels, np.float32))[:, None]
-    return interpolate(images, (32, 32), mode="bilinear", antialias=True)[:, 0].numpy()
-
-
-def _standardised(thumbnails: np.ndarray) -> np.ndarray:
-    """(N, 1024) of mean 0 and length 1, so that products are correlations; 0 where an image is of one grey."""
-    flat = thumbnails.reshape(len(thumbnails), -1)
-    flat = flat - flat.mean(1, keepdims=True)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
 
 def preprocessing_check(cohort: Cohort, splits: pd.DataFrame, prepare: Callable[[np.ndarray], Cohort]) -> pd.DataFrame:
@@ -237,6 +181,8 @@ def synthetic_checks(
 ) -> pd.DataFrame:
     """Synthetic images come from training images, are of nobody who validates or tests, and repeat no such image.
 
+    What translators and noise made says by which generator: one that saw the cell's training patients and nobody else.
+
     Parameters
     ----------
     synthetic : (cell, method) → what the method adds to the cell's training part; `noise` has no sources, and those of
@@ -251,6 +197,10 @@ def synthetic_checks(
             source = made.table.source_image_id.map(training.table.set_index("image_id").patient_id)
             strangers = made.table.image_id[source.isna() | (source != made.table.patient_id)]
             rows.append(_check("synthetic images from outside the training part", where, len(made), strangers))
+        if method not in CONTROL_GENERATORS:
+            trained_on = made.table.reindex(columns=["generator"]).generator
+            others = made.table.image_id[trained_on != patients_hash(training)]
+            rows.append(_check("synthetic images of another cell's generator", where, len(made), others))
         held = made.table.image_id[made.table.patient_id.isin(held_out.table.patient_id)]
         rows.append(_check("synthetic images of patients who validate or test", where, len(made), held))
         a, b = duplicates(made.pixels, held_out.pixels, ["synthetic"] * len(made), held_out.table.patient_id)

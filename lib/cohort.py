@@ -112,24 +112,29 @@ class Cohort:
         """(N, 1, H, W) float32 in [-1, 1], as networks take them."""
         return to_images(self.pixels)
 
-    def translated(self, images: np.ndarray, to: str, method: str) -> Cohort:
+    def translated(self, images: np.ndarray, to: str, method: str, generator: str | None = None) -> Cohort:
         """The synthetic cohort that a translator made of this one, image by image.
 
-        Each synthetic image keeps its source's patient, view and side, and says which method made it from which image.
+        Each synthetic image keeps its source's patient, view and side, and says which method made it from which image,
+        and whose images had trained the generator.
 
         Parameters
         ----------
         images : array (N, 1, H, W) in [-1, 1]
         to : the label the images were translated to
         method : the translator's name
+        generator : hash of the patients it was trained on (`lib.training.patients_hash`); None: it was not trained
         """
-        table = self.table.assign(
+        of_source = ["subtype", "split", "generator"]  # what described the source alone
+        table = self.table.drop(columns=of_source, errors="ignore").assign(
             source_image_id=self.table.image_id,
             source_label=self.table.label,
             image_id=[f"{method}-{to}-{source}" for source in self.table.image_id],
             label=to,
             method=method,
-        ).drop(columns=["subtype", "split"], errors="ignore")  # they described the source
+        )
+        if generator is not None:
+            table["generator"] = generator
         return Cohort(table, to_pixels(images, self.pixels.dtype))
 
     def save(self, folder: str | Path) -> None:
@@ -142,7 +147,7 @@ class Cohort:
     def load(cls, folder: str | Path) -> Cohort:
         """Read what `save` wrote; the pixels stay on disk until they are used."""
         folder = Path(folder)
-        ids = dict.fromkeys(("image_id", "patient_id", "source_image_id"), str)
+        ids = dict.fromkeys(("image_id", "patient_id", "source_image_id", "generator"), str)
         table = pd.read_csv(folder / "table.csv", dtype=ids, keep_default_na=False, na_values=[""])
         return cls(table, np.load(folder / "pixels.npy", mmap_mode="r"))
 

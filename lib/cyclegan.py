@@ -270,7 +270,8 @@ class CycleGAN:
             Where an image carries the label `to` already, or the images' size does not fit.
         """
         check_size(cohort, divisor=4, smallest=16)
-        return translated(cohort, to, self.name, self._sampler(self.F if to == LABELS[0] else self.G), batch)
+        sampler = self._sampler(self.F if to == LABELS[0] else self.G)
+        return translated(cohort, to, self.name, sampler, batch, self.metadata.get("patients_hash"))
 
     def round_trip(self, cohort: Cohort, noise: float = 0.0, seed: int = 0) -> float:
         """‖F(G(x) + σ·n) − x‖₁ of NFF images, or ‖G(F(y) + σ·n) − y‖₁ of AFF images; the cohort has one label.

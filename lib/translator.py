@@ -35,7 +35,10 @@ class Translator(Protocol):
         """
 
     def translate(self, cohort: Cohort, to: str = "AFF", batch: int = 32) -> Cohort:
-        """The synthetic cohort; a ValueError where an image carries the label `to` already."""
+        """The synthetic cohort; a ValueError where an image carries the label `to` already.
+
+        Its column `generator` is `metadata["patients_hash"]`, so that no other cell's images pass for this one's.
+        """
 
     def save(self, folder: Path) -> None: ...
 
@@ -81,9 +84,17 @@ def check_sources(cohort: Cohort, to: str) -> None:
 
 
 def translated(
-    cohort: Cohort, to: str, name: str, function: Callable[[torch.Tensor], torch.Tensor], batch: int
+    cohort: Cohort,
+    to: str,
+    name: str,
+    function: Callable[[torch.Tensor], torch.Tensor],
+    batch: int,
+    generator: str | None = None,
 ) -> Cohort:
-    """The cohort after `function`, which takes and gives (B, 1, H, W) in [-1, 1], batch by batch."""
+    """The cohort after `function`, which takes and gives (B, 1, H, W) in [-1, 1], batch by batch.
+
+    `generator` is the hash of the patients that the function was trained on, and stands in every row.
+    """
     check_sources(cohort, to)
     images = np.empty((len(cohort), 1, *cohort.pixels.shape[1:]), np.float32)
     with progress(len(cohort), desc=f"{name} to {to}") as bar:
@@ -91,7 +102,7 @@ def translated(
             rows = slice(start, start + batch)
             images[rows] = function(torch.from_numpy(cohort.take(np.arange(len(cohort))[rows]).images())).cpu().numpy()
             bar.update(len(images[rows]))
-    return cohort.translated(images, to, name)
+    return cohort.translated(images, to, name, generator)
 
 
 def preview_due(step: int, steps: int, previews: int) -> bool:

@@ -6,28 +6,35 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from lib import audit as audits
+from lib import controls
 from lib.audit import (
     LeakError,
     audit,
     duplicate_checks,
-    duplicates,
     part_checks,
-    perceptual_hash,
     preprocessing_check,
     synthetic_checks,
     weights_checks,
 )
-from lib.cohort import Cohort
+from lib.cohort import Cohort, to_images
 from lib.controls import with_canary
+from lib.cyclediff import CycleDiff, Sampler
+from lib.cyclediff import Settings as DiffusionSettings
 from lib.cyclegan import CycleGAN, Settings
 from lib.judge import Judge
 from lib.phantom import Phantom
-from lib.splits import make_splits
+from lib.splits import cell_name, make_splits
 from lib.synthesis import copies
+from lib.training import patients_hash
 
 PHANTOM = Phantom(patients=60, size=64, aff_share=0.4, seed=5)
+TINY = DiffusionSettings(
+    autoencoder="pixels", warmup_steps=1, joint_steps=1, batch=2, unet_width=8, unet_multipliers=(1,), unet_blocks=1,
+    unet_attention=(), translator_width=4, translator_blocks=1, discriminator_width=4, vgg16_weights="none", t_max=0.5,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -93,21 +100,6 @@ def test_an_image_in_two_parts_is_found_however_it_was_saved(cohort, splits, cha
     assert row.found == 1 and row.example in names
 
 
-def test_images_of_one_patient_are_no_duplicates(cohort):
-    rows, columns = duplicates(cohort.pixels, cohort.pixels, cohort.table.patient_id, cohort.table.patient_id)
-    assert not len(rows) and not len(columns)
-    rows, columns = duplicates(cohort.pixels, cohort.pixels, range(len(cohort)), np.arange(len(cohort)) + len(cohort))
-    assert set(zip(range(len(cohort)), range(len(cohort)), strict=True)) <= set(zip(rows, columns, strict=True))
-
-
-def test_hashes_do_not_see_brightness_contrast_or_bit_depth(cohort):
-    hashes = [perceptual_hash(audits._thumbnails(p)) for p in (cohort.pixels, cohort.pixels.astype(np.uint16) * 257)]
-    np.testing.assert_array_equal(*hashes)
-    thumbnails = audits._thumbnails(cohort.pixels)
-    np.testing.assert_array_equal(perceptual_hash(thumbnails), perceptual_hash(0.5 * thumbnails + 30))
-    assert len(set(hashes[0].tolist())) == len(cohort)
-
-
 # Preprocessing
 
 
@@ -155,7 +147,8 @@ def test_weights_of_other_images_of_the_same_patients_are_found(cohort, splits, 
 def test_synthetic_images_of_test_patients_or_copies_of_test_images_are_found(cohort, splits):
     training, test = (cohort.part(splits, 0, 0, part) for part in ("train", "test"))
     sources = training.select(label="NFF").first(6)
-    good = sources.translated(-sources.images(), "AFF", "cyclegan")
+    blurred = to_images(gaussian_filter(sources.pixels, 3, axes=(1, 2)))
+    good = sources.translated(blurred, "AFF", "cyclegan", patients_hash(training))
     assert synthetic_checks({((0, 0), "cyclegan"): good}, cohort, splits).passed.all()
 
     def found(made):
@@ -163,13 +156,45 @@ def test_synthetic_images_of_test_patients_or_copies_of_test_images_are_found(co
         return dict(zip(table.check.str.removeprefix("synthetic images "), table.found, strict=True))
 
     strangers = test.select(label="NFF").first(2)
-    from_test = found(good.join(strangers.translated(-strangers.images(), "AFF", "cyclegan")))
+    from_test = found(good.join(strangers.translated(-strangers.images(), "AFF", "cyclegan", patients_hash(training))))
     assert from_test["from outside the training part"] == from_test["of patients who validate or test"] == 2
     pixels = good.pixels.copy()
     pixels[3] = test.pixels[0]
     assert found(Cohort(good.table, pixels))["that repeat a validation or test image"] == 1
     hidden = copies(test, np.arange(2), "oracle")
     assert not synthetic_checks({((0, 0), "oracle"): hidden}, cohort, splits).passed.all()
+
+
+def test_images_of_another_cells_generator_are_found(cohort, splits, tmp_path):
+    parts = {cell: cohort.part(splits, *cell, "train") for cell in ((0, 0), (0, 1))}
+    for name, model in (
+        ("cyclegan", CycleGAN(Settings(steps=1, batch=2, width=4, blocks=1, discriminator_width=4))),
+        ("cyclediff", CycleDiff(TINY, Sampler(steps=1, noise_steps=1, start_t=0.5))),
+    ):
+        for cell, training in parts.items():
+            model.fit(training, tmp_path / name / cell_name(*cell), seed=0)
+    sources = parts[0, 0].select(label="NFF").first(3)
+    check = "synthetic images of another cell's generator"
+
+    def row(made, method):
+        made.save(tmp_path / "made")
+        return one(synthetic_checks({((0, 0), method): Cohort.load(tmp_path / "made")}, cohort, splits), check)
+
+    for cell, own in (((0, 0), True), ((0, 1), False)):
+        gan, diffusion = (
+            kind.load(tmp_path / name / cell_name(*cell))
+            for name, kind in (("cyclegan", CycleGAN), ("cyclediff", CycleDiff))
+        )
+        for method, made in (
+            ("cyclegan", gan.translate(sources)),
+            ("cyclediff", diffusion.translate(sources)),
+            ("noise", diffusion.sample(3, "AFF", seed=0, like=sources)),
+        ):
+            assert row(made, method).found == (0 if own else 3) and row(made, method).passed == own
+            nameless = Cohort(made.table.drop(columns="generator"), made.pixels)
+            assert row(nameless, method).found == 3
+    useless = synthetic_checks({((0, 0), "useless"): controls.useless(sources)}, cohort, splits)
+    assert check not in set(useless.check) and useless.passed.all()
 
 
 # Keeping and stopping

@@ -180,7 +180,8 @@ class CycleDiff:
             Where an image carries the label `to` already, or the images' size is not that of the training.
         """
         self._check(cohort)
-        return translated(cohort, to, self.name, self._translator(to, seed, self.networks), batch)
+        translator = self._translator(to, seed, self.networks)
+        return translated(cohort, to, self.name, translator, batch, self.metadata["patients_hash"])
 
     @torch.inference_mode()
     def path(self, cohort: Cohort, to: str = "AFF", seed: int = 0) -> tuple[list[float], dict[str, np.ndarray]]:
@@ -214,7 +215,7 @@ class CycleDiff:
         """n images from noise, by the domain's own diffusion model alone, in the pixel type of `like`.
 
         They come from no patient and no image: `method` is "noise", `source_image_id` empty, and each has a
-        patient_id of its own that starts with "noise-".
+        patient_id of its own that starts with "noise-"; `generator` is the hash of the patients of the training.
         """
         self._check(like)
         if label not in LABELS:
@@ -237,7 +238,8 @@ class CycleDiff:
                 bar.update(len(eps))
         names = [f"noise-{label}-{seed}-{i:06d}" for i in range(n)]
         columns = {"image_id": names, "patient_id": names, "label": label, "view": "", "side": ""}
-        table = pd.DataFrame(columns | {"source_image_id": "", "source_label": "", "method": "noise"})
+        columns |= {"source_image_id": "", "source_label": "", "method": "noise"}
+        table = pd.DataFrame(columns | {"generator": self.metadata["patients_hash"]})
         return Cohort(table, to_pixels(images, like.pixels.dtype))
 
     @torch.inference_mode()
