@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
 
 from lib.cohort import LABELS, Cohort
-from lib.metrics import by_patient, choose_threshold
+from lib.metrics import by_patient, calibration_intercept, choose_threshold
 from lib.runs import from_root
 from lib.training import (
     Checkpoint,
@@ -218,6 +218,20 @@ def require_both_labels(cohort: Cohort, name: str) -> None:
 # Training ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Spent:
+    """What a training was given, counted as it happens, interruptions or not."""
+
+    steps: int = 0  # of the optimiser
+    images_seen: int = 0
+
+    def state_dict(self) -> dict:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict) -> None:
+        vars(self).update(state)
+
+
 @dataclass(frozen=True)
 class Trained:
     """A trained classifier.
@@ -227,14 +241,18 @@ class Trained:
     network : with the selected weights
     history : one row a validation: step, loss, validation_loss, validation_auroc (of patients)
     threshold : AFF is decided where a patient's probability is at least this
+    recalibration : what validation patients ask to be added to a patient's logit (`lib.metrics.calibration_intercept`)
     best_step : the step whose weights were selected
+    spent : what the training was given
     description : architecture and the weights it started from
     """
 
     network: nn.Module
     history: pd.DataFrame
     threshold: float
+    recalibration: float
     best_step: int
+    spent: Spent
     description: str
 
 
@@ -286,7 +304,7 @@ def train(
     network.to(machine.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(learning_rate, steps=settings.steps))
-    history, best, losses, start = History(), Best(), [], 0
+    history, best, spent, losses, start = History(), Best(), Spent(), [], 0
     if checkpoint:
         inputs = {
             **asdict(settings),
@@ -298,7 +316,8 @@ def train(
             "validation": cohort_hash(validation),
             "source": source_hash("classifier"),
         }
-        objects = {"network": network, "optimizer": optimizer, "schedule": schedule, "history": history, "best": best}
+        objects = {"network": network, "optimizer": optimizer, "schedule": schedule}
+        objects |= {"history": history, "best": best, "spent": spent}
         saved = Checkpoint(checkpoint, inputs, objects)
         start = saved.load()
 
@@ -317,6 +336,7 @@ def train(
         loss.backward()
         optimizer.step()
         schedule.step()
+        spent.steps, spent.images_seen = spent.steps + 1, spent.images_seen + len(output)
         losses.append(loss.detach())
 
         done = step + 1
@@ -334,8 +354,9 @@ def train(
                 saved.save(done)
 
     network.load_state_dict(best.weights)
-    threshold = choose_threshold(*patient_probabilities(validation, predict(network, validation)))
-    return Trained(network, history.frame(), threshold, best.step, description)
+    validated = patient_probabilities(validation, predict(network, validation))
+    threshold, recalibration = choose_threshold(*validated), calibration_intercept(*validated)
+    return Trained(network, history.frame(), threshold, recalibration, best.step, spent, description)
 
 
 def learning_rate(step: int, steps: int) -> float:

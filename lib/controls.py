@@ -6,24 +6,32 @@ generators among them make AFF images for a training set as translators do.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
-from lib.cohort import Cohort
+from lib.cohort import LABELS, Cohort
 from lib.phantom import Phantom
 from lib.synthesis import copies
 from lib.training import generator
 
-GENERATORS = {
+CONTROL_GENERATORS = {
     "fake": "copies of AFF training images, passed off as a generator's",
     "oracle": "AFF images that nothing else has seen, real ones or drawn: what no generator can beat",
     "useless": "NFF training images as they are, labelled AFF",
 }
 CONTROLS = {
     "again": "the real training images once more, with other seeds",
-    **GENERATORS,
-    "permuted": "labels shuffled among the patients of each part",
+    **CONTROL_GENERATORS,
+    "permuted": "labels shuffled among the patients of a cell, so that there is nothing to learn",
 }
+
+
+def is_control(condition: str) -> bool:
+    """Whether a condition's name, dose and augmentation aside, is that of a control."""
+    return re.split("[+@]", condition)[0] in CONTROLS
 
 
 def fake(training: Cohort, number: int, seed: int) -> Cohort:
@@ -68,11 +76,31 @@ def hidden_aff(cohort: Cohort, splits: pd.DataFrame, cell: tuple[int, int]) -> C
     return cohort.take(~cohort.table.patient_id.isin(named) & (cohort.targets == 1))
 
 
-def permuted_labels(cohort: Cohort, seed: int) -> Cohort:
-    """The cohort with its patients' labels shuffled among them; all images of a patient get one label."""
-    patients = cohort.patients
-    labels = pd.Series(generator(seed, 3).permutation(patients.to_numpy()), patients.index)
-    return Cohort(cohort.table.assign(label=cohort.table.patient_id.map(labels)), cohort.pixels)
+def permuted_labels(parts: Sequence[Cohort], *key: int) -> list[Cohort]:
+    """The parts of a cell with labels shuffled among all their patients; all images of a patient get one label.
+
+    Among all, not within each part: a patient who got into two parts would keep one label in both, and an AUROC above
+    0.5 would tell. (A copy under another patient's name has a label of its own; `lib.duplicates` looks for those.)
+    Shuffled anew until every part has two patients of each label, as AUC tests need, or as few as it had before.
+
+    Parameters
+    ----------
+    key : the shuffle is a pure function of it, such as (repeat, fold)
+    """
+    patients = pd.concat([part.patients for part in parts])
+    patients = patients[~patients.index.duplicated()]
+    needed = [min(2, _rarer(part)) for part in parts]
+    for attempt in range(1000):
+        labels = pd.Series(generator(*key, 3, attempt).permutation(patients.to_numpy()), patients.index)
+        shuffled = [Cohort(part.table.assign(label=part.table.patient_id.map(labels)), part.pixels) for part in parts]
+        if all(_rarer(part) >= n for part, n in zip(shuffled, needed, strict=True)):
+            return shuffled
+    raise ValueError("labels cannot be shuffled so that every part has both: a part has too few patients")
+
+
+def _rarer(part: Cohort) -> int:
+    """Number of patients of the label that has fewer."""
+    return int(part.patients.value_counts().reindex(LABELS, fill_value=0).min())
 
 
 def with_canary(training: Cohort, cohort: Cohort, splits: pd.DataFrame, cell: tuple[int, int]) -> Cohort:

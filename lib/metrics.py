@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import brentq
+from scipy.special import expit, logit
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
@@ -79,18 +81,30 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, floa
     probabilities : (n,) probability of AFF, 0 … 1
     """
     labels = np.asarray(labels)
-    clipped = np.clip(np.asarray(probabilities), 1e-6, 1 - 1e-6)
-    logits = np.log(clipped / (1 - clipped))
-    slope = LogisticRegression(C=np.inf, max_iter=1000).fit(logits[:, None], labels).coef_[0, 0]
-    intercept = 0.0
-    for _ in range(50):  # Newton's method on the one parameter of the likelihood with the slope held at 1
-        shifted = 1 / (1 + np.exp(-(logits + intercept)))
-        intercept += (labels - shifted).sum() / max((shifted * (1 - shifted)).sum(), 1e-12)
+    slope = LogisticRegression(C=np.inf, max_iter=1000).fit(_logits(probabilities)[:, None], labels).coef_[0, 0]
     return {
         "brier": float(sk.brier_score_loss(labels, probabilities)),
-        "intercept": float(intercept),
+        "intercept": calibration_intercept(labels, probabilities),
         "slope": float(slope),
     }
+
+
+def calibration_intercept(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """What is to be added to all logits so that the mean probability is the share of AFF; both labels must occur."""
+    labels, logits = np.asarray(labels), _logits(probabilities)
+    return float(brentq(lambda shift: (expit(logits + shift) - labels).sum(), -50, 50))
+
+
+def recalibrated(probabilities: np.ndarray, shift: np.ndarray | float) -> np.ndarray:
+    """Probabilities with their logits moved by what validation patients asked for (`calibration_intercept`).
+
+    Training on more AFF than there are makes probabilities too high, by design; this takes it away and keeps all ranks.
+    """
+    return expit(_logits(probabilities) + shift)
+
+
+def _logits(probabilities) -> np.ndarray:
+    return logit(np.clip(np.asarray(probabilities, float), 1e-6, 1 - 1e-6))
 
 
 def net_benefit(labels: np.ndarray, probabilities: np.ndarray, thresholds: np.ndarray) -> np.ndarray:

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from lib import classifier
 from lib.audit import check_parts, check_sources
 from lib.classifier import Settings, evidence_maps, patient_probabilities, predict, require_both_labels
 from lib.cohort import Cohort
 from lib.controls import CONTROLS, permuted_labels
-from lib.metrics import evaluate
+from lib.metrics import evaluate, recalibrated
 from lib.runs import progress, write_text
 from lib.splits import PARTS, cell_name, cells
 from lib.synthesis import copies
@@ -170,7 +170,8 @@ def run_trials(
     -------
     predictions : condition, repeat, fold, seed, image_id, patient_id, label, probability; real test images
     metrics : condition, repeat, fold, seed, metric, value; those of `lib.metrics.evaluate` on patients, `threshold`,
-        `image_auroc`, `best_step`, and what was spent: `steps`, `images_seen`, `validations`, `seconds`
+        `recalibration` and `brier_recalibrated` (`lib.metrics.recalibrated`), `image_auroc`, `best_step`, and what was
+        spent: `steps`, `images_seen`, `validations`, `seconds`
     """
     chosen = [condition(name) for name in conditions]
     for repeat, fold in cells(splits):
@@ -190,7 +191,7 @@ def run_trials(
                     parts = training, validation, test
                     check_parts(*parts)
                     if c.balance == "permuted":
-                        parts = [permuted_labels(part, number) for number, part in enumerate(parts)]
+                        parts = permuted_labels(parts, repeat, fold)
                     path = Path(folder, "cells", cell_name(repeat, fold), f"{c.name}-s{seed}.json")
                     own_seed = seed + AGAIN * (c.balance == "again")
                     result = run_trial(c, *parts, aff_weight, settings, own_seed, path)
@@ -236,17 +237,19 @@ def run_trial(
         training, validation, settings, seed, aff_weight=aff_weight, standard=condition.standard, checkpoint=checkpoint
     )
     probabilities = predict(trained.network, test)
+    labels, of_patients = patient_probabilities(test, probabilities)
     result = {
         "inputs": inputs,
         "classifier": trained.description,
         "images": {"NFF": int((training.targets == 0).sum()), "AFF": int((training.targets == 1).sum())},
         "metrics": {
-            **evaluate(*patient_probabilities(test, probabilities), trained.threshold),
+            **evaluate(labels, of_patients, trained.threshold),
             "threshold": trained.threshold,
+            "recalibration": trained.recalibration,
+            "brier_recalibrated": float(brier_score_loss(labels, recalibrated(of_patients, trained.recalibration))),
             "image_auroc": float(roc_auc_score(test.targets, probabilities)),
             "best_step": trained.best_step,
-            "steps": settings.steps,
-            "images_seen": settings.steps * settings.batch,
+            **asdict(trained.spent),
             "validations": len(trained.history),
             "seconds": time.perf_counter() - start,  # since the last interruption
         },

@@ -20,6 +20,7 @@ from lib.classifier import (
     train,
 )
 from lib.cohort import Cohort
+from lib.metrics import recalibrated
 from lib.training import Checkpoint
 
 torch.set_num_threads(1)  # at toy size a second thread costs more than it gives
@@ -236,7 +237,19 @@ def test_interrupted_training_goes_on_to_the_same_result(trained, tmp_path, monk
     result = train(*arguments, standard=True, checkpoint=tmp_path / "c.pt")
     assert calls == [0, 1, 2, 3, 2, 3, 4, 5]
     assert same(result.network, trained.network) and result.best_step == trained.best_step
+    assert result.spent == trained.spent == classifier.Spent(TINY.steps, TINY.steps * TINY.batch)
     pd.testing.assert_frame_equal(result.history, trained.history)
+
+
+def test_what_is_spent_is_counted_and_not_taken_from_the_settings(monkeypatch):
+    monkeypatch.setattr(classifier, "batch_rows", lambda n, batch, step, *key: np.arange(2 + step))
+    assert train(toy_cohort(), toy_cohort(8, seed=1), TINY, 0).spent.images_seen == sum(range(2, 2 + TINY.steps))
+
+
+def test_recalibration_makes_validation_patients_right_on_average(trained):
+    validation = toy_cohort(12, seed=1)
+    labels, probabilities = classifier.patient_probabilities(validation, predict(trained.network, validation))
+    assert recalibrated(probabilities, trained.recalibration).mean() == pytest.approx(labels.mean(), abs=1e-6)
 
 
 def test_validation_without_a_class_is_an_error():

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from lib import controls
-from lib.cohort import Cohort
 from lib.phantom import Phantom
 from lib.splits import keep_aff, make_splits
 
@@ -73,14 +72,37 @@ def test_the_oracle_of_real_radiographs_shows_hidden_patients_only(cohort, split
     assert not set(fewer.patient_id) & gone
 
 
-def test_shuffled_labels_belong_to_patients_and_keep_their_numbers(cohort):
-    shuffled = controls.permuted_labels(cohort, 0)
-    assert (shuffled.table.groupby("patient_id").label.nunique() == 1).all()
-    pd.testing.assert_series_equal(
-        shuffled.patients.value_counts().sort_index(), cohort.patients.value_counts().sort_index()
-    )
-    assert (shuffled.patients != cohort.patients).any() and shuffled.pixels is cohort.pixels
-    agreement = [(controls.permuted_labels(cohort, seed).patients == cohort.patients).mean() for seed in range(200)]
-    share = (cohort.patients == "AFF").mean()
-    assert np.mean(agreement) == pytest.approx(share**2 + (1 - share) ** 2, abs=0.02)  # as by chance
-    assert isinstance(shuffled, Cohort)
+def test_shuffled_labels_belong_to_patients_and_keep_their_numbers(cohort, splits):
+    parts = [cohort.part(splits, 0, 0, part) for part in ("train", "validation", "test")]
+    before, draws = pd.concat([part.patients for part in parts]), []
+    for seed in range(100):
+        shuffled = controls.permuted_labels(parts, seed)
+        after = pd.concat([part.patients for part in shuffled])
+        assert all((part.table.groupby("patient_id").label.nunique() == 1).all() for part in shuffled)
+        assert all(part.table.label.nunique() == 2 for part in shuffled)
+        assert after.value_counts().to_dict() == before.value_counts().to_dict()
+        draws.append((after == before).mean())
+    assert shuffled[0].pixels is parts[0].pixels
+    share = (before == "AFF").mean()
+    assert np.mean(draws) == pytest.approx(share**2 + (1 - share) ** 2, abs=0.03)  # as by chance
+
+
+def test_shuffled_labels_still_show_a_leak(cohort, splits):
+    """One label a patient in every part: who finds test patients again among those it trained on is right."""
+    training, validation, test = (cohort.part(splits, 0, 0, part) for part in ("train", "validation", "test"))
+    leaky, _, tested = controls.permuted_labels([training.join(test), validation, test], 0)
+    label = leaky.table.set_index("image_id").label
+    assert (label[tested.table.image_id].to_numpy() == tested.table.label.to_numpy()).all()
+
+
+def test_a_small_part_keeps_two_patients_of_each_label(cohort):
+    few = [cohort.patients.index[cohort.patients == label][:2] for label in ("AFF", "NFF")]
+    small = cohort.select(patient_id=[*few[0], *few[1]])
+    rest = cohort.take(~cohort.table.patient_id.isin(small.table.patient_id))
+    for seed in range(20):
+        assert set(controls.permuted_labels([rest, small], seed)[1].patients.value_counts()) == {2}
+
+
+def test_controls_are_known_by_their_names():
+    assert all(controls.is_control(name) for name in ("again", "fake@0.5", "useless", "permuted"))
+    assert not any(controls.is_control(name) for name in ("real", "standard", "cyclegan@0.5", "oversampling+standard"))

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from lib.metrics import (
     by_patient,
     calibration,
+    calibration_intercept,
     choose_threshold,
     evaluate,
     net_benefit,
+    recalibrated,
     sensitivity_at_specificity,
     subgroups,
 )
@@ -124,6 +126,24 @@ def test_calibration_where_it_can_be_told_by_hand(groups, intercept, slope):
 def test_certain_and_wrong_probabilities_have_a_finite_calibration():
     found = calibration(np.array([1, 0, 1, 0]), np.array([0.0, 0.0, 1.0, 1.0]))
     assert np.isfinite(list(found.values())).all() and found["slope"] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("probabilities", [np.linspace(0.9, 0.9999, 100), np.full(100, 1e-4), np.full(100, 1.0)])
+def test_far_shifted_probabilities_have_a_finite_intercept_that_mends_them(probabilities):
+    labels = np.arange(100) < 15
+    intercept = calibration_intercept(labels, probabilities)
+    assert abs(intercept) < 20
+    assert recalibrated(probabilities, intercept).mean() == pytest.approx(0.15)
+
+
+@settings(deadline=None, max_examples=40)
+@given(samples, st.floats(-5, 5))
+def test_recalibration_keeps_ranks_and_is_undone_by_its_opposite(sample, shift):
+    labels, probabilities = sample
+    probabilities = 0.01 + 0.98 * probabilities
+    moved = recalibrated(probabilities, shift)
+    assert evaluate(labels, moved, 0.5)["auroc"] == pytest.approx(evaluate(labels, probabilities, 0.5)["auroc"])
+    np.testing.assert_allclose(recalibrated(moved, -shift), probabilities)
 
 
 def test_net_benefit_counted_by_hand():

@@ -233,7 +233,7 @@ def test_tables_are_those_of_the_contract(study):
     for (_, repeat, fold, _), trial in predictions.groupby(key):
         test = cohort.part(splits, repeat, fold, "test")
         assert list(trial.image_id) == list(test.table.image_id) and list(trial.label) == list(test.table.label)
-    assert {"auroc", "auprc", "brier", "threshold", "image_auroc", "best_step", "steps"} <= set(metrics.metric)
+    assert {"auroc", "auprc", "brier", "brier_recalibrated", "threshold", "image_auroc"} <= set(metrics.metric)
     assert np.isfinite(metrics.value).all() and not metrics.duplicated([*key, "metric"]).any()
     text = {"image_id": str, "patient_id": str}
     pd.testing.assert_frame_equal(pd.read_csv(folder / "predictions.csv", dtype=text), predictions)
@@ -276,7 +276,8 @@ def test_controls_run_like_other_conditions(study, trained_with):
     test = cohort.part(splits, 0, 0, "test")
     labels = {name: rows.set_index("image_id").label for name, rows in predictions.groupby("condition")}
     assert (labels["again"] == test.table.set_index("image_id").label).all()
-    shuffled = controls.permuted_labels(test, 2).table.set_index("image_id").label
+    parts = [cohort.part(splits, 0, 0, part) for part in ("train", "validation", "test")]
+    shuffled = controls.permuted_labels(parts, 0, 0)[2].table.set_index("image_id").label
     pd.testing.assert_series_equal(labels["permuted"], shuffled)
     assert (shuffled != labels["real"]).any()
     spent = metrics[metrics.metric.isin(["steps", "images_seen", "validations"])].groupby("metric").value
