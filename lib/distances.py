@@ -1,12 +1,14 @@
 """Distances between two sets of images, in more than one feature space: KID, FID, precision, recall, density, coverage.
 
-A feature space is a function from (N, H, W) integer pixels to (N, d) numbers. What one space cannot see, its distances
-do not count, so there are always two, of different kinds (`spaces`), and a third where Inception's weights are at hand.
+A feature space turns (N, H, W) integer pixels into (N, d) numbers. What one space cannot see, its distances do not
+count, so there are always two, of different kinds (`spaces`), and a third where Inception's weights are at hand. FID is
+taken of a space's leading directions alone, for it means nothing where there are as many dimensions as images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +23,23 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from lib.cohort import Cohort, to_images
 from lib.judge import Judge
 from lib.runs import from_root
-from lib.statistics import kid
 from lib.training import generator
 
 NEIGHBOURS = 5  # of density and coverage; precision and recall have 3, their paper's
 COMPONENTS = 64  # of the principal components, as many as the judge has features
-FID_IMAGES = 2048  # below so many, even Inception's FID has a singular covariance
-
-Space = Callable[[np.ndarray], np.ndarray]
+FID_COMPONENTS = 16  # dimensions of FID: its extrapolation needs twice as many images, and AFF are few
+FID_IMAGES = 64  # a dimension: FID of two samples of one distribution is then about 1 % of its total variance
 
 
 # Feature spaces ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is measured of images, and the few dimensions of it that FID is taken of."""
+
+    features: Callable[[np.ndarray], np.ndarray]  # (N, H, W) integer pixels → (N, d)
+    leading: Callable[[np.ndarray], np.ndarray]  # (N, d) → (N, k): most variance in the training part first, k ≤ 16
 
 
 def spaces(judge: Judge, training: Cohort, inception: str = "none") -> dict[str, Space]:
@@ -45,12 +53,26 @@ def spaces(judge: Judge, training: Cohort, inception: str = "none") -> dict[str,
     training : the cell's training part
     inception : "none", "download" or a weights file, see `inception_available`
     """
-    found = {"judge": judge.features, "pca": principal_components(training)}
-    return found if inception == "none" else found | {"inception": inception_features(inception)}
+
+    def space(features):
+        return Space(features, leading(features(training.pixels)))
+
+    pca = Space(principal_components(training), lambda features: features[:, :FID_COMPONENTS])  # in order already
+    found = {"judge": space(judge.features), "pca": pca}
+    return found if inception == "none" else found | {"inception": space(inception_features(inception))}
 
 
-def principal_components(training: Cohort) -> Space:
-    """The leading principal components of images of at most 32 × 32 pixels, each of variance 1 in the training part."""
+def leading(features: np.ndarray, components: int = FID_COMPONENTS) -> Callable[[np.ndarray], np.ndarray]:
+    """The projection on the principal components of (N, d) features, the greatest variance first, none rescaled.
+
+    There are fewer than `components` where d or N − 1 is smaller.
+    """
+    n, d = features.shape
+    return PCA(min(components, d, n - 1), svd_solver="full").fit(np.asarray(features, np.float64)).transform
+
+
+def principal_components(training: Cohort) -> Callable[[np.ndarray], np.ndarray]:
+    """The first principal components of images of at most 32 × 32 pixels, each of variance 1 in the training part."""
 
     def thumbnails(pixels):
         images = torch.from_numpy(to_images(pixels))
@@ -93,7 +115,7 @@ def _inception(weights: str) -> torch.nn.Module:
     )
 
 
-def inception_features(weights: str) -> Space:
+def inception_features(weights: str) -> Callable[[np.ndarray], np.ndarray]:
     """Inception's 2048 features of grey images, repeated to RGB of 8 bits, as torch-fidelity has them."""
     network = _inception(weights)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -110,23 +132,25 @@ def inception_features(weights: str) -> Space:
 # Distances -----------------------------------------------------------------------------------------------------------
 
 
-def distances(generated: np.ndarray, real: np.ndarray) -> dict[str, float]:
-    """Every distance of generated from real images.
+def distances(generated: np.ndarray, real: np.ndarray, leading: Callable = np.asarray) -> dict[str, float]:
+    """The distances of generated from real images whose value depends on how many there are of each.
 
-    KID takes all pairs: with one subset of all images there is no subset noise. FID is biased upward, the more the
-    fewer images and the more features there are, so it is to be read beside references at the same numbers only;
-    `fid_infinity` takes the bias away as far as a straight line in 1/n can. Precision and recall (Kynkäänniemi et al.
-    2019, arXiv:1904.06991), density and coverage (`density_coverage`) are missing where there are too few images.
+    They are to be read beside references at the same numbers only; `lib.statistics.kid` is unbiased and needs none. FID
+    is biased upward, the more the fewer images and the more dimensions there are; `fid_infinity` takes the bias away as
+    far as a straight line in 1/n can. Precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), density and
+    coverage (`density_coverage`) are missing where there are too few images.
 
     Parameters
     ----------
     generated, real : (n, d) and (m, d) features
+    leading : what FID is taken of (`Space.leading`); by default all dimensions
 
     Returns
     -------
-    dict `kid, fid, fid_infinity, precision, recall, density, coverage`
+    dict `fid, fid_infinity, precision, recall, density, coverage`
     """
-    found = {"kid": kid(generated, real), "fid": fid(generated, real), "fid_infinity": fid_infinity(generated, real)}
+    few = leading(generated), leading(real)
+    found = {"fid": fid(*few), "fid_infinity": fid_infinity(*few)}
     precision = recall = np.nan
     if min(len(generated), len(real)) > 3:
         tensors = (torch.from_numpy(np.asarray(features, np.float64)) for features in (generated, real))
@@ -141,7 +165,7 @@ def fid(X: np.ndarray, Y: np.ndarray) -> float:
     return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
 
 
-def fid_infinity(X: np.ndarray, Y: np.ndarray, sizes: int = 6, draws: int = 4) -> float:
+def fid_infinity(X: np.ndarray, Y: np.ndarray, sizes: int = 6, draws: int = 16) -> float:
     """FID extrapolated to infinitely many images: the intercept of FID against 1/n.
 
     Chong & Forsyth 2020, arXiv:1911.07023. Both sets shrink together, from n to the number of features; missing where
@@ -158,12 +182,15 @@ def fid_infinity(X: np.ndarray, Y: np.ndarray, sizes: int = 6, draws: int = 4) -
     return float(np.polyfit(1 / ns, values, 1)[1])
 
 
-def fid_warning(n: int, features: int) -> str:
-    """What is wrong with a FID of so many images and features; empty where nothing is."""
-    if n <= features:
-        return f"FID of {n} images in {features} dimensions: the covariance is singular, the value means nothing."
-    if n < FID_IMAGES:
-        return f"FID of {n} images in {features} dimensions is biased upward: read it beside real and source only."
+def fid_warning(n: int, dimensions: int) -> str:
+    """What is wrong with a FID of so many images in so many dimensions; empty where little is."""
+    what = f"FID of {n} images in {dimensions} dimensions"
+    if n <= dimensions:
+        return f"{what}: the covariance is singular, the value means nothing."
+    if n < 2 * dimensions:
+        return f"{what} is biased upward, and they are too few to extrapolate: read it beside real and source only."
+    if n < FID_IMAGES * dimensions:
+        return f"{what} is biased upward: read it beside real and source, and beside fid_infinity."
     return ""
 
 

@@ -1,7 +1,7 @@
 """Fidelity: how well synthetic radiographs imitate real ones of their class, and how well each kept its source.
 
-Every distance (`lib.distances`) stands beside two references at the same number of images: `real`, validation images of
-the class, and `source`, untranslated images.
+Every distance (`lib.distances`) stands beside two references: `real`, validation images of the class, and `source`,
+untranslated images. All but KID, which is unbiased, are taken of equally many images.
 """
 
 from __future__ import annotations
@@ -25,27 +25,31 @@ OF_JUDGE = ("transfer", "neither", "transfer_blurred", "transfer_noised")  # mea
 # Distances between distributions --------------------------------------------------------------------------------------
 
 
-def subsample(cohort: Cohort, n: int, seed: int) -> Cohort:
-    """n images drawn without repetition, or all where there are fewer."""
-    return cohort.take(np.sort(generator(seed).permutation(len(cohort))[:n]))
+def subsample(images: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """n rows drawn without repetition, or all where there are fewer; the same rows of equally long arrays."""
+    return images[np.sort(generator(seed).permutation(len(images))[:n])]
 
 
 def distance_rows(sets: dict[str, Cohort], reference: Cohort, found: dict[str, Space]) -> list[dict]:
-    """Rows of the fidelity table: each set against the same real test images, at the same number, in each space.
+    """Rows of the fidelity table: each set against the same real test images, in each space.
 
-    KID's interval is a jackknife over patients (of both sides).
+    KID takes all images, with an interval from a jackknife over patients (of both sides); its `n` is the number of the
+    set, against all of the reference. The other distances depend on the numbers, so they are taken of n images of each
+    set and of the reference alike, as many as the smallest of them has; FID's rows also say in how many `dimensions`.
     """
     n = min(len(reference), *(len(cohort) for cohort in sets.values()))
-    rows, reference = [], subsample(reference, n, seed=n)
+    rows = []
     for name, space in found.items():
-        real = space(reference.pixels)
+        real = space.features(reference.pixels)
+        few_real = subsample(real, n, seed=n)
+        dimensions = space.leading(few_real).shape[1]
         for method, cohort in sets.items():
-            cohort = subsample(cohort, n, seed=n)
-            generated = space(cohort.pixels)
-            interval = kid_jackknife(generated, real, cohort.table.patient_id, reference.table.patient_id)
-            for metric, value in distances(generated, real).items():
-                row = {"method": method, "features": name, "metric": metric, "value": value, "n": n}
-                rows.append(row | ({"ci_low": interval.ci_low, "ci_high": interval.ci_high} if metric == "kid" else {}))
+            generated, what = space.features(cohort.pixels), {"method": method, "features": name}
+            kid = kid_jackknife(generated, real, cohort.table.patient_id, reference.table.patient_id)
+            rows.append({**what, "metric": "kid", **kid[["value", "ci_low", "ci_high"]], "n": len(cohort)})
+            for metric, value in distances(subsample(generated, n, seed=n), few_real, space.leading).items():
+                used = {"dimensions": dimensions} if metric.startswith("fid") else {}
+                rows.append({**what, "metric": metric, "value": value, "n": n, **used})
     return rows
 
 
@@ -220,8 +224,9 @@ def fidelity_table(
 
     Returns
     -------
-    DataFrame `method, direction, features, metric, value, ci_low, ci_high, n`; methods also `real`, `source` and,
-        on the phantom, `counterfactual`: what the metrics of single images say of a perfect translation
+    DataFrame `method, direction, features, metric, value, ci_low, ci_high, n, dimensions`; methods also `real`,
+        `source` and, on the phantom, `counterfactual`: what the metrics of single images say of a perfect translation.
+        `n` images of the method were measured (see `distance_rows`), by FID in so many `dimensions`
     """
     found, rows = spaces(judge, training, inception), []
     test = judge.with_zones(test)
@@ -244,8 +249,8 @@ def fidelity_table(
                 of_images = image_rows(method, cohort, cohort, judge, None)
                 of_direction += [row for row in of_images if row["features"] == "judge"]
         rows += [{**row, "direction": direction} for row in of_direction]
-    columns = ["method", "direction", "features", "metric", "value", "ci_low", "ci_high", "n"]
-    return pd.DataFrame(rows)[columns]
+    columns = ["method", "direction", "features", "metric", "value", "ci_low", "ci_high", "n", "dimensions"]
+    return pd.DataFrame(rows)[columns].astype({"dimensions": "Int64"})
 
 
 def closer_by_space(fidelity: pd.DataFrame, a: str, b: str) -> pd.DataFrame:

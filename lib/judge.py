@@ -4,7 +4,8 @@ A classifier of two classes accepts whatever is left when a fracture line is mer
 class from failed translations: fracture erased, blurred, doubled or half drawn. On the phantom these are rendered; on
 real radiographs they are made from the images. It is trained on the training part of a cell only, is another network
 than the classifier under study, and measures: transfer success, features for distances, and where a fracture lies in
-radiographs whose table does not say.
+radiographs whose table does not say. It learns from the same training patients as the translators, so its errors need
+not be independent of theirs; only the patients whose images it judges are new to both.
 """
 
 from __future__ import annotations

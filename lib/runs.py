@@ -113,6 +113,17 @@ class Run:
         text = json.dumps(manifest, indent=2, ensure_ascii=False, default=_plain)
         write_text(self.folder / "manifest.json", text + "\n")
 
+    def differing(self, other: Run, ignoring: tuple[str, ...] = ()) -> dict[str, tuple]:
+        """Parameters that have another value in another run: name → (here, there), None where a run lacks the name.
+
+        Notebooks run by hand leave no parameters in the manifest: then nothing is known to differ.
+        """
+        here, there = (run.manifest.get("parameters") for run in (self, other))
+        if not here or not there:
+            return {}
+        names = sorted((here.keys() | there.keys()) - set(ignoring))
+        return {name: (here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)}
+
 
 def progress(total: int, initial: int = 0, desc: str = "") -> tqdm.tqdm:
     """A progress bar: a widget in Jupyter, one text line every few seconds in a headless run."""

@@ -85,6 +85,17 @@ def test_a_damaged_manifest_is_a_clear_error(tmp_path):
     assert (tmp_path / "manifest.json").read_text() == '{"seed": '
 
 
+def test_differing_parameters_with_both_values(tmp_path):
+    one, other, by_hand = (Run(tmp_path / name) for name in ("one", "other", "by_hand"))
+    one.record(parameters={"seed": 0, "image_size": 64, "seeds": [0, 1], "share": 1.0, "old": 3})
+    other.record(parameters={"seed": 1, "image_size": 64, "seeds": [0, 1, 2], "share": 0.5, "new": ""})
+    found = one.differing(other, ignoring=("share",))
+    assert found == {"seed": (0, 1), "seeds": ([0, 1], [0, 1, 2]), "old": (3, None), "new": (None, "")}
+    assert one.differing(one) == {}
+    by_hand.record("weights", classifier="random")
+    assert one.differing(by_hand) == by_hand.differing(one) == {}
+
+
 def test_code_files_follow_every_form_of_import(tmp_path):
     lib = tmp_path / "lib"
     (lib / "deep").mkdir(parents=True)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from lib.phantom import Phantom
 from lib.steganography import CLEAN, PERTURBATIONS, cycle_errors, hides, radial_spectrum
@@ -37,6 +38,24 @@ def test_a_cheat_is_told_from_an_honest_translator():
     assert cheat.value[CLEAN] < 0.2 * cheat.value["noise 2/255"]  # a good cycle, until it is touched
     assert hides(cheat.reset_index()) and not hides(honest.reset_index())
     assert cheat.gain["noise 2/255"] > 10 and honest.gain["noise 2/255"] == pytest.approx(1, abs=0.05)
+
+
+class Amplifier:
+    """Writes the source 4.5 times fainter; the way back enlarges it again, and is wrong by a chequerboard."""
+
+    def translate(self, cohort, to):
+        rows, columns = np.indices((32, 32))
+        wrong = torch.from_numpy(0.086 * (-1.0) ** (rows + columns)).float()  # of 2, the range of images
+        return translated(cohort, to, "amplifier", lambda x: x / 4.5 if to == "AFF" else 4.5 * x + wrong, 32)
+
+
+def test_a_cheat_with_a_poor_cycle_is_found_too():
+    """Its error hardly grows, for the noise that comes back 4.5 times is lost in what was wrong before."""
+    table = cycle_errors(Amplifier(), NFF)
+    found = table.set_index("perturbation")
+    assert found.value[CLEAN] == pytest.approx(0.043, rel=0.1)
+    assert (found.value["noise 2/255"] - found.value[CLEAN]) / found.touched["noise 2/255"] < 2
+    assert found.gain["noise 2/255"] == pytest.approx(4.5, rel=0.1) and hides(table)
 
 
 def test_errors_are_those_of_the_way_back():
