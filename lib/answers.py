@@ -11,14 +11,16 @@ import pandas as pd
 from lib import cyclediff, cyclegan
 from lib.comparisons import MARGIN, QUESTIONS
 from lib.controls import CONTROLS
+from lib.distances import FID_COMPONENTS
 from lib.fidelity import OF_JUDGE, closer_by_space
 from lib.metrics import KEY_SECONDARY, PRIMARY
-from lib.planning import detectable, patients_needed
+from lib.planning import COMPARISONS, detectable, patients_needed
 from lib.training import weights_metadata
 from lib.translator import WEIGHTS
 
+WORTHWHILE = 0.02  # an AUROC difference worth finding: most of what is left above 0.95
 CHOICES = ("t_max", "start_t", "cycle", "identity", "perceptual", "contrastive")  # numbers that are no matter of size
-GENERATORS = {"cyclegan": "CycleGAN", "cyclediff": "CycleDiff"}
+NAMES = {"cyclegan": "CycleGAN", "cyclediff": "CycleDiff"}
 WITH = {  # completes "with …"
     "cyclegan": "images added by CycleGAN",
     "cyclediff": "images added by CycleDiff",
@@ -37,12 +39,13 @@ METRICS = {
     "specificity": "specificity",
     "balanced_accuracy": "balanced accuracy",
     "mcc": "MCC",
-    "brier": "Brier score (lower is better)",
+    "brier": "Brier score as trained (lower is better)",
+    "brier_recalibrated": "Brier score, recalibrated (lower is better)",
 }
 FIDELITY = {
     "kid": "KID (lower is better)",
-    "fid": "FID (lower is better)",
-    "fid_infinity": "FID, extrapolated",
+    "fid": "FID of the leading directions (lower is better)",
+    "fid_infinity": "the same, extrapolated",
     "precision": "precision",
     "recall": "recall",
     "density": "density",
@@ -58,7 +61,7 @@ FIDELITY = {
     "counterfactual_outside": "SSIM to the counterfactual outside it",
 }
 METHODS = {
-    **GENERATORS,
+    **NAMES,
     "noise": "sampled from noise",
     "real": "real against real",
     "source": "untranslated",
@@ -73,12 +76,12 @@ TESTS = {
     "patient bootstrap": "patient bootstrap",
 }
 AGAINST = {"real": "real images alone", "oversampling": "oversampling", "chance": "guessing"}
-EXPECTED = {  # of each control: in words, and the verdicts that fit
-    "again": ("no difference", ("equivalent", "undecided")),
-    "fake": ("the same as oversampling", ("equivalent",)),
-    "oracle": ("to help", ("better",)),
-    "useless": ("to hurt", ("worse",)),
-    "permuted": ("an AUROC of 0.5", ("equivalent", "undecided")),
+EXPECTED = {  # of each control: in words, and the verdict that fits
+    "again": ("no difference", "equivalent"),
+    "fake": ("the same as oversampling", "equivalent"),
+    "oracle": ("to help", "better"),
+    "useless": ("to hurt", "worse"),
+    "permuted": ("an AUROC of 0.5", "equivalent"),
 }
 TITLES = {
     "RQ1": "RQ1. Which of CycleGAN and CycleDiff makes the better synthetic images?",
@@ -103,7 +106,8 @@ def answer(
     fidelity : `method, repeat, fold, direction, features, metric, value, ci_low, ci_high, n`
     metrics : `condition, repeat, fold, seed, metric, value`
     facts : `data` ("phantom" or "own radiographs"), `profile`, `cells`, `test_patients`, `test_aff_patients`, `seeds`,
-        `architecture`, `weights`, and where `compare` was given another than the default, its `margin`
+        `architecture`, `weights`, `worthwhile` (an AUROC difference worth finding, to plan with), and where `compare`
+        was given another than the default, its `margin`
     equal : what `lib.comparisons.equivalence` returned; without it nothing is said of practical equivalence
 
     Returns
@@ -188,6 +192,11 @@ def _setting(facts: dict) -> str:
             f"There are {facts['cells']} cells (repeats × folds), each with generators trained on its own training "
             "patients, so the answers are about the methods, not about one training of them."
         )
+    if facts["cells"] == facts["seeds"] == 1:
+        sentences.append(
+            "Each classifier was trained once: whether a difference comes from its images or from its seed cannot be "
+            "told, so no comparison of classifiers below is more than a description of these trainings."
+        )
     if facts["test_aff_patients"] < 20:
         sentences.append("So few patients with AFF leave wide intervals.")
     return " ".join(sentences)
@@ -195,7 +204,7 @@ def _setting(facts: dict) -> str:
 
 def _pair(comparisons, metrics, facts, equal, question, a, b) -> tuple[str, str]:
     """Headline and text of one declared comparison of classifiers."""
-    name = "usefulness to the classifier" if question == "RQ1" else GENERATORS[a]
+    name = "usefulness to the classifier" if question == "RQ1" else NAMES[a]
     rows = comparisons[(comparisons.question == question) & (comparisons.a == a) & (comparisons.b == b)]
     rows = rows.set_index("metric")
     if PRIMARY not in rows.index:
@@ -211,6 +220,7 @@ def _pair(comparisons, metrics, facts, equal, question, a, b) -> tuple[str, str]
         else ("yes, it is better", "no, it is worse")
     )
     headlines = {"better": better, "worse": worse, "equivalent": "no difference that matters", "undecided": "undecided"}
+    headline = headlines[primary.verdict]
     text = [
         f"With {WITH[a]}, the AUROC of patients {_than(primary.difference)} with {WITH[b]} ({_interval(primary)}, "
         f"{_p(primary.p_holm)}; {TESTS[primary.test].format(n=primary.n)}, {_count(primary.patients, 'test patient')}, "
@@ -220,6 +230,8 @@ def _pair(comparisons, metrics, facts, equal, question, a, b) -> tuple[str, str]
     if equal is not None:
         row = equal[(equal.question == question) & (equal.a == a) & (equal.b == b)].iloc[0]
         text.append(_equivalence(row))
+        if primary.verdict in ("better", "worse") and row.p_equivalence < 0.05:
+            headline += ", but by less than matters"
         if primary.verdict == "undecided":
             text.append(_needed(row, primary.patients, facts))
     secondary = [
@@ -229,7 +241,7 @@ def _pair(comparisons, metrics, facts, equal, question, a, b) -> tuple[str, str]
     ]
     if secondary:
         text.append(f"Secondary (p adjusted within each metric): {', '.join(secondary)}.")
-    return f"{name}: {headlines[primary.verdict]}", " ".join(text)
+    return f"{name}: {headline}", " ".join(text)
 
 
 def _meaning(row, margin: float) -> str:
@@ -274,20 +286,27 @@ def _needed(row, patients: int, facts: dict) -> str:
     """What would decide a comparison that these data leave open."""
     if not row.standard_error > 0:
         return ""
+    effect, alpha = facts.get("worthwhile", WORTHWHILE), 0.05 / COMPARISONS
+    first_step = f"at the first step of Holm's adjustment over {COMPARISONS} comparisons"
     if np.isnan(row.same):
-        effect = max(abs(row.difference), row.margin)
-        needed = patients_needed(patients, row.standard_error, effect, row.margin)
+        needed = patients_needed(patients, row.standard_error, effect, row.margin, alpha)
         return (
             f"To decide it: if the true difference is {effect:.3f}, about {_round(needed['difference'])} test patients "
-            f"would show it with a probability of 80 %; if there is none, about {_round(needed['equivalence'])} "
+            f"would show it with a probability of 80 %, {first_step}; if there is none, about "
+            f"{_round(needed['equivalence'])} "
             f"would show that it lies within ±{row.margin:g} (now {patients}; with as many times more training seeds)."
         )
-    repeats, folds = facts["repeats"], facts["cells"] // facts["repeats"]
-    spread = row.standard_error / np.sqrt(1 / facts["cells"] + 1 / (folds - 1))
-    now, most = (detectable(spread, *design) for design in ((repeats, folds), (10, folds)))
+    spread = row.standard_error / np.sqrt(1 / row.cells + row.test_train_ratio)
+    now, most = (detectable(spread, n, row.test_train_ratio, alpha=alpha) for n in (row.cells, np.inf))
+    if now <= effect:
+        more = "which is no more than what is worth finding: a smaller difference is of little interest"
+    elif most <= effect:
+        more = f"and no number of repeats one below {most:.3f}; for {effect:.3f}, more repeats would do"
+    else:
+        more = f"and no number of repeats one below {most:.3f}; for {effect:.3f}, it takes more patients"
     return (
-        f"To decide it: {repeats} × {folds} cells of this spread show a true difference of {now:.3f} with a "
-        f"probability of 80 %, ten repeats one of {most:.3f}; what is smaller needs more patients, not more repeats."
+        f"To decide it: {row.cells:.0f} cells of this spread show a true difference of {now:.3f} with a probability of "
+        f"80 %, {first_step}, {more}."
     )
 
 
@@ -299,19 +318,20 @@ def _controls(comparisons: pd.DataFrame) -> list[str]:
     lines = []
     for row in rows.itertuples():
         expected, fitting = EXPECTED[row.a]
+        alone = fitting == "equivalent"  # a family of its own
         found = {
             "better": "it helps",
             "worse": "it hurts",
             "equivalent": f"it is no different from {AGAINST[row.b]}",
             "undecided": f"no difference from {AGAINST[row.b]} was found",
         }[row.verdict]
-        if row.verdict in fitting:
-            outcome = "As expected."
+        if row.verdict == "undecided":
+            outcome = "Nothing against it, but it is not shown either." if alone else "Cannot tell."
         else:
-            outcome = "Cannot tell." if row.verdict == "undecided" else "NOT as expected."
+            outcome = "As expected." if row.verdict == fitting else "NOT as expected."
         lines.append(
             f"- `{row.a}` against `{row.b}`: {CONTROLS[row.a]}; expected {expected}. Found: {found} (AUROC difference "
-            f"{_signed(row.difference)}, {_interval(row)}, {_p(row.p_holm)}). {outcome}"
+            f"{_signed(row.difference)}, {_interval(row)}, {_p_value(row.p) if alone else _p(row.p_holm)}). {outcome}"
         )
     note = (
         "Conditions whose worth is known beforehand, through the same code and tests as the study's own. Where one "
@@ -323,12 +343,12 @@ def _controls(comparisons: pd.DataFrame) -> list[str]:
 
 def _fidelity(comparisons: pd.DataFrame, fidelity: pd.DataFrame) -> tuple[str, str]:
     """Headline and text of how real the generated images look."""
-    ran = [name for method, name in GENERATORS.items() if method in set(fidelity.method)]
+    ran = [name for method, name in NAMES.items() if method in set(fidelity.method)]
     tests = _kid_tests(comparisons)
     text = []
     if len(ran) < 2:
         headline = "likeness to real images: not answered"
-        missing = [name for name in GENERATORS.values() if name not in ran]
+        missing = [name for name in NAMES.values() if name not in ran]
         text.append(f"{' and '.join(missing)} made no images, so there is nothing to compare.")
     elif not len(tests):
         headline = "likeness to real images: described, not tested"
@@ -346,14 +366,15 @@ def _fidelity(comparisons: pd.DataFrame, fidelity: pd.DataFrame) -> tuple[str, s
         text += [_kid_sentence(row) for row in tests.itertuples()]
     if len(fidelity):
         text += _not_shown_closer(fidelity)
-    if len(fidelity):
         text.append(_transfer(fidelity))
         text.append(_spaces(fidelity, ran))
     blocks = [" ".join(filter(None, text))]
     kinds = fidelity.features.where(~fidelity.metric.isin(OF_JUDGE), "eye")
     for (direction, kind), group in fidelity.groupby(["direction", kinds], sort=False):
+        others = group[group.metric == "fid"].n.max()
+        of_sets = f", KID of all images, the others of {others:.0f} of each set" if others == others else ""
         what = {"pixels": "images compared pixel by pixel", "eye": "what the judge takes the images for"}.get(
-            kind, f"distances in the features of {kind}, {group.n.max()} images of each set"
+            kind, f"distances in the features of {kind}{of_sets}"
         )
         blocks.append(f"{direction}, {what}:\n\n{_fidelity_table(group)}")
     return headline, "\n\n".join(blocks)
@@ -375,8 +396,9 @@ def _kid_sentence(row) -> str:
     size = "the same for both" if row.difference == 0 else f"{_significant(abs(row.difference))} {order} for CycleDiff"
     low, high = (_significant(value, "+") for value in (row.ci_low, row.ci_high))
     interval = "" if np.isnan(row.ci_low) else f"95 % interval of the difference {low} to {high}, "
+    over = f"{row.n} cells" if row.test == "corrected t" else f"all {row.n} test images"
     return (
-        f"Over all {row.n} test images, the KID{' ' + features if features else ''} is {size} "
+        f"Over {over}, the KID{' ' + features if features else ''} is {size} "
         f"({interval}{_p(row.p_holm)}, {_count(row.patients, 'patient')}): {meaning}."
     )
 
@@ -393,7 +415,7 @@ def _not_shown_closer(fidelity: pd.DataFrame) -> list[str]:
         rows = rows.droplevel("direction")
         if "source" not in rows.index:
             continue
-        idle = [n for m, n in GENERATORS.items() if m in rows.index and rows.ci_high[m] >= rows.value["source"]]
+        idle = [n for m, n in NAMES.items() if m in rows.index and rows.ci_high[m] >= rows.value["source"]]
         if idle:
             sentences.append(
                 f"{direction}, images of {_list(idle)} are not shown to lie closer to real ones than untranslated ones."
@@ -408,7 +430,7 @@ def _transfer(fidelity: pd.DataFrame) -> str:
     for direction, group in transfer.groupby("direction", sort=False):
         share = group.groupby("method").value.mean()
         target = direction[-3:]
-        made = [f"{share[m] * 100:.0f} % of {name}'s images" for m, name in GENERATORS.items() if m in share]
+        made = [f"{share[m] * 100:.0f} % of {name}'s images" for m, name in NAMES.items() if m in share]
         if "noise" in share:
             made.append(f"{share['noise'] * 100:.0f} % of the images sampled from noise")
         beside = []
@@ -426,12 +448,12 @@ def _spaces(fidelity: pd.DataFrame, ran: list[str]) -> str:
     """Whether the feature spaces agree on the closer method."""
     if len(ran) < 2 or fidelity[fidelity.metric == "kid"].features.nunique() < 2:
         return ""
-    closer = closer_by_space(fidelity, *GENERATORS)
+    closer = closer_by_space(fidelity, *NAMES)
     sentences = [
         f"{direction}, "
         + ("all feature spaces agree" if row.agree else "the feature spaces DISAGREE")
         + " on whose KID is lower ("
-        + ", ".join(f"{space}: {GENERATORS[row[space]]}" for space in closer.columns.drop("agree"))
+        + ", ".join(f"{space}: {NAMES[row[space]]}" for space in closer.columns.drop("agree"))
         + ")."
         for direction, row in closer.iterrows()
     ]
@@ -483,16 +505,20 @@ def _reading(facts: dict) -> str:
     return (
         "AUROC: how often, of an AFF and an NFF patient, the AFF patient is given the higher probability; 0.5 is "
         "guessing. KID: a distance between the features of two sets of images, 0 on average where both are of one "
-        "kind. "
-        "Judge: a network that was trained to tell AFF, NFF and failed drawings, and sorts translations. "
+        f"kind. FID: another, here of the {FID_COMPONENTS} leading directions of the features, so not to be compared "
+        "with published ones. Recalibrated: probabilities moved so that they are right on average for validation "
+        "patients. "
+        "Judge: a network that was trained to tell AFF, NFF and failed drawings, and sorts translations; it has learnt "
+        "from the patients that the generators learnt from, and judges images of others. "
         "Counterfactual: "
         "the same simulated patient with the other fracture. Holm: p-values raised for the number of comparisons.\n\n"
         "The comparisons of RQ1 to RQ3 were declared beforehand, with the AUROC of patients as the primary metric. "
-        "The p-values of those that were run are adjusted together (Holm), those against oversampling in a family of "
+        "Their p-values are adjusted for all of them, run or not (Holm), those against oversampling in a family of "
         "their own, those of KID in another. Better or worse means an adjusted p below 0.05. No difference that "
         f"matters means that the 90 % interval of the AUROC difference lies within ±{margin:g}. Otherwise the data "
         "cannot decide, which is not the same as no difference. Intervals are 95 % unless it says otherwise, and not "
-        "adjusted. All other metrics and conditions are supporting or descriptive."
+        "adjusted. All other metrics and conditions are supporting or descriptive; p-values of the AUPRC are somewhat "
+        "too small where there are few AFF patients (`lib.simulation`)."
         f" {facts.get('unlike_published', '')}"
     ).rstrip()
 

@@ -5,10 +5,12 @@ Every difference is a − b: a is the method in question, b its reference. The t
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pandas as pd
 
-from lib.metrics import by_patient
+from lib.metrics import by_patient, recalibrated
 from lib.statistics import (
     bayes_factor,
     clustered_auc_test,
@@ -23,7 +25,8 @@ from lib.statistics import (
     with_training_seeds,
 )
 
-# The comparisons that were declared before looking: family of the Holm adjustment, question, a, b.
+# The comparisons that were declared before looking: family of the Holm adjustment, question, a, b. Controls that must
+# show nothing are families of their own: an adjustment would make an alarm harder.
 QUESTIONS = (
     ("thesis", "RQ1", "cyclediff", "cyclegan"),
     ("thesis", "RQ2", "cyclegan", "real"),
@@ -32,13 +35,14 @@ QUESTIONS = (
     ("thesis", "RQ3", "cyclediff", "standard"),
     ("oversampling", "oversampling", "cyclegan", "oversampling"),
     ("oversampling", "oversampling", "cyclediff", "oversampling"),
-    ("controls", "control", "again", "real"),
-    ("controls", "control", "fake", "oversampling"),
     ("controls", "control", "oracle", "real"),
     ("controls", "control", "oracle", "oversampling"),
     ("controls", "control", "useless", "real"),
-    ("controls", "control", "permuted", "chance"),  # chance: a probability of 0.5 for everybody, see `compare`
+    ("same", "control", "again", "real"),
+    ("copies", "control", "fake", "oversampling"),
+    ("shuffled", "control", "permuted", "chance"),  # chance: a probability of 0.5 for everybody, see `compare`
 )
+DECLARED = Counter(family for family, *_ in QUESTIONS)
 LOWER_IS_BETTER = ("brier", "kid", "fid")
 MARGIN = 0.01  # AUROC differences smaller than this are of no consequence
 MARGINS = {  # the same for the other metrics; a metric without a margin is never called equivalent
@@ -70,13 +74,14 @@ def compare(
     by the clustered test; both of the mean AUC over seeds, with the spread between them (`with_training_seeds`); the
     other metrics by patient bootstrap. The results are conditional on the generators that were trained in that cell.
     Several cells: the corrected t-test on the cells' differences, seeds averaged first, and in support `image_auroc` by
-    the clustered test on out-of-fold predictions (averaged over seeds and repeats), where every repeat tests the same
-    images once. Pooling folds compares scores of different networks.
+    the clustered test on out-of-fold predictions, where every repeat tests the same images once: of predictions
+    averaged over seeds and repeats, an ensemble, and with folds pooled that are scored by different networks.
 
     Parameters
     ----------
     predictions : `condition, repeat, fold, seed, image_id, patient_id, label, probability` of real test images
-    metrics : `condition, repeat, fold, seed, metric, value`, of which the rows "threshold" are used
+    metrics : `condition, repeat, fold, seed, metric, value`, of which the rows "threshold" are used, and
+        "recalibration" for `brier`: of probabilities as trained, a Brier score would compare shares of AFF, not images
     splits : `repeat, fold, patient_id, part`; only "train" counts as training patients, the careful side
     margin : AUROC differences within ±margin are of no consequence; `MARGINS` says it for the other metrics
     draws, seed : of the bootstrap
@@ -86,9 +91,9 @@ def compare(
     Returns
     -------
     DataFrame of `COLUMNS`. `n` is the number of cells (corrected t-test), patients, or images (clustered test);
-    `patients` are test patients. `p_holm` is adjusted within family and metric over the pairs that were run (extra:
-    over all its rows). `effect_size` is d_z of the corrected t-test, the difference of d′ for AUCs (`auc_effect`),
-    Cohen's h for bootstrapped proportions, else missing; `bf10` belongs to the corrected t-test alone.
+    `patients` are test patients. `p_holm` is adjusted within family and metric over all pairs that were declared, run
+    or not (extra: over its rows). `effect_size` is d_z of the corrected t-test, the difference of d′ for AUCs
+    (`auc_effect`), Cohen's h for bootstrapped proportions, else missing; `bf10` belongs to the corrected t-test alone.
 
     `verdict` on a: "better" or "worse" where p_holm < 0.05; else "equivalent" where the 90 % interval lies within
     the margin (two one-sided tests at 5 %, not adjusted for multiplicity); else "undecided", as also where nothing
@@ -99,19 +104,22 @@ def compare(
     for family, question, a, b in questions:
         images_of_pair, patients_of_pair = _paired(predictions, a, b), _paired(patients, a, b)
         if len(patients_of_pair[["repeat", "fold"]].drop_duplicates()) > 1:
-            results = _several_cells(images_of_pair, scores.loc[a] - scores.loc[b], splits)
+            results = _several_cells(images_of_pair, _cell_differences(scores, a, b), splits)
         else:
             results = _one_cell(images_of_pair, patients_of_pair, draws, seed)
         people = patients_of_pair.patient_id.nunique()
-        rows += [{"family": f"{family} {result['metric']}", "question": question, "a": a, "b": b, "patients": people,
-                  **result} for result in results]  # fmt: skip
+        rows += [{"family": family, "question": question, "a": a, "b": b, "patients": people, **result}
+                 for result in results]  # fmt: skip
     table = pd.DataFrame(rows, columns=["family", "ci90_low", "ci90_high", *COLUMNS])
     if extra is not None and len(extra):
         _require(extra, "extra rows", *(c for c in COLUMNS if c not in ("p_holm", "effect_size", "bf10", "verdict")))
         extra = extra.reindex(columns=table.columns).assign(family="extra")
         table = pd.concat([table, extra], ignore_index=True) if len(table) else extra
     if len(table):
-        table["p_holm"] = table.groupby("family").p.transform(holm)
+        within = table.metric.where(table.family != "extra", "")
+        for (family, _), p in table.groupby(["family", within]).p:
+            not_run = [1.0] * (DECLARED[family] - len(p))
+            table.loc[p.index, "p_holm"] = holm([*p, *not_run])[: len(p)]
         table["verdict"] = [_verdict(row, margin) for row in table.itertuples()]
     return table[list(COLUMNS)].astype({"n": int, "patients": int}).reset_index(drop=True)
 
@@ -128,16 +136,18 @@ def equivalence(
     Returns
     -------
     DataFrame `question, a, b, difference, standard_error, df, ci90_low, ci90_high, margin, p_equivalence` (`tost`), and
-    over several cells the probabilities that a is `worse`, `same` (within the margin) or `better` (`rope`).
+    over several cells the probabilities that a is `worse`, `same` (within the margin) or `better` (`rope`), the number
+    of `cells` and their `test_train_ratio`.
     """
     questions, predictions, patients, scores = _prepared(predictions, metrics, splits)
     rows = []
     for _, question, a, b in questions:
         patients_of_pair, row = _paired(patients, a, b), {"question": question, "a": a, "b": b}
         if len(patients_of_pair[["repeat", "fold"]].drop_duplicates()) > 1:
-            differences = (scores.loc[a] - scores.loc[b]).auroc.dropna().groupby(level=[0, 1]).mean()
+            differences = _cell_differences(scores, a, b).auroc
             ratio = _test_train_ratio(splits, differences.index)
             result, df = corrected_t_test(differences, ratio), len(differences) - 1
+            row |= {"cells": len(differences), "test_train_ratio": ratio}
             row |= dict(zip(("worse", "same", "better"), rope(differences, ratio, margin), strict=True))
         else:
             result = _patient_auroc(patients_of_pair)
@@ -146,7 +156,7 @@ def equivalence(
         p = tost(result.difference, result.standard_error, margin, df)
         rows.append({**row, **kept, "df": df, "margin": margin, "p_equivalence": p})
     columns = ["question", "a", "b", "difference", "standard_error", "df", "ci90_low", "ci90_high", "margin",
-               "p_equivalence", "worse", "same", "better"]  # fmt: skip
+               "p_equivalence", "worse", "same", "better", "cells", "test_train_ratio"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -154,7 +164,9 @@ def decisions(predictions: pd.DataFrame, metrics: pd.DataFrame, splits: pd.DataF
     """Are more decisions right? In support of each declared comparison that was run, not adjusted.
 
     AFF is decided where the probability, averaged over seeds (and repeats), reaches the average threshold. One decision
-    a patient: McNemar's exact test; one an image: Durkalski's test with patients as clusters.
+    a patient: McNemar's exact test; one an image: Durkalski's test with patients as clusters. Both are about these
+    networks and these thresholds: a method trained again, threshold and all, is found to differ from itself far too
+    often (`lib.simulation`, "trained again").
 
     Returns
     -------
@@ -180,6 +192,37 @@ def decisions(predictions: pd.DataFrame, metrics: pd.DataFrame, splits: pd.DataF
             rows.append((question, a, b, unit, len(mean), only_a, only_b, result.difference, test, result.p))
     columns = ["question", "a", "b", "unit", "n", "only_a", "only_b", "difference", "test", "p"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def same_against_itself(predictions: pd.DataFrame, divisions: int = 200, seed: int = 0) -> pd.Series:
+    """How often does the test of one hold-out find that a method differs from itself?
+
+    All trainings on the real images (`real` and `again`), which differ by their seeds alone, are divided at random into
+    two groups of equal size, as if they were two methods. Divisions of the same trainings are not independent, so the
+    shares have no interval.
+
+    Parameters
+    ----------
+    predictions : as of `compare`, of one cell
+
+    Returns
+    -------
+    Series, share of divisions with p < 0.05: `DeLong alone` (networks taken as given), `with the spread between seeds`
+    (the study's); and `divisions`
+    """
+    trained = by_patient(predictions[predictions.condition.isin(["real", "again"])])
+    wide = trained.pivot(index=["condition", "seed"], columns=["patient_id", "label"], values="probability")
+    labels = (wide.columns.get_level_values("label") == "AFF").astype(int)
+    patients, scores = wide.columns.get_level_values("patient_id"), wide.to_numpy()
+    rng, half, p = np.random.default_rng(seed), len(scores) // 2, []
+    for _ in range(divisions):
+        order = rng.permutation(len(scores))
+        a, b = scores[order[:half]], scores[order[half : 2 * half]]
+        alone = clustered_auc_test(labels, a, b, patients)
+        of_seeds = [clustered_auc_test(labels, *pair, patients).difference for pair in zip(a, b, strict=True)]
+        p.append((alone.p, with_training_seeds(alone, of_seeds).p))
+    alone, widened = (np.array(p) < 0.05).mean(0)
+    return pd.Series({"DeLong alone": alone, "with the spread between seeds": widened, "divisions": divisions})
 
 
 def descriptive_tests(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -255,7 +298,7 @@ def _with_chance(predictions: pd.DataFrame, metrics: pd.DataFrame) -> tuple[pd.D
 def _scores_of(patients: pd.DataFrame) -> dict[str, float]:
     """`lib.metrics.evaluate` of one trial, the fast way."""
     labels, once = (patients.label == "AFF").astype(int), np.ones((1, len(patients)))
-    metrics = weighted_metrics(labels, patients.probability, patients.threshold.iloc[0], once)
+    metrics = weighted_metrics(labels, patients.probability, patients.threshold.iloc[0], once, patients.recalibrated)
     return {metric: float(value[0]) for metric, value in metrics.items()}
 
 
@@ -271,13 +314,15 @@ def _with_thresholds(patients: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFr
     if (missing := patients.threshold.isna()).any():
         raise ValueError("metrics lack the threshold of condition {}, repeat {}, fold {}, seed {}".format(
             *patients.loc[missing, keys].iloc[0]))  # fmt: skip
-    return patients
+    shifts = metrics[metrics.metric == "recalibration"].set_index(keys).value
+    shift = shifts.reindex(pd.MultiIndex.from_frame(patients[keys])).fillna(0.0).to_numpy()
+    return patients.assign(recalibrated=recalibrated(patients.probability, shift))
 
 
 def _paired(table: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
     """`probability_a` and `probability_b` (`threshold_…`) of the same images or patients in the trials both have."""
     units = [*TRIAL, *(c for c in ("image_id", "patient_id", "label") if c in table)]
-    columns = [*units, *(c for c in ("probability", "threshold") if c in table)]
+    columns = [*units, *(c for c in ("probability", "recalibrated", "threshold") if c in table)]
     of_a, of_b = (table.loc[table.condition == condition, columns] for condition in (a, b))
     trials = of_a[TRIAL].drop_duplicates().merge(of_b[TRIAL].drop_duplicates())
     if not len(trials):
@@ -289,9 +334,13 @@ def _paired(table: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
     return paired.assign(y=(paired.label == "AFF").astype(int))
 
 
+def _cell_differences(scores: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
+    """Differences of each metric in the cells both ran in, averaged over seeds, which are no replicates."""
+    return (scores.loc[a] - scores.loc[b]).dropna().groupby(level=[0, 1]).mean()
+
+
 def _several_cells(images, differences, splits) -> list[dict]:
-    """Corrected t-tests of `differences` (one row a trial, one column a metric), and the out-of-fold images."""
-    differences = differences.dropna().groupby(level=[0, 1]).mean()  # seeds are no replicates
+    """Corrected t-tests of `differences` (one row a cell, one column a metric), and the out-of-fold images."""
     ratio = _test_train_ratio(splits, differences.index)
     n, rows = len(differences), []
     for metric in differences:
@@ -303,7 +352,7 @@ def _several_cells(images, differences, splits) -> list[dict]:
         unit = ["image_id", "patient_id", "y"]
         mean = images.groupby(unit, as_index=False)[["probability_a", "probability_b"]].mean()
         result = clustered_auc_test(mean.y, mean.probability_a, mean.probability_b, mean.patient_id)
-        rows.append({"metric": "image_auroc", "test": "clustered AUC, out of fold", "n": len(mean), **result})
+        rows.append({"metric": "image_auroc", "test": "clustered AUC, ensemble out of fold", "n": len(mean), **result})
     return rows
 
 
@@ -311,12 +360,14 @@ def _one_cell(images, patients, draws: int, seed: int) -> list[dict]:
     """DeLong on patients, the clustered test on images, and the bootstrap of the other metrics."""
     primary = _patient_auroc(patients)
 
-    wide = patients.pivot(index="seed", columns=["patient_id", "y"], values=["probability_a", "probability_b"])
+    values = ["probability_a", "probability_b", "recalibrated_a", "recalibrated_b"]
+    wide = patients.pivot(index="seed", columns=["patient_id", "y"], values=values)
     thresholds = patients.groupby("seed")[["threshold_a", "threshold_b"]].first()
     units = wide["probability_a"].columns
     bootstrap = patient_bootstrap(
         units.get_level_values("y"), wide["probability_a"], wide["probability_b"],
         thresholds.threshold_a, thresholds.threshold_b, units.get_level_values("patient_id"), draws, seed,
+        (wide["recalibrated_a"], wide["recalibrated_b"]),
     )  # fmt: skip
     return [
         {"metric": "auroc", **primary},

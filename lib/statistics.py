@@ -324,11 +324,16 @@ def clustered_mcnemar_test(right_a, right_b, clusters) -> pd.Series:
     return pd.Series({"difference": d.mean(), "statistic": chi2, "p": stats.chi2.sf(chi2, 1)})
 
 
-def patient_bootstrap(labels, a, b, thresholds_a, thresholds_b, patients, draws: int = 10_000, seed: int = 0):
+def patient_bootstrap(
+    labels, a, b, thresholds_a, thresholds_b, patients, draws: int = 10_000, seed: int = 0, recalibrated=None
+) -> pd.DataFrame:
     """Differences of every metric of `lib.metrics.evaluate`, with intervals from resampled patients.
 
-    Patients are drawn with replacement within their class, both conditions see the same draw, and where there are
-    several seeds those are drawn too. A metric is computed seed by seed and averaged.
+    Patients are drawn with replacement within their class, and both conditions see the same draw. A metric is computed
+    seed by seed and averaged. Another training of the same would come out otherwise too: where there are S seeds, each
+    draw adds s/√S times a Student t of S − 1 degrees, with s the standard deviation of the seeds' differences. (Drawing
+    the few seeds with replacement shows only (S − 1)/S of that variance, and none of what a small s leaves unknown.)
+    With one seed everything is conditional on that one training.
 
     Parameters
     ----------
@@ -337,13 +342,13 @@ def patient_bootstrap(labels, a, b, thresholds_a, thresholds_b, patients, draws:
     thresholds_a, thresholds_b : (S,) decision thresholds of those classifiers
     patients : (n,) patient of each column; a patient with both labels has two and is drawn as one
     draws : number of bootstrap samples; the bias correction of 2,000 still moves a p of 0.7 by 0.05
+    recalibrated : of a and of b, (S, n) probabilities that the Brier score is taken of; by default those above
 
     Returns
     -------
     DataFrame, one row a metric: `difference`, bias-corrected and accelerated intervals `ci_low, ci_high` (95 %) and
     `ci90_low, ci90_high` (`bca_quantiles`), `standard_error`, `statistic` (difference / standard error, descriptive),
-    two-sided `p` (`bca_p`), and `effect_size`: Cohen's h for proportions, else NaN. The acceleration is that of the
-    patients alone, not of the seeds.
+    two-sided `p` (`bca_p`), and `effect_size`: Cohen's h for proportions, else NaN.
     """
     labels = _scores(labels)[0]
     a, b = np.atleast_2d(a), np.atleast_2d(b)
@@ -353,28 +358,35 @@ def patient_bootstrap(labels, a, b, thresholds_a, thresholds_b, patients, draws:
         raise ValueError("the bootstrap needs AFF and NFF patients")
     rng = np.random.default_rng(seed)
     weights = np.vstack([np.ones(len(labels)), _resample(labels, np.asarray(patients), draws, rng)])
-    seeds = np.vstack([np.ones(len(a)), rng.multinomial(len(a), np.full(len(a), 1 / len(a)), draws)]) / len(a)
+    unknown = rng.standard_t(len(a) - 1, draws) / np.sqrt(len(a)) if len(a) > 1 else np.zeros(draws)
 
-    values = []  # of a and of b: metric → observed value, then one value a draw
-    for probabilities, thresholds in ((a, thresholds_a), (b, thresholds_b)):
-        scores = [weighted_metrics(labels, p, t, weights) for p, t in zip(probabilities, thresholds, strict=True)]
-        values.append({metric: (seeds * np.stack([s[metric] for s in scores], 1)).sum(1) for metric in scores[0]})
-    left_out = _left_out(labels, np.asarray(patients))
-    missing_patient = []  # of a and of b: metric → value without each patient
-    for probabilities, thresholds in ((a, thresholds_a), (b, thresholds_b)):
-        scores = [weighted_metrics(labels, p, t, left_out) for p, t in zip(probabilities, thresholds, strict=True)]
-        missing_patient.append({metric: np.mean([s[metric] for s in scores], axis=0) for metric in scores[0]})
+    certain = (a, b) if recalibrated is None else tuple(map(np.atleast_2d, recalibrated))
+
+    def by_seed(weights):  # of a and of b: metric → (S, samples)
+        scored = []
+        for probabilities, thresholds, calibrated in zip((a, b), (thresholds_a, thresholds_b), certain, strict=True):
+            rows = zip(probabilities, thresholds, calibrated, strict=True)
+            scores = [weighted_metrics(labels, p, t, weights, c) for p, t, c in rows]
+            scored.append({metric: np.stack([s[metric] for s in scores]) for metric in scores[0]})
+        return scored
+
+    values, left_out = by_seed(weights), by_seed(_left_out(labels, np.asarray(patients)))
     stratum = _kinds(labels, np.asarray(patients))[_with_company(labels, np.asarray(patients))]
 
     rows = {}
     for metric in values[0]:
-        score_a, score_b = (float(v[metric][0]) for v in values)
-        difference, drawn = score_a - score_b, (values[0][metric] - values[1][metric])[1:]
+        score_a, score_b = (float(v[metric][:, 0].mean()) for v in values)
+        differences = values[0][metric] - values[1][metric]
+        difference, drawn, of_seeds = score_a - score_b, differences[:, 1:].mean(0), _spread(differences[:, 0])
         drawn[np.abs(drawn) < 1e-12] = 0
-        without = missing_patient[0][metric] - missing_patient[1][metric]
+        of_patients = drawn.std(ddof=1)
+        standard_error = np.hypot(of_patients, of_seeds / np.sqrt(len(a)))
+        drawn = drawn + of_seeds * unknown
+        without = (left_out[0][metric] - left_out[1][metric]).mean(0)
         z0, acceleration = bca_constants(difference, drawn, [without[stratum == kind] for kind in np.unique(stratum)])
+        if standard_error:  # skewness of a sum of which the patients' part alone is skewed
+            acceleration *= (of_patients / standard_error) ** 3
         low, low90, high90, high = bca_quantiles(drawn, z0, acceleration, (0.025, 0.05, 0.95, 0.975))
-        standard_error = drawn.std(ddof=1)
         h = 2 * (np.arcsin(np.sqrt(score_a)) - np.arcsin(np.sqrt(score_b))) if metric in PROPORTIONS else np.nan
         rows[metric] = {
             "difference": difference, "ci_low": low, "ci_high": high, "ci90_low": low90, "ci90_high": high90,
@@ -453,13 +465,16 @@ def _left_out(labels: np.ndarray, patients: np.ndarray) -> np.ndarray:
     return 1.0 - np.equal.outer(np.flatnonzero(_with_company(labels, patients)), patient)
 
 
-def weighted_metrics(labels, probabilities, threshold: float, weights: np.ndarray) -> dict[str, np.ndarray]:
+def weighted_metrics(
+    labels, probabilities, threshold: float, weights: np.ndarray, recalibrated=None
+) -> dict[str, np.ndarray]:
     """`lib.metrics.evaluate` of many weighted samples at once.
 
     Parameters
     ----------
     labels, probabilities, threshold : as of `lib.metrics.evaluate`
     weights : (B, n) how often each unit occurs in each of B samples; both classes must occur in each
+    recalibrated : (n,) probabilities that the Brier score is taken of; by default the ones above
 
     Returns
     -------
@@ -467,6 +482,7 @@ def weighted_metrics(labels, probabilities, threshold: float, weights: np.ndarra
     """
     order = np.argsort(-np.asarray(probabilities), kind="stable")
     p, y, w = np.asarray(probabilities)[order], np.asarray(labels)[order], weights[:, order]
+    certain = p if recalibrated is None else np.asarray(recalibrated)[order]
     ends = np.append(np.flatnonzero(np.diff(p)), len(p) - 1)  # last of each run of equal probabilities
     tp = np.cumsum(w * y, axis=1)[:, ends]  # (B, thresholds) AFF and NFF at or above each threshold
     fp = np.cumsum(w * (1 - y), axis=1)[:, ends]
@@ -488,7 +504,7 @@ def weighted_metrics(labels, probabilities, threshold: float, weights: np.ndarra
         "specificity": TN / N,
         "balanced_accuracy": (TP / P + TN / N) / 2,
         "mcc": np.where(product > 0, (TP * TN - FP * FN) / np.sqrt(np.maximum(product, 1)), 0.0),
-        "brier": (w * (p - y) ** 2).sum(1) / (P + N),
+        "brier": (w * (certain - y) ** 2).sum(1) / (P + N),
     }
 
 

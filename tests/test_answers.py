@@ -9,6 +9,7 @@ import torch
 from lib import cyclediff, cyclegan
 from lib.answers import answer, trained_how, unlike_published
 from lib.comparisons import COLUMNS, QUESTIONS
+from lib.planning import detectable
 from lib.training import save_weights
 from lib.translator import WEIGHTS
 
@@ -274,7 +275,7 @@ def test_what_differs_from_the_paper_is_read_from_the_weights(tmp_path):
 # Practical equivalence, what is needed, controls
 
 
-def equal(p=0.3, cells=1, **more):
+def equal(p=0.3, **more):
     rows = [
         {"question": question, "a": a, "b": b, "difference": -0.006, "standard_error": 0.0153, "df": np.inf,
          "ci90_low": -0.03, "ci90_high": 0.02, "margin": 0.01, "p_equivalence": p,
@@ -287,20 +288,35 @@ def equal(p=0.3, cells=1, **more):
 def test_undecided_comparisons_say_what_would_decide_them():
     text = section(answer(comparisons("undecided"), fidelity(), scores(), FACTS, equal()), "RQ2")
     assert "within ±0.01 is not shown (two one-sided tests, p = 0.300)" in text
-    # (0.0153 (1.96 + 0.84) / 0.01)² = 18.4 times 120 patients; (0.0153 (1.645 + 1.282) / 0.01)² = 20.0 times
-    assert "about 2,200 test patients would show it" in text and "about 2,400 would show" in text
+    # (0.0153 (2.576 + 0.842) / 0.02)² = 6.8 times 120 patients; (0.0153 (1.645 + 1.282) / 0.01)² = 20.0 times
+    assert "if the true difference is 0.020, about 820 test patients would show it" in text
+    assert "at the first step of Holm's adjustment over 5 comparisons" in text
+    assert "about 2,400 would show" in text
     decided = section(answer(comparisons("better"), fidelity(), scores(), FACTS, equal()), "RQ2")
     assert "To decide it" not in decided
 
 
 def test_several_cells_say_what_more_repeats_would_find():
-    table = equal(worse=0.2, same=0.5, better=0.3, standard_error=0.01, df=14)
-    facts = {**FACTS, "cells": 15, "repeats": 3}
+    table = equal(worse=0.2, same=0.5, better=0.3, standard_error=0.01, df=14, cells=15, test_train_ratio=0.25)
+    facts = {**FACTS, "cells": 15}
     text = section(answer(comparisons("undecided"), fidelity(), scores(), facts, table), "RQ3")
     assert (
         "the probability is 50 % that it does, 30 % that it is a larger gain and 20 % that it is a larger loss" in text
     )
-    assert "3 × 5 cells of this spread show a true difference of 0.030" in text and "ten repeats one of 0.026" in text
+    found = [float(re.search(f"{words} ([0-9.]+)", text)[1].rstrip(".")) for words in
+             ("show a true difference of", "no number of repeats one below")]  # fmt: skip
+    spread = 0.01 / np.sqrt(1 / 15 + 0.25)
+    assert found == pytest.approx([detectable(spread, n, 0.25, alpha=0.01) for n in (15, np.inf)], abs=5e-4)
+    assert "for 0.020, it takes more patients" in text
+
+    def worth(effect):
+        return section(
+            answer(comparisons("undecided"), fidelity(), scores(), facts | {"worthwhile": effect}, table), "RQ3"
+        )
+
+    assert found[1] < 0.032 < found[0] < 0.05
+    assert "for 0.032, more repeats would do" in worth(0.032)
+    assert "no more than what is worth finding" in worth(0.05)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +325,7 @@ def test_several_cells_say_what_more_repeats_would_find():
         ("better", "NOT as expected.", "NOT as expected.", "As expected.", "NOT as expected."),
         ("worse", "NOT as expected.", "NOT as expected.", "NOT as expected.", "As expected."),
         ("equivalent", "As expected.", "As expected.", "NOT as expected.", "NOT as expected."),
-        ("undecided", "As expected.", "Cannot tell.", "Cannot tell.", "Cannot tell."),
+        ("undecided", "not shown either.", "not shown either.", "Cannot tell.", "Cannot tell."),
     ],
 )
 def test_controls_are_held_against_what_is_known(verdict, again, fake, oracle, useless):
@@ -321,6 +337,27 @@ def test_controls_are_held_against_what_is_known(verdict, again, fake, oracle, u
     word = {"better": "it helps", "worse": "it hurts", "equivalent": "no different from real images alone",
             "undecided": "no difference from real images alone was found"}[verdict]  # fmt: skip
     assert word in of["oracle"]
+    assert "Holm" in of["oracle"] and "Holm" not in of["again"]
+
+
+def test_a_gain_that_is_shown_to_be_tiny_is_not_sold_as_a_gain():
+    text = answer(comparisons("better"), fidelity(), scores(), FACTS, equal(p=0.001))
+    assert "**CycleGAN: yes, it is better, but by less than matters.**" in section(text, "RQ2")
+    assert "- RQ2: CycleGAN: yes, it is better, but by less than matters;" in text
+    large = answer(comparisons("better"), fidelity(), scores(), FACTS, equal(p=0.4))
+    assert "by less than matters" not in large
+
+
+def test_one_training_a_condition_is_said_to_prove_nothing():
+    assert "Each classifier was trained once" in answer(comparisons(), fidelity(), scores(), FACTS | {"seeds": 1})
+    assert "trained once" not in answer(comparisons(), fidelity(), scores(), FACTS | {"seeds": 1, "cells": 15})
+
+
+def test_kid_over_several_cells_counts_cells_and_not_images():
+    table = comparisons(kid="worse")
+    kid = table.metric == "kid"
+    table.loc[kid, ["test", "n", "patients"]] = "corrected t", 15, 1200
+    assert "Over 15 cells, the KID" in section(answer(table, fidelity(cells=15), scores(), FACTS), "RQ1")
 
 
 def test_without_controls_there_is_no_such_section():

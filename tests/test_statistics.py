@@ -12,6 +12,7 @@ from sklearn.metrics.pairwise import polynomial_kernel
 
 from lib.metrics import evaluate
 from lib.statistics import (
+    _kernel,
     _resample,
     bayes_factor,
     bca_constants,
@@ -377,27 +378,29 @@ def test_bootstrap_equals_the_slow_way():
     thresholds = np.array([[0.5, 0.6, 0.4], [0.5, 0.45, 0.7]])
     fast = patient_bootstrap(labels, a, b, *thresholds, patients, draws=15, seed=7)
 
-    def difference(rows, seeds):
+    def by_seed(rows):
         values = [
             {m: x - y for (m, x), y in zip(evaluate(labels[rows], a[s][rows], thresholds[0, s]).items(),
                                            evaluate(labels[rows], b[s][rows], thresholds[1, s]).values(), strict=True)}
-            for s in seeds
+            for s in range(3)
         ]  # fmt: skip
-        return pd.DataFrame(values).mean()
+        return pd.DataFrame(values)
 
     same = np.random.default_rng(7)
     weights = _resample(labels, patients, 15, same).astype(int)
-    seeds = same.multinomial(3, np.full(3, 1 / 3), 15)
-    slow = pd.DataFrame(
-        [difference(np.repeat(patients, w), np.repeat(range(3), s)) for w, s in zip(weights, seeds, strict=True)]
-    )
-    pd.testing.assert_series_equal(fast.difference, difference(patients, range(3)), check_names=False)
-    without = pd.DataFrame([difference(np.delete(patients, i), range(3)) for i in patients])
+    of_patients = pd.DataFrame([by_seed(np.repeat(patients, w)).mean() for w in weights])
+    of_seeds = by_seed(patients).std() / np.sqrt(3)
+    slow = of_patients + np.outer(same.standard_t(2, 15), of_seeds)
+    pd.testing.assert_series_equal(fast.difference, by_seed(patients).mean(), check_names=False)
+    without = pd.DataFrame([by_seed(np.delete(patients, i)).mean() for i in patients])
     for metric, row in fast.iterrows():
-        constants = bca_constants(row.difference, slow[metric], [without[metric][:8], without[metric][8:]])
+        both = np.hypot(of_patients[metric].std(), of_seeds[metric])
+        z0, acceleration = bca_constants(row.difference, slow[metric], [without[metric][:8], without[metric][8:]])
+        constants = z0, acceleration * (of_patients[metric].std() / both) ** 3
         bounds = bca_quantiles(slow[metric], *constants, (0.025, 0.05, 0.95, 0.975))
         assert row[["ci_low", "ci90_low", "ci90_high", "ci_high"]].tolist() == pytest.approx(bounds.tolist())
         assert row.p == pytest.approx(bca_p(slow[metric], *constants))
+        assert row.standard_error == pytest.approx(both)
 
 
 def test_bca_is_scipys():
@@ -454,12 +457,18 @@ def test_bootstrap_of_identical_predictions():
     assert (result[["difference", "ci_low", "ci_high", "statistic"]] == 0).all(axis=None)
 
 
-def test_seeds_are_drawn_too():
-    # Both conditions rank patients alike, one seed apart in every metric: with patients alone nothing would vary.
+def test_bootstrap_counts_the_spread_between_seeds():
+    # Of three trainings one finds every AFF and two find none: with patients alone nothing would vary.
     labels = np.repeat([1, 0], [10, 30])
     right, wrong = labels * 0.8 + 0.1, labels * 0.0 + 0.1
-    varied = patient_bootstrap(labels, [right, wrong], [wrong, wrong], [0.5] * 2, [0.5] * 2, np.arange(40), draws=400)
-    assert (varied.loc["sensitivity", "ci_low"], varied.loc["sensitivity", "ci_high"]) == (0, 1)
+    three = [right, wrong, wrong], [wrong] * 3, [0.5] * 3, [0.5] * 3
+    found = patient_bootstrap(labels, *three, np.arange(40), draws=40_000).loc["sensitivity"]
+    expected = stats.ttest_1samp([1, 0, 0], 0)
+    interval = expected.confidence_interval()
+    assert [found.ci_low, found.ci_high] == pytest.approx([interval.low, interval.high], abs=0.1)
+    assert found.p == pytest.approx(expected.pvalue, abs=0.02)
+    alone = patient_bootstrap(labels, right, wrong, [0.5], [0.5], np.arange(40), draws=400).loc["sensitivity"]
+    assert (alone.ci_low, alone.ci_high) == (1, 1)  # conditional on that one training
 
 
 # Decisions
@@ -597,3 +606,62 @@ def test_kid_jackknife_of_one_patient_has_no_interval():
     result = kid_jackknife(X, Y, ["only"] * 5, list("abcde"))
     assert result.value == pytest.approx(kid(X, Y))
     assert np.isnan(result.ci_low) and np.isnan(result.ci_high)
+
+
+# Known answers of the naive tests, and what is too little to be significant
+
+
+def test_naive_t_of_scikit_learns_example():
+    # "Statistical comparison of models using grid search": what its uncorrected t-test gives
+    naive = stats.ttest_1samp(with_moments(100, 0.01, 0.00146667), 0, alternative="greater")
+    assert naive.statistic == pytest.approx(2.611, abs=1e-3)
+    assert naive.pvalue == pytest.approx(0.0052, abs=5e-5)
+
+
+@pytest.mark.parametrize(("repeats", "folds", "rate"), [(1, 5, 0.138), (3, 5, 0.342), (5, 5, 0.451), (10, 10, 0.570)])
+def test_the_naive_t_is_the_corrected_one_inflated(repeats, folds, rate):
+    """By √(1 + n / (K − 1)): what it rejects where the corrected test has its level, in closed form."""
+    n, ratio = repeats * folds, 1 / (folds - 1)
+    d = with_moments(n, 0.01, 0.0004)
+    inflation = stats.ttest_1samp(d, 0).statistic / corrected_t_test(d, ratio).statistic
+    assert inflation == pytest.approx(np.sqrt(1 + n * ratio))
+    assert 2 * stats.t(n - 1).sf(stats.t(n - 1).ppf(0.975) / inflation) == pytest.approx(rate, abs=5e-4)
+
+
+@pytest.mark.parametrize(("cells", "folds", "effective", "bf01"), [(25, 5, 3.45, 4.7), (100, 10, 8.26, 9.0)])
+def test_a_naive_bayes_factor_makes_much_of_nothing(cells, folds, effective, bf01):
+    """As many cells taken for independent would support "no effect" twice as well, or more."""
+    n_effective = 1 / (1 / cells + 1 / (folds - 1))
+    assert n_effective == pytest.approx(effective, abs=5e-3)
+    naive = 1 / pingouin.bayesfactor_ttest(0, cells, paired=True)
+    assert naive == pytest.approx(bf01, abs=0.06)
+    assert naive > 2 / bayes_factor(0, cells - 1, n_effective)
+
+
+def test_mcnemar_of_pingouins_data():
+    answers = pingouin.read_dataset("chi2_mcnemar")
+    observed, expected = pingouin.chi2_mcnemar(answers, "treatment_X", "treatment_Y")
+    assert expected.chi2["mcnemar"] == pytest.approx(20.020833, abs=1e-6)
+    result = mcnemar_test(answers.treatment_X, answers.treatment_Y)
+    assert result.p == pytest.approx(expected.p_exact["mcnemar"]) == pytest.approx(3.3053e-06, rel=1e-4)
+    assert {observed.iloc[0, 1], observed.iloc[1, 0]} == {40, 8}
+
+
+def test_wilcoxon_of_five_pairs_is_never_significant():
+    assert stats.wilcoxon([0.1, 0.2, 0.3, 0.4, 0.5]).pvalue == pytest.approx(0.0625)
+
+
+@pytest.mark.parametrize(("generators", "smallest"), [(3, 0.10), (4, 0.029), (5, 0.008)])
+def test_so_many_generators_of_each_method_can_be_significant(generators, smallest):
+    def difference(x, y, axis):
+        return x.mean(axis) - y.mean(axis)
+
+    better, worse = np.arange(generators), np.arange(generators) + 10
+    found = stats.permutation_test((better, worse), difference, vectorized=True, n_resamples=np.inf)
+    assert found.pvalue == pytest.approx(smallest, abs=5e-4)
+
+
+def test_biased_kid_known_answer():
+    X, Y = np.array([[1, 0], [0, 1], [1, 1]]), np.array([[0, 0], [2, 1], [1, 2]])
+    biased = _kernel(X, X).mean() + _kernel(Y, Y).mean() - 2 * _kernel(X, Y).mean()
+    assert biased == pytest.approx(6.7777778)
