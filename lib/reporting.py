@@ -6,6 +6,7 @@ The items are topics that CLAIM (2024, doi:10.1148/ryai.240300), TRIPOD+AI (doi:
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 
 import numpy as np
@@ -13,8 +14,10 @@ import pandas as pd
 
 from lib.cohort import Cohort
 from lib.comparisons import MARGIN, QUESTIONS
+from lib.controls import is_control
 from lib.metrics import KEY_SECONDARY, PRIMARY
-from lib.runs import Run
+from lib.planning import COMPARISONS, errors_to_detect
+from lib.runs import ROOT, Run
 from lib.splits import cells, counts_by_part, read_splits
 
 
@@ -31,9 +34,9 @@ class Facts:
     def of_manifest(self, *keys):
         value = self.manifest
         for key in keys:
-            if key not in value:
+            value = value.get(key)
+            if value is None:
                 raise Gap(f"the manifest has no {' '.join(keys)}")
-            value = value[key]
         return value
 
     def table(self, part: str) -> pd.DataFrame:
@@ -79,14 +82,27 @@ def gap(reason: str) -> Callable[[Facts], str]:
 
 
 def question(facts: Facts) -> str:
-    families = {family for family, *_ in QUESTIONS} - {"controls"}
+    families = [family for family, question, *_ in QUESTIONS if question != "control"]
     margin = facts.of_manifest("parameters").get("margin", MARGIN)
-    declared = sum(family in families for family, *_ in QUESTIONS)
     return (
-        f"{declared} comparisons in {len(families)} families, declared in "
-        f"lib/comparisons.py at commit {facts.of_manifest('commit')[:10]}; primary metric {PRIMARY}, key secondary "
-        f"{', '.join(KEY_SECONDARY)}; margin of no consequence ±{margin:g}"
+        f"{len(families)} comparisons in {len(set(families))} families, in lib/comparisons.py, whose last change is "
+        f"{last_change('lib/comparisons.py')}; primary metric {PRIMARY}, key secondary {', '.join(KEY_SECONDARY)}; "
+        f"margin of no consequence ±{margin:g}"
     )
+
+
+def last_change(path: str) -> str:
+    """Commit and date that last changed a file of the repository, and whether it was changed since; or "unknown"."""
+
+    def git(*arguments):
+        done = subprocess.run(["git", *arguments, "--", path], cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        commit, changed = git("log", "-1", "--format=commit %h of %cs"), git("status", "--porcelain")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit}{', with changes since' * bool(changed)}" if commit else "unknown"
 
 
 def data(facts: Facts) -> str:
@@ -100,9 +116,10 @@ def data(facts: Facts) -> str:
 
 def partition(facts: Facts) -> str:
     splits = facts.splits
-    overlap = facts.table("audit.csv").query("check == 'patients in two parts'").found.sum()
-    kind = "by patient, stratified by label"
-    return f"{len(cells(splits))} cells (repeats × folds), {kind}; patients in two parts: {overlap}"
+    check = facts.table("audit.csv").query("check == 'patients in two parts'")
+    overlap = check.found.sum() if len(check) else "not audited"
+    kind = "as the table's own column split says" if "split" in facts.cohort.table else "stratified by label"
+    return f"{len(cells(splits))} cells (repeats × folds), by patient, {kind}; patients in two parts: {overlap}"
 
 
 def characteristics(facts: Facts) -> str:
@@ -117,15 +134,19 @@ def characteristics(facts: Facts) -> str:
 
 def sample_size(facts: Facts) -> str:
     equal = facts.table("statistics/equivalence.csv")
-    errors = equal[equal.question != "control"].standard_error.dropna()
-    if not len(errors):
+    equal = equal[equal.question != "control"].dropna(subset="standard_error")
+    if not len(equal):
         raise Gap("no declared comparison was run")
-    counts = counts_by_part(facts.cohort, facts.splits)
-    low, high = errors.min(), errors.max()
+    counts, errors = counts_by_part(facts.cohort, facts.splits), equal.standard_error
+    at_5, first = (
+        [row.standard_error * errors_to_detect(row.df, alpha=alpha) for row in equal.itertuples()]
+        for alpha in (0.05, 0.05 / COMPARISONS)
+    )
     return (
         f"{counts.loc['test', 'AFF patients']:.0f} AFF test patients a cell; standard error of an AUROC difference "
-        f"{low:.3f} to {high:.3f}, so a true difference of about {2.8 * low:.3f} to {2.8 * high:.3f} would be found "
-        "with a probability of 80 %"
+        f"{errors.min():.3f} to {errors.max():.3f}, so a true difference of about {min(at_5):.3f} to {max(at_5):.3f} "
+        f"would be found with a probability of 80 % at p < 0.05, one of {min(first):.3f} to {max(first):.3f} at the "
+        f"first step of Holm's adjustment over {COMPARISONS} comparisons"
     )
 
 
@@ -169,11 +190,11 @@ def provenance(facts: Facts) -> str:
 
 def audit(facts: Facts) -> str:
     checks = facts.table("audit.csv")
-    return f"{checks.passed.sum()} of {len(checks)} checks passed, duplicates and generators' patients among them"
+    return f"{checks.passed.sum()} of {len(checks)} checks passed: {', '.join(checks.check.unique())}"
 
 
 def metrics(facts: Facts) -> str:
-    thresholds = facts.table("trials/metrics.csv").query("metric == 'threshold'").value
+    thresholds = studied(facts.table("trials/metrics.csv").query("metric == 'threshold'")).value
     share = facts.cohort.patients.eq("AFF").mean()
     return (
         f"{PRIMARY} and {', '.join(KEY_SECONDARY)} at {share:.0%} AFF patients; thresholds {thresholds.min():.2f} to "
@@ -193,14 +214,26 @@ def uncertainty(facts: Facts) -> str:
 
 
 def calibration(facts: Facts) -> str:
-    table, groups = facts.table("tables/05_calibration.csv"), facts.table("tables/05_subgroups.csv")
-    worst = groups.iloc[0]
+    table, groups = (studied(facts.table(f"tables/05_{name}.csv")) for name in ("calibration", "subgroups"))
+    worst, kinds = groups.loc[groups.auroc.idxmin()], table.groupby("probabilities", sort=False)
+    each = "; ".join(
+        f"{kind}: Brier score {rows.brier.min():.3f} to {rows.brier.max():.3f}, calibration slope "
+        f"{rows.slope.min():.2f} to {rows.slope.max():.2f}"
+        for kind, rows in kinds
+    )
     errors = len(list((facts.run / "figures").glob("05_errors_*.png")))
     return (
-        f"Brier score {table.brier.min():.3f} to {table.brier.max():.3f}, calibration slope {table.slope.min():.2f} to "
-        f"{table.slope.max():.2f}; worst subgroup {worst['column']} {worst['value']} under {worst['condition']} (AUROC "
+        f"{each}; worst subgroup {worst['column']} {worst['value']} under {worst['condition']} (AUROC "
         f"{worst['auroc']:.3f}); {errors} pages of most confident errors"
     )
+
+
+def studied(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of conditions that are no controls."""
+    table = table[~table.condition.map(is_control).astype(bool)]
+    if not len(table):
+        raise Gap("no condition but controls was run")
+    return table
 
 
 def reproducibility(facts: Facts) -> str:
