@@ -71,6 +71,7 @@ def test_the_audit_looked_at_everything_and_found_nothing(run):
         "patients in two parts", "patients of the splits without an image", "images in two parts",
         "images that change when prepared alone", "cyclegan fitted to other images", "cyclediff fitted to other images",
         "judge fitted to other images", "synthetic images from outside the training part",
+        "synthetic images of another cell's generator",
         "synthetic images of patients who validate or test", "synthetic images that repeat a validation or test image",
     }  # fmt: skip
     text = (run / "notebooks" / "05_classifier_trials.html").read_text(encoding="utf-8")
