@@ -1,6 +1,8 @@
 """Radiographs of every kind that the tests write themselves, and those that pydicom ships."""
 
 import os
+import struct
+import zlib
 
 import numpy as np
 import pandas as pd
@@ -12,10 +14,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_windowing
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
-from lib import radiographs
-from lib.radiographs import RadiographsError, letterbox, read_image, read_radiographs, window
+from lib.radiographs import RadiographsError, files, preparing, read_image, read_radiographs
+from lib.radiographs.files import window
+from lib.radiographs.preparing import letterbox
 
 SIDE = 64
 RAMP = np.linspace(0, 1, SIDE * SIDE).reshape(SIDE, SIDE)
@@ -78,7 +86,7 @@ def six(**more):
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_8_bits_arrive_exactly(tmp_path, suffix):
     Image.fromarray(RAMP8).save(tmp_path / f"a.{suffix}")
-    image, bits, _ = read_image(tmp_path / f"a.{suffix}")
+    image, bits, *_ = read_image(tmp_path / f"a.{suffix}")
     assert bits == 8 and image.dtype == np.float32
     assert np.array_equal(np.rint(image * 255), RAMP8)
 
@@ -142,7 +150,7 @@ def test_colours_become_their_luminance(tmp_path):
 def test_dicom_spans_its_stored_bits(tmp_path, bits, photometric, compress):
     stored = np.rint(RAMP * (2**bits - 1)).astype(np.uint8 if bits == 8 else np.uint16)
     path = write_dicom(tmp_path / "a", stored, bits, photometric, compress)  # no suffix: the content decides
-    image, read_bits, _ = read_image(path)
+    image, read_bits, *_ = read_image(path)
     expected = stored / (2**bits - 1)
     assert read_bits == bits
     assert np.allclose(image, expected if photometric == "MONOCHROME2" else 1 - expected, atol=1e-6)
@@ -267,6 +275,135 @@ def test_files_of_other_writers(name):
         assert np.abs(image - read_image(shipped(SHIPPED[name])).image).max() < 0.05
 
 
+def without_preamble(path, syntax=None):
+    """The same file as software of the eighties wrote it: no preamble, no file meta information."""
+    ds = pydicom.dcmread(path)
+    syntax = syntax or ds.file_meta.TransferSyntaxUID
+    implicit, little = syntax.is_implicit_VR, syntax.is_little_endian
+    del ds.file_meta
+    buffer = pydicom.filebase.DicomBytesIO()
+    buffer.is_implicit_VR, buffer.is_little_endian = implicit, little
+    pydicom.filewriter.write_dataset(buffer, ds)
+    path.write_bytes(buffer.getvalue())
+    return path
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+def test_dicom_without_a_preamble(tmp_path, syntax):
+    expected = read_image(write_dicom(tmp_path / "a.dcm", RAMP16, 16)).image
+    found = read_image(without_preamble(tmp_path / "a.dcm", syntax))
+    np.testing.assert_array_equal(found.image, expected)
+    assert found.notes == ("DICOM without a preamble",)
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_pixel_padding_is_black_in_either_polarity(tmp_path, photometric):
+    stored = np.clip(RAMP16 >> 4, 100, None)
+    stored[:20], stored[20:22] = 0, 7
+    found = read_image(write_dicom(tmp_path / "a.dcm", stored, 12, photometric, PixelPaddingValue=0)).image
+    plain = read_image(write_dicom(tmp_path / "b.dcm", stored, 12, photometric)).image
+    assert (found[:20] == 0).all()
+    np.testing.assert_array_equal(found[20:], plain[20:])
+    both = {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 10}
+    ranged = read_image(write_dicom(tmp_path / "c.dcm", stored, 12, photometric, **both)).image
+    assert (ranged[:22] == 0).all() and (ranged[22:] == plain[22:]).all()
+
+
+def test_view_and_side_come_from_tags_where_the_table_has_none(tmp_path):
+    write_dicom(tmp_path / "a.dcm", RAMP8, 8, ViewPosition="AP", ImageLaterality="L")
+    write_dicom(tmp_path / "b.dcm", RAMP8.T.copy(), 8, ViewPosition="LL", Laterality="R")
+    write_dicom(tmp_path / "c.dcm", RAMP8[::-1].copy(), 8, ViewPosition="OBLIQUE")
+    rows = [row(f"{name}.dcm", side=side) for name, side in (("a", ""), ("b", "left"), ("c", ""))]
+    for _ in range(2):  # the second time from the cache
+        table = read_radiographs(write_csv(tmp_path, rows), SIDE, cache=tmp_path / "cache").table
+        assert list(table["view"]) == ["AP", "lateral", "unknown"]
+        assert list(table.side) == ["left", "left", "unknown"]
+
+
+def test_what_was_left_out_is_said(tmp_path, capsys):
+    frames = np.stack([RAMP8, RAMP8.T, RAMP8])
+    write_dicom(tmp_path / "a.dcm", RAMP8, 8, NumberOfFrames=3, PixelData=frames.tobytes())
+    write_dicom(tmp_path / "b.dcm", RAMP16, 16, WindowCenter=[100, 3000], WindowWidth=[50, 4000])
+    Image.fromarray(RAMP8).save(tmp_path / "c.tif", save_all=True, append_images=[Image.fromarray(RAMP8.T.copy())])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.dcm").image, (RAMP8 / np.float32(255)).astype(np.float32))
+    csv = write_csv(tmp_path, [row(f"{name}") for name in ("a.dcm", "b.dcm", "c.tif")])
+    for _ in range(2):  # the second time from the cache
+        read_radiographs(csv, SIDE, cache=tmp_path / "cache")
+        said = capsys.readouterr().out
+        for note in ("the first of 3 frames", "the first of 2 windows", "the first of 2 pages"):
+            assert f"1 of 3 files: {note}" in said
+
+
+# Hostile files --------------------------------------------------------------------------------------------------------
+
+
+def claiming_png(width, height):
+    """A PNG that claims a size, with a single byte of image behind it."""
+
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "reason"),
+    [
+        (13_000, 13_000, "are more than the 150,000,000 allowed"),
+        (2**20, 2**20, "exceeds limit"),
+        (100_000, 10, "one side is more than 1000 times the other"),
+    ],
+)
+def test_giant_pictures_are_refused_before_they_are_decoded(tmp_path, width, height, reason):
+    (tmp_path / "a.png").write_bytes(claiming_png(width, height))
+    with pytest.raises(ValueError, match=reason):
+        read_image(tmp_path / "a.png")
+
+
+def test_giant_dicom_is_refused_before_it_is_decoded(tmp_path):
+    with pytest.raises(ValueError, match="are more than the 150,000,000 allowed"):
+        read_image(write_dicom(tmp_path / "a.dcm", RAMP8, 8, Rows=65535, Columns=65535))
+
+
+def test_a_deflated_file_may_not_unfold_without_end(tmp_path, monkeypatch):
+    path = write_dicom(tmp_path / "a.dcm", np.tile(RAMP8, (32, 32)), 8)
+    ds = pydicom.dcmread(path)
+    ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    ds.save_as(path)
+    assert read_image(path).image.shape == (32 * SIDE, 32 * SIDE)
+    monkeypatch.setattr(files, "MAX_BYTES", 2**21)
+    assert path.stat().st_size < 2**21
+    with pytest.raises(ValueError, match="unfolds into more than 2 MiB"):
+        read_image(path)
+    monkeypatch.setattr(files, "MAX_BYTES", 2**8)
+    with pytest.raises(ValueError, match="more than the 0 allowed"):
+        read_image(path)
+
+
+def test_files_outside_the_tables_folder_are_not_read(tmp_path):
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    for folder in (tmp_path, inside):
+        Image.fromarray(RAMP8).save(folder / "a.png")
+    (inside / "link.png").symlink_to(tmp_path / "a.png")
+    (inside / "circle.png").symlink_to(inside / "circle.png")
+    (inside / "good.png").symlink_to(inside / "a.png")
+    written = ["../a.png", str(tmp_path / "a.png"), "link.png", "circle.png", "x" * 5000, "a.png"]
+    with pytest.raises(RadiographsError) as caught:
+        read_radiographs(write_csv(inside, [row(path, f"p{k}") for k, path in enumerate(written)]), SIDE)
+    reasons = [reason for _, _, reason in caught.value.problems]
+    assert len(reasons) == 5 and all("outside the CSV's folder" in reason for reason in reasons[:3])
+    assert reasons[3:] == ["no such file"] * 2
+    assert len(read_radiographs(write_csv(inside, [row("good.png")]), SIDE)) == 1
+
+
+def test_a_table_reached_by_a_link_reads_the_files_beside_it(folder, tmp_path):
+    csv = write_csv(folder, six())
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    assert len(read_radiographs(tmp_path / "link" / csv.name, 32)) == 6
+
+
 # Geometry -------------------------------------------------------------------------------------------------------------
 
 
@@ -371,7 +508,7 @@ def test_all_bad_rows_are_reported_together(folder):
         (3, "images/1.png", "unreadable image", "truncated", "patient 'p1' is in test here and in train in row 2"),
         (4, "images/2.png", "not a PNG, JPEG, TIFF or DICOM image"),
         (5, "images/3.png", "every pixel has the same value", "unknown split 'training': splits are train, validation"),
-        (6, "images/4.png", "unreadable image", "Rows"),
+        (6, "images/4.png", "unreadable image", "0 × 64 pixels"),
         (
             8,
             "images/gone.png",
@@ -418,9 +555,29 @@ def test_bad_tables(folder, text, reason):
     assert reason in str(caught.value)
 
 
-def test_other_encodings_and_missing_tables(folder):
-    (folder / "mine.csv").write_bytes("path,patient_id,label\nbjörk.png,p1,AFF\n".encode("cp1252"))
-    with pytest.raises(RadiographsError, match="not in UTF-8"):
+@pytest.mark.parametrize(
+    ("encoding", "start", "separator"),
+    [
+        ("utf-8", "", ","),
+        ("utf-8-sig", "", ";"),
+        ("cp1252", "", ";"),
+        ("utf-16", "", "\t"),
+        ("utf-8", "sep=|\r\n", "|"),
+    ],
+)
+def test_tables_as_spreadsheets_save_them(folder, encoding, start, separator):
+    (folder / "images/0.png").rename(folder / "images/björk.png")
+    lines = ["path,patient_id,label,view,remark", 'images/björk.png,Å1,AFF,"AP","two\nlines, ""quoted"""']
+    lines += ["images/1.png,Å1,AFF,lateral,none"]
+    text = start + "\r\n".join(line.replace(",", separator) for line in lines)
+    (folder / "mine.csv").write_bytes(text.encode(encoding))
+    table = read_radiographs(folder / "mine.csv", 32).table
+    assert list(table.patient_id) == ["Å1", "Å1"] and list(table["view"]) == ["AP", "lateral"]
+
+
+def test_no_text_and_missing_tables(folder):
+    (folder / "mine.csv").write_bytes(b"path,patient_id,label\n\x81\x8d\x8f.png,p1,AFF\n")
+    with pytest.raises(RadiographsError, match="no text in UTF-8, UTF-16 or Windows-1252"):
         read_radiographs(folder / "mine.csv", 32)
     with pytest.raises(RadiographsError, match=r"no CSV file .*gone\.csv"):
         read_radiographs(folder / "gone.csv", 32)
@@ -454,8 +611,8 @@ def test_some_rows_alone_are_as_among_all(folder):
 
 def test_the_cache_reads_only_what_changed(folder, monkeypatch):
     read = []
-    original = radiographs.read_image
-    monkeypatch.setattr(radiographs, "read_image", lambda path: read.append(path.name) or original(path))
+    original = preparing.read_image
+    monkeypatch.setattr(preparing, "read_image", lambda path: read.append(path.name) or original(path))
     csv = write_csv(folder, six())
 
     def again(size=32):
@@ -482,7 +639,7 @@ def test_after_an_error_only_the_mended_rows_are_read(folder, monkeypatch):
         read_radiographs(csv, 32, cache=folder / "cache")
     Image.fromarray(RAMP8).save(folder / "images/6.png")
     read = []
-    original = radiographs.read_image
-    monkeypatch.setattr(radiographs, "read_image", lambda path: read.append(path.name) or original(path))
+    original = preparing.read_image
+    monkeypatch.setattr(preparing, "read_image", lambda path: read.append(path.name) or original(path))
     assert len(read_radiographs(csv, 32, cache=folder / "cache")) == 7
     assert read == ["6.png"]

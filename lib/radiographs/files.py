@@ -1,0 +1,257 @@
+"""Decoding: one PNG, JPEG, TIFF or DICOM file to grey values in [0, 1], as whoever made it wanted them to be seen.
+
+What a file is, its content says, not its name. Its size is checked against `Limits` before anything is decoded, so that
+a small file cannot unfold into one that fills the memory.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pydicom
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+MAX_BYTES = 2**30  # of a file, and of what a deflated one unfolds into; a radiograph of 16 bits has about 20 MB
+MAX_PIXELS = 150_000_000  # of an image, 12,000 × 12,500; the largest detectors have 20 million
+MAX_RATIO = 1000  # of the longer to the shorter side
+
+VIEWS = {"AP": "AP", "PA": "AP", "LL": "lateral", "RL": "lateral", "LAT": "lateral", "LATERAL": "lateral"}
+SIDES = {"L": "left", "R": "right"}
+
+
+class Radiograph(NamedTuple):
+    """One image as read from its file."""
+
+    image: np.ndarray  # (h, w) float32 in [0, 1], bone bright on a dark background
+    bits: int  # stored per pixel and channel
+    spacing: tuple[float, float] = (1.0, 1.0)  # height and width of one pixel; only their ratio has a meaning
+    view: str = ""  # of DICOM's tags: "AP" (PA too) or "lateral", empty where they do not say
+    side: str = ""  # "left" or "right", likewise
+    notes: tuple[str, ...] = ()  # what was done that a reader should know: "the first of 3 frames"
+
+
+def read_image(path: str | Path) -> Radiograph:
+    """Decode one PNG, JPEG, TIFF or DICOM file; of several frames or pages the first.
+
+    DICOM values pass the modality and VOI transforms of the file, and pixel padding becomes black; other files span the
+    full range of their bit depth. Colours become luminance (ITU-R BT.601; grey stays grey).
+
+    Raises
+    ------
+    ValueError
+        With the reason, and without the path, where the file holds no usable image.
+    """
+    path = Path(path)
+    try:
+        if not (size := path.stat().st_size):
+            raise ValueError("the file is empty (0 bytes)")
+        if size > MAX_BYTES:
+            raise ValueError(f"the file has {size / 2**20:,.0f} MiB, more than the {MAX_BYTES / 2**20:,.0f} allowed")
+        with open(path, "rb") as file:
+            head = file.read(132)
+        radiograph = _read_dicom(path, head) if _is_dicom(head) else _read_picture(path)
+    except UnidentifiedImageError:
+        raise ValueError("not a PNG, JPEG, TIFF or DICOM image, or of a rare kind that Pillow cannot read") from None
+    except Exception as error:  # decoders raise of all kinds
+        detail = " ".join(str(error).split()).replace(str(path), path.name) or type(error).__name__
+        raise ValueError(f"unreadable image: {detail}") from None
+    if np.ptp(radiograph.image) == 0:
+        raise ValueError("empty image: every pixel has the same value")
+    return radiograph
+
+
+def _check_size(height: int, width: int) -> None:
+    """Raise ValueError where an image is too large, or too long and thin, to be a radiograph."""
+    if min(height, width) < 1:
+        raise ValueError(f"an image of {height} × {width} pixels")
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"{height} × {width} pixels are more than the {MAX_PIXELS:,} allowed")
+    if max(height, width) > MAX_RATIO * min(height, width):
+        raise ValueError(f"{height} × {width} pixels: one side is more than {MAX_RATIO} times the other")
+
+
+# Pictures ------------------------------------------------------------------------------------------------------------
+
+
+def _read_picture(path: Path) -> Radiograph:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_check_size` is stricter
+        picture = Image.open(path, formats=("PNG", "JPEG", "TIFF"))
+    with picture:
+        _check_size(picture.height, picture.width)
+        tags = getattr(picture, "tag_v2", {})
+        bits = tags.get(258, (16,))[0] if picture.mode.startswith("I;16") else 8
+        if picture.mode in ("I", "F"):
+            raise ValueError("signed, 32-bit or floating-point pixels have no white level: save it with 8 or 16 bits")
+        pages = getattr(picture, "n_frames", 1)
+        picture = ImageOps.exif_transpose(picture)
+        # Pillow's convert("L") would cut 16 bits off at 255, so they go to numpy as they are.
+        image = np.asarray(picture if bits > 8 else picture.convert("L"), np.float32) / (2**bits - 1)
+    if bits > 8 and tags.get(262) == 0:  # WhiteIsZero: Pillow inverts it at 8 bits, not at 16
+        image = 1 - image
+    return Radiograph(image, bits, notes=(f"the first of {pages} pages",) if pages > 1 else ())
+
+
+# DICOM ---------------------------------------------------------------------------------------------------------------
+
+
+def _is_dicom(head: bytes) -> bool:
+    """By the letters behind the preamble, or without one, by a first element of group 2 or 8 in either byte order."""
+    return head[128:132] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")
+
+
+def _read_dicom(path: Path, head: bytes) -> Radiograph:
+    with warnings.catch_warnings():  # pydicom's warnings quote tags
+        warnings.simplefilter("ignore")
+        ds, notes = read_dataset(path, head), []
+        if head[128:132] != b"DICM":
+            notes.append("DICOM without a preamble")
+        if "PixelData" not in ds:
+            raise ValueError("a DICOM file without an image")
+        _check_size(ds.Rows, ds.Columns)
+        if (frames := int(ds.get("NumberOfFrames") or 1)) > 1:
+            notes.append(f"the first of {frames} frames")
+        pixels = pixel_array(ds, index=0)
+        if ds.PhotometricInterpretation == "PALETTE COLOR":
+            pixels = apply_color_lut(pixels, ds)  # (h, w, 3)
+        if pixels.ndim == 3:
+            bits = pixels.dtype.itemsize * 8
+            image = pixels[..., :3] @ (np.array([0.299, 0.587, 0.114], np.float32) / (2**bits - 1))
+        else:
+            bits = ds.BitsStored
+            stored, shown = presentation(ds)
+            image = shown[np.clip(pixels, stored[0], stored[-1]).astype(np.int32) - stored[0]]
+            if isinstance(ds.get("WindowCenter"), pydicom.multival.MultiValue) and len(ds.WindowCenter) > 1:
+                notes.append(f"the first of {len(ds.WindowCenter)} windows")
+    return Radiograph(image.astype(np.float32, copy=False), bits, _pixel_spacing(ds), *_view_and_side(ds), tuple(notes))
+
+
+def read_dataset(path: str | Path, head: bytes, pixels: bool = True) -> pydicom.Dataset:
+    """A DICOM file's dataset; one without a preamble, or without file meta information, is read too.
+
+    Parameters
+    ----------
+    head : its first 132 bytes
+    pixels : False stops before the pixel data
+
+    Raises
+    ------
+    ValueError
+        Where a deflated file would unfold into more than `MAX_BYTES`; pydicom's own errors where it is no DICOM file.
+    """
+    if head[128:132] == b"DICM":
+        _check_deflated(path)
+    ds = pydicom.dcmread(path, force=head[128:132] != b"DICM", stop_before_pixels=not pixels)
+    if "TransferSyntaxUID" not in ds.file_meta:
+        implicit, little = ds.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        ds.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return ds
+
+
+def _check_deflated(path: Path) -> None:
+    """Raise ValueError where a deflated file would unfold into more than `MAX_BYTES`: inflated in pieces, none kept."""
+    with open(path, "rb") as file:
+        file.seek(132)
+        meta = pydicom.filereader.read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
+        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            return
+        inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while not inflate.eof and (piece := inflate.unconsumed_tail or file.read(2**16)):
+            total += len(inflate.decompress(piece, 2**24))
+            if total > MAX_BYTES:
+                raise ValueError(f"a deflated file that unfolds into more than {MAX_BYTES / 2**20:,.0f} MiB")
+
+
+def presentation(ds: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """What each stored value of a grey image is shown as: one table, since no step looks at a pixel's neighbours.
+
+    Modality LUT or rescale, then VOI LUT or window (the first of several), then MONOCHROME1 inverted. Without VOI, the
+    full range of the stored bits. Pixel padding is black. DICOM PS3.3 C.7.5.1.1.2, C.11.1, C.11.2.
+
+    Returns
+    -------
+    stored : (2^bits,) the values that can be stored, ascending
+    shown : (2^bits,) float32 in [0, 1]
+    """
+    if not 1 <= ds.BitsStored <= 16:
+        raise ValueError(f"{ds.BitsStored} bits stored per pixel: 1 to 16 can be read")
+    lowest = -(2 ** (ds.BitsStored - 1)) if ds.PixelRepresentation else 0
+    stored = np.arange(lowest, lowest + 2**ds.BitsStored, dtype=np.int32)
+    highest = _widen(ds.ModalityLUTSequence[0]) if ds.get("ModalityLUTSequence") else None
+    values = apply_modality_lut(stored, ds)
+    extremes = (values.min(), values.max()) if highest is None else (0, highest)
+
+    center, width = _first(ds.get("WindowCenter")), _first(ds.get("WindowWidth"))
+    if ds.get("VOILUTSequence"):
+        first = ds.VOILUTSequence[0].LUTDescriptor[1]
+        top = _widen(ds.VOILUTSequence[0])
+        shown = apply_voi(np.rint(np.clip(values, first, first + 65535)).astype(np.int32), ds) / top
+    elif center is not None and width is not None:
+        shown = window(values, center, width, (ds.get("VOILUTFunction") or "LINEAR").upper())
+    else:
+        shown = (values - extremes[0]) / (extremes[1] - extremes[0])
+    if ds.PhotometricInterpretation == "MONOCHROME1":
+        shown = 1 - shown
+    return stored, np.where(_is_padding(stored, ds), 0, np.clip(shown, 0, 1)).astype(np.float32)
+
+
+def _is_padding(stored: np.ndarray, ds: pydicom.Dataset) -> np.ndarray:
+    """Which stored values say that the detector saw nothing there; none where the file does not name any."""
+    value = ds.get("PixelPaddingValue")
+    if value is None:
+        return np.zeros(len(stored), bool)
+    limits = sorted(int(v) for v in (value, ds.get("PixelPaddingRangeLimit", value)))
+    return (stored >= limits[0]) & (stored <= limits[1])
+
+
+def window(values: np.ndarray, center: float, width: float, function: str = "LINEAR") -> np.ndarray:
+    """Values to [0, 1] by a LINEAR, LINEAR_EXACT or SIGMOID window: DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3."""
+    if not (np.isfinite([center, width]).all() and width > 0) or (width < 1 and function == "LINEAR"):
+        raise ValueError(f"its window has the centre {center:g} and the width {width:g}")
+    if function == "SIGMOID":
+        with np.errstate(over="ignore"):
+            return 1 / (1 + np.exp(-4 * (values - center) / width))
+    if function == "LINEAR":
+        center, width = center - 0.5, max(width - 1, 1e-6)  # a width of 1 is a step
+    return np.clip((values - center) / width + 0.5, 0, 1)
+
+
+def _widen(item: pydicom.Dataset) -> int:
+    """The highest value of a lookup table, which is then declared 16 bits deep: pydicom computes the table's *indices*
+    in its output depth, so that those of a table with 8-bit output would wrap at 256.
+    """
+    entries, first, depth = item.LUTDescriptor
+    item.LUTDescriptor = [entries, first, 16]
+    return 2**depth - 1
+
+
+def _first(value) -> float | None:
+    if isinstance(value, pydicom.multival.MultiValue):
+        value = value[0] if value else None
+    return None if value is None else float(value)
+
+
+def _pixel_spacing(ds: pydicom.Dataset) -> tuple[float, float]:
+    """Height and width of a pixel: at the patient, else at the detector, else their bare ratio, else square."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
+        if (spacing := ds.get(keyword)) and min(map(float, spacing)) > 0:
+            return float(spacing[0]), float(spacing[1])
+    return 1.0, 1.0
+
+
+def _view_and_side(ds: pydicom.Dataset) -> tuple[str, str]:
+    """By View Position and (Image) Laterality; empty where a tag is missing or says something else."""
+    side = ds.get("ImageLaterality") or ds.get("Laterality") or ""
+    return VIEWS.get(str(ds.get("ViewPosition") or "").upper(), ""), SIDES.get(str(side).upper(), "")

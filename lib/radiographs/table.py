@@ -1,0 +1,243 @@
+"""The table: a CSV that says which file shows which patient and which fracture, checked as a whole, made a cohort."""
+
+from __future__ import annotations
+
+import csv as csv_files
+import io
+import os
+import re
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lib.cohort import LABELS, Cohort
+from lib.radiographs.preparing import prepared
+from lib.runs import progress
+from lib.splits import PARTS
+
+REQUIRED = ("path", "patient_id", "label")
+OPTIONAL = ("image_id", "view", "side", "split", "zone_top", "zone_bottom")
+SHOWN = 100  # bad rows named in an error's message; its `problems` have them all
+
+
+class RadiographsError(ValueError):
+    """A table of radiographs that cannot be used: `problems` has (row, path, reason) for every bad row.
+
+    Rows are counted as a spreadsheet counts them: the header is row 1.
+    """
+
+    def __init__(self, message: str, problems: list[tuple[int, str, str]] | None = None):
+        super().__init__(message)
+        self.problems = problems or []
+
+
+def read_radiographs(csv: str | Path, size: int, cache: str | Path | None = None, rows=None) -> Cohort:
+    """The cohort that a CSV of one's own radiographs describes.
+
+    Parameters
+    ----------
+    csv : file with the columns `path` (relative to the CSV's folder), `patient_id`, `label` (AFF or NFF, in any case)
+        and optionally `image_id, view, side, split, zone_top, zone_bottom` (see data/README.md), as spreadsheets save
+        it
+    size : side of the square images in pixels
+    cache : folder in which prepared images are kept, so that the next call reads only files that are new or changed
+    rows : positions of the rows to read; by default all
+
+    Returns
+    -------
+    Cohort
+        Rows in the CSV's order, uint8, or uint16 if any file has more than 8 bits (8-bit images then times 257, which
+        maps 255 to 65535). A missing `image_id` becomes `<patient_id>-<k>`, k counting the patient's rows from 1.
+        `split` and the fracture zone are there if the CSV has them, the zone in fractions of the square frame. A `view`
+        or `side` that the CSV does not give is taken from DICOM's tags.
+
+    Raises
+    ------
+    RadiographsError
+        Naming every row that cannot be used, and why.
+    """
+    csv = Path(csv)
+    table, reasons = _read_table(csv)
+    _check_table(table, reasons)
+    table = table if rows is None else table.iloc[rows]
+    pixels = np.zeros((len(table), size, size), np.uint16)
+    boxes = np.zeros((len(table), 4))
+    deep, notes, root = False, Counter(), csv.parent.resolve()
+    said = pd.DataFrame("", table.index, ["view", "side"])
+    bar = progress(len(table), desc="radiographs")
+    for position, (row, written) in enumerate(table.path.items()):
+        bar.update()
+        try:
+            path = _inside(root, written)
+            image, boxes[position], radiograph = prepared(path, size, cache)
+        except ValueError as error:
+            reasons[row].append(str(error))
+            continue
+        said.loc[row] = radiograph.view, radiograph.side
+        notes.update(radiograph.notes)
+        deep |= image.dtype == np.uint16
+        pixels[position] = image if image.dtype == np.uint16 else image.astype(np.uint16) * 257
+    bar.close()
+    if problems := [(row, table.path[row], "; ".join(found)) for row, found in reasons.items() if found]:
+        raise RadiographsError(_message(csv, len(table), problems), problems)
+    _warn_of_dark(table, pixels)
+    for note, count in notes.most_common():
+        print(f"{count} of {len(table)} files: {note}")
+    for column in said:
+        own = table.get(column, "")
+        table[column] = np.where(own == "", said[column], own)
+    return Cohort(_cohort_table(table, boxes / size), pixels if deep else (pixels // 257).astype(np.uint8))
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+
+def _read_table(csv: Path) -> tuple[pd.DataFrame, dict[int, list[str]]]:
+    """The CSV's known columns as stripped strings, without empty ones, indexed by spreadsheet row; and row → [] or what
+    is wrong with it.
+    """
+    if not csv.is_file():
+        raise RadiographsError(f"there is no CSV file {csv}: give radiographs_csv its path")
+    text = _decoded(csv.read_bytes(), csv.name)
+    header, _, rest = text.partition("\n")
+    if declared := re.fullmatch(r"sep=(.)\r?", header):  # Excel's first line, where it is told which character to use
+        text, delimiter = rest, declared[1]
+    else:
+        delimiter = max(",;\t", key=header.count)
+    try:
+        lines = list(csv_files.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    except csv_files.Error as error:
+        raise RadiographsError(f"{csv.name} is no CSV file: {error}") from None
+    columns = [name.strip().lower() for name in lines[0]] if lines else []
+    n = len(columns)
+    if missing := [name for name in REQUIRED if name not in columns]:
+        raise RadiographsError(
+            f"{csv.name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
+            f"it has {', '.join(columns) or 'none'}; needed are {', '.join(REQUIRED)}"
+        )
+    if repeated := {name for name in columns if name in (*REQUIRED, *OPTIONAL) and columns.count(name) > 1}:
+        raise RadiographsError(f"{csv.name} has the column {', '.join(sorted(repeated))} more than once")
+    rows = {row: [cell.strip() for cell in line] for row, line in enumerate(lines[1:], 2) if any(map(str.strip, line))}
+    if not rows:
+        raise RadiographsError(f"{csv.name} has a header and no rows")
+    reasons = {
+        row: [f"{len(line)} fields where the header has {n}"] if len(line) < n or any(line[n:]) else []
+        for row, line in rows.items()
+    }
+    cells = [(line + [""] * n)[:n] for line in rows.values()]
+    table = pd.DataFrame(cells, index=list(rows), columns=columns, dtype=str)
+    known = [*REQUIRED, *(name for name in OPTIONAL if name in table and any(table[name]))]
+    return table[known].copy(), reasons
+
+
+def _decoded(data: bytes, name: str) -> str:
+    """The text of a CSV as spreadsheets save it: UTF-8 or UTF-16 with their marks, UTF-8 without, or Windows-1252."""
+    encodings = ["utf-16"] if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ["utf-8-sig", "cp1252"]
+    for encoding in encodings:
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError:
+            pass
+    raise RadiographsError(f"{name} is no text in UTF-8, UTF-16 or Windows-1252: save it as 'CSV UTF-8'")
+
+
+def _inside(root: Path, written: str) -> Path:
+    """The file that a row names, if it lies in the CSV's folder `root`, links followed.
+
+    Raises
+    ------
+    ValueError
+        Where there is no such file, or it lies elsewhere: a table from elsewhere must not have any file of this machine
+        read into a cohort.
+    """
+    try:
+        path = (root / _as_path(written)).resolve()
+        exists = path.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long a name, a NUL, links in a circle
+        exists = False
+    if not exists:
+        raise ValueError("no such file")
+    if not path.is_relative_to(root):
+        raise ValueError("lies outside the CSV's folder (an absolute path, '..', or a link): move the CSV or the file")
+    return path
+
+
+def _as_path(written: str) -> str:
+    """The same file is the same string, whichever way its slashes lean."""
+    return os.path.normpath(written.replace("\\", "/"))
+
+
+def _check_table(table: pd.DataFrame, reasons: dict[int, list[str]]) -> None:
+    """Bring labels, parts, zones and image ids into their final form, and note what is wrong; both in place."""
+
+    def refuse(values: pd.Series, bad: pd.Series, reason: str):
+        """`{value!r}` and `{first}` in the reason: the row's value, and the first row that has the same."""
+        first = dict(zip(values[::-1], values.index[::-1], strict=True))
+        for row in table.index[bad]:
+            reasons[row].append(reason.format(value=values[row], first=first[values[row]]))
+
+    refuse(table.patient_id, table.patient_id == "", "no patient_id")
+
+    labels = table.label.str.upper()
+    refuse(table.label, ~labels.isin(LABELS), f"unknown label {{value!r}}: labels are {' and '.join(LABELS)}")
+    table["label"] = labels
+
+    counted = table.patient_id + "-" + (table.groupby("patient_id").cumcount() + 1).astype(str)
+    table["image_id"] = table.image_id.where(table.image_id != "", counted) if "image_id" in table else counted
+    refuse(table.image_id, table.image_id.duplicated(), "image_id {value!r} already stands in row {first}")
+    paths = table.path.map(_as_path)
+    refuse(paths, paths.duplicated() & table.path.ne(""), "the same file already stands in row {first}")
+
+    if "split" in table:
+        table["split"] = table.split.str.lower()
+        refuse(table.split, ~table.split.isin(PARTS), f"unknown split {{value!r}}: splits are {', '.join(PARTS)}")
+        known = table[table.split.isin(PARTS)]
+        seen = {}
+        for row, patient, split in zip(known.index, known.patient_id, known.split, strict=True):
+            first_split, first = seen.setdefault(patient, (split, row))
+            if split != first_split:
+                reasons[row].append(f"patient {patient!r} is in {split} here and in {first_split} in row {first}")
+
+    if "zone_top" in table or "zone_bottom" in table:
+        for name in ("zone_top", "zone_bottom"):
+            written = table[name] if name in table else pd.Series("", table.index)
+            table[name] = pd.to_numeric(written.str.replace(",", "."), errors="coerce")
+            refuse(written, table[name].isna() & written.ne(""), f"{name} {{value!r}} is no number")
+        top, bottom = table.zone_top, table.zone_bottom
+        valid = ((top >= 0) & (top < bottom) & (bottom <= 1)) | (top.isna() & bottom.isna())
+        refuse(table.path, ~valid, "not 0 ≤ zone_top < zone_bottom ≤ 1 (fractions of the image height)")
+
+
+def _cohort_table(table: pd.DataFrame, boxes: np.ndarray) -> pd.DataFrame:
+    """The cohort's columns; the fracture zone moves from fractions of the image to fractions of the square."""
+    cohort = table[["image_id", "patient_id", "label"]].copy()
+    for column in ("view", "side"):
+        cohort[column] = table[column].replace("", "unknown") if column in table else "unknown"
+    if "split" in table:
+        cohort["split"] = table.split
+    top, bottom = boxes[:, 0], boxes[:, 2]
+    for column in ("zone_top", "zone_bottom"):
+        if column in table:
+            cohort[column] = top + table[column] * (bottom - top)
+    return cohort
+
+
+def _message(csv: Path, n: int, problems: list[tuple[int, str, str]]) -> str:
+    lines = [f"{len(problems)} of {n} rows of {csv.name} cannot be used (the header is row 1); mend or remove them:"]
+    lines += [f"  row {row}, {path or 'no path'}: {reason}" for row, path, reason in problems[:SHOWN]]
+    if len(problems) > SHOWN:
+        lines.append(f"  … and {len(problems) - SHOWN} more")
+    return "\n".join(lines)
+
+
+def _warn_of_dark(table: pd.DataFrame, pixels: np.ndarray) -> None:
+    """Say which images use less than a sixteenth of their range: 12 bits stored in 16 without scaling, most often."""
+    if len(dark := table.index[pixels.max(axis=(1, 2)) < 65536 // 16]):
+        warnings.warn(
+            f"{len(dark)} of {len(table)} images use less than 1/16 of their grey levels and look black: 12 bits "
+            f"written into 16 without scaling? (row {', '.join(map(str, dark[:10]))}{' …' * (len(dark) > 10)})",
+            stacklevel=3,
+        )
