@@ -21,6 +21,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from benchmarks import fuzz_radiographs
 from lib.radiographs import RadiographsError, files, preparing, read_image, read_radiographs
 from lib.radiographs.files import window
 from lib.radiographs.preparing import letterbox
@@ -379,6 +380,10 @@ def test_a_deflated_file_may_not_unfold_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_BYTES", 2**8)
     with pytest.raises(ValueError, match="more than the 0 allowed"):
         read_image(path)
+
+
+def test_broken_files_end_in_an_image_or_a_reason():
+    assert fuzz_radiographs.main(inputs=400, seed=1)
 
 
 def test_files_outside_the_tables_folder_are_not_read(tmp_path):
