@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import multiprocessing
 import os
 import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from lib.radiographs.files import Radiograph, read_image
+from lib.radiographs.files import read_image
 
 # Part of a cached image's key: images prepared by older code are prepared again.
 CODE = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("files.py", "preparing.py"))
@@ -42,30 +47,68 @@ def letterbox(image: np.ndarray, size: int, spacing: tuple[float, float] = (1.0,
     return square, (top, left, top + height, left + width)
 
 
-def prepared(path: Path, size: int, cache: str | Path | None) -> tuple[np.ndarray, np.ndarray, Radiograph]:
-    """One file as a square, from the cache where it has it.
+class Prepared(NamedTuple):
+    """One file as networks take it."""
 
-    Returns
-    -------
-    pixels : (size, size) uint8, or uint16 where the file has more than 8 bits
-    box : (top, left, bottom, right) of the image within it, see `letterbox`
-    radiograph : what else the file says: view, side and notes, without the image
+    pixels: np.ndarray  # (size, size) uint8, or uint16 where the file has more than 8 bits
+    box: np.ndarray  # (top, left, bottom, right) of the image within the square, see `letterbox`
+    view: str
+    side: str
+    notes: tuple[str, ...]
+
+
+def prepared(paths: Sequence[Path], size: int, cache: str | Path | None) -> Iterator[tuple[int, Prepared | ValueError]]:
+    """Many files as squares: from the cache where it has them, the others over all cores.
+
+    Yields
+    ------
+    position of the file, and what became of it: a ValueError where it holds no usable image
     """
-    stat = path.stat()
-    key = hashlib.sha256(repr((str(path.resolve()), stat.st_size, stat.st_mtime_ns, size)).encode() + CODE).hexdigest()
-    cached = Path(cache, f"{key}.npz") if cache else None
-    if cached and cached.exists():
-        with np.load(cached) as entry:
-            view, side, *notes = entry["said"].tolist()
-            return entry["pixels"], entry["box"], Radiograph(None, 0, view=view, side=side, notes=tuple(notes))
-    radiograph = read_image(path)
+    new = []
+    for position, path in enumerate(paths):
+        if entry := _cached(path, size, cache):
+            yield position, entry
+        else:
+            new.append(position)
+    one = functools.partial(_prepared_or_error, size=size, cache=cache)
+    workers = min(os.cpu_count(), len(new) // 64)  # a worker takes a second to start
+    if workers < 2:
+        yield from ((position, one(paths[position])) for position in new)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield from zip(new, pool.map(one, [paths[position] for position in new], chunksize=8), strict=True)
+
+
+def _prepared_or_error(path: Path, size: int, cache: str | Path | None) -> Prepared | ValueError:
+    try:
+        radiograph = read_image(path)
+    except ValueError as error:
+        return error
     square, box = letterbox(radiograph.image, size, radiograph.spacing)
     dtype = np.uint8 if radiograph.bits <= 8 else np.uint16
     pixels = np.rint(square * np.iinfo(dtype).max).astype(dtype)
-    if cached:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cached.parent, suffix=".npz.part", delete=False) as file:
-            said = np.array([radiograph.view, radiograph.side, *radiograph.notes])
-            np.savez(file, pixels=pixels, box=box, said=said)
-        os.replace(file.name, cached)  # whole or not at all
-    return pixels, np.asarray(box), radiograph._replace(image=None)
+    found = Prepared(pixels, np.asarray(box), radiograph.view, radiograph.side, radiograph.notes)
+    if entry := _entry(path, size, cache):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=entry.parent, suffix=".npz.part", delete=False) as file:
+            np.savez(file, pixels=pixels, box=box, said=np.array([found.view, found.side, *found.notes]))
+        os.replace(file.name, entry)  # whole or not at all
+    return found
+
+
+def _cached(path: Path, size: int, cache: str | Path | None) -> Prepared | None:
+    entry = _entry(path, size, cache)
+    if entry is None or not entry.exists():
+        return None
+    with np.load(entry) as arrays:
+        view, side, *notes = arrays["said"].tolist()
+        return Prepared(arrays["pixels"], arrays["box"], view, side, tuple(notes))
+
+
+def _entry(path: Path, size: int, cache: str | Path | None) -> Path | None:
+    """The cache's file for a radiograph as it is now; its name says nothing of the radiograph's."""
+    if cache is None:
+        return None
+    stat = path.stat()
+    key = hashlib.sha256(repr((str(path), stat.st_size, stat.st_mtime_ns, size)).encode() + CODE).hexdigest()
+    return Path(cache, f"{key}.npz")

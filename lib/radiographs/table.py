@@ -67,19 +67,25 @@ def read_radiographs(csv: str | Path, size: int, cache: str | Path | None = None
     boxes = np.zeros((len(table), 4))
     deep, notes, root = False, Counter(), csv.parent.resolve()
     said = pd.DataFrame("", table.index, ["view", "side"])
-    bar = progress(len(table), desc="radiographs")
-    for position, (row, written) in enumerate(table.path.items()):
-        bar.update()
+    files = {}
+    for row, written in table.path.items():
         try:
-            path = _inside(root, written)
-            image, boxes[position], radiograph = prepared(path, size, cache)
+            files[row] = _inside(root, written)
         except ValueError as error:
             reasons[row].append(str(error))
+    position_of = {row: position for position, row in enumerate(table.index)}
+    bar, rows_read = progress(len(files), desc="radiographs"), list(files)
+    for number, found in prepared(list(files.values()), size, cache):
+        bar.update()
+        row = rows_read[number]
+        if isinstance(found, ValueError):
+            reasons[row].append(str(found))
             continue
-        said.loc[row] = radiograph.view, radiograph.side
-        notes.update(radiograph.notes)
-        deep |= image.dtype == np.uint16
-        pixels[position] = image if image.dtype == np.uint16 else image.astype(np.uint16) * 257
+        position = position_of[row]
+        boxes[position], said.loc[row] = found.box, (found.view, found.side)
+        notes.update(found.notes)
+        deep |= found.pixels.dtype == np.uint16
+        pixels[position] = found.pixels if found.pixels.dtype == np.uint16 else found.pixels.astype(np.uint16) * 257
     bar.close()
     if problems := [(row, table.path[row], "; ".join(found)) for row, found in reasons.items() if found]:
         raise RadiographsError(_message(csv, len(table), problems), problems)
