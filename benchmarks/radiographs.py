@@ -49,9 +49,8 @@ def main(files: int = 300) -> None:
             start = time.perf_counter()
             read_radiographs(csv, 256, cache=Path(folder, "cache"))
             seconds = time.perf_counter() - start
-            print(
-                f"{call} call: {files / seconds:.1f} images a second, so {WANTED:,} take {WANTED * seconds / files:.0f} s"
-            )
+            all_of_them = WANTED * seconds / files
+            print(f"{call} call: {files / seconds:.1f} images a second, so {WANTED:,} take {all_of_them:.0f} s")
     here, child = (
         resource.getrusage(who).ru_maxrss / 2**20 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )

@@ -60,14 +60,24 @@ def read_image(path: str | Path) -> Radiograph:
             raise ValueError(f"the file has {size / 2**20:,.0f} MiB, more than the {MAX_BYTES / 2**20:,.0f} allowed")
         with open(path, "rb") as file:
             head = file.read(132)
-        radiograph = _read_dicom(path, head) if _is_dicom(head) else _read_picture(path)
+        if not is_dicom(head):
+            return _not_empty(_read_picture(path))
+        return read_dicom(read_dataset(path, head))
     except UnidentifiedImageError:
         raise ValueError("not a PNG, JPEG, TIFF or DICOM image, or of a rare kind that Pillow cannot read") from None
     except Exception as error:  # decoders raise of all kinds
-        detail = " ".join(str(error).split()).replace(str(path), path.name) or type(error).__name__
-        raise ValueError(f"unreadable image: {detail}") from None
+        raise ValueError(f"unreadable image: {reason(error, path)}") from None
+
+
+def reason(error: Exception, path: Path) -> str:
+    """What a decoder complained of, on one line, without the file's name."""
+    text = " ".join(str(error).split()).replace(str(path), "the file").replace(path.name, "the file")
+    return text or type(error).__name__
+
+
+def _not_empty(radiograph: Radiograph) -> Radiograph:
     if np.ptp(radiograph.image) == 0:
-        raise ValueError("empty image: every pixel has the same value")
+        raise ValueError("every pixel has the same value")
     return radiograph
 
 
@@ -106,17 +116,16 @@ def _read_picture(path: Path) -> Radiograph:
 # DICOM ---------------------------------------------------------------------------------------------------------------
 
 
-def _is_dicom(head: bytes) -> bool:
+def is_dicom(head: bytes) -> bool:
     """By the letters behind the preamble, or without one, by a first element of group 2 or 8 in either byte order."""
     return head[128:132] == b"DICM" or head[:2] in (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")
 
 
-def _read_dicom(path: Path, head: bytes) -> Radiograph:
+def read_dicom(ds: pydicom.Dataset) -> Radiograph:
+    """The image of a dataset; ValueError, or an error of its decoder, where it holds none that can be used."""
     with warnings.catch_warnings():  # pydicom's warnings quote tags
         warnings.simplefilter("ignore")
-        ds, notes = read_dataset(path, head), []
-        if head[128:132] != b"DICM":
-            notes.append("DICOM without a preamble")
+        notes = [] if ds.preamble else ["DICOM without a preamble"]
         if "PixelData" not in ds:
             raise ValueError("a DICOM file without an image")
         _check_size(ds.Rows, ds.Columns)
@@ -134,25 +143,27 @@ def _read_dicom(path: Path, head: bytes) -> Radiograph:
             image = shown[np.clip(pixels, stored[0], stored[-1]).astype(np.int32) - stored[0]]
             if isinstance(ds.get("WindowCenter"), pydicom.multival.MultiValue) and len(ds.WindowCenter) > 1:
                 notes.append(f"the first of {len(ds.WindowCenter)} windows")
-    return Radiograph(image.astype(np.float32, copy=False), bits, _pixel_spacing(ds), *_view_and_side(ds), tuple(notes))
+    image = image.astype(np.float32, copy=False)
+    return _not_empty(Radiograph(image, bits, _pixel_spacing(ds), *_view_and_side(ds), tuple(notes)))
 
 
-def read_dataset(path: str | Path, head: bytes, pixels: bool = True) -> pydicom.Dataset:
+def read_dataset(path: str | Path, head: bytes) -> pydicom.Dataset:
     """A DICOM file's dataset; one without a preamble, or without file meta information, is read too.
 
     Parameters
     ----------
     head : its first 132 bytes
-    pixels : False stops before the pixel data
 
     Raises
     ------
     ValueError
         Where a deflated file would unfold into more than `MAX_BYTES`; pydicom's own errors where it is no DICOM file.
     """
-    if head[128:132] == b"DICM":
-        _check_deflated(path)
-    ds = pydicom.dcmread(path, force=head[128:132] != b"DICM", stop_before_pixels=not pixels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if head[128:132] == b"DICM":
+            _check_deflated(path)
+        ds = pydicom.dcmread(path, force=head[128:132] != b"DICM")
     if "TransferSyntaxUID" not in ds.file_meta:
         implicit, little = ds.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
