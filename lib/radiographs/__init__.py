@@ -6,6 +6,7 @@ Each file takes the same way:
     preparing.py   square pixels, square frame, antialiased
     table.py       a CSV that says which file shows which patient and which fracture → cohort, uint8, or uint16 as soon
                    as one file has more than 8 bits
+    importing.py   a hospital's folder of DICOM files → such a CSV and pictures that name nobody
 
 Of a file's own words only view and side are kept, where the CSV does not give them: no other tag, no name, no path.
 """

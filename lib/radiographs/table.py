@@ -60,7 +60,7 @@ def read_radiographs(csv: str | Path, size: int, cache: str | Path | None = None
         Naming every row that cannot be used, and why.
     """
     csv = Path(csv)
-    table, reasons = _read_table(csv)
+    table, reasons = read_csv(csv)
     _check_table(table, reasons)
     table = table if rows is None else table.iloc[rows]
     pixels = np.zeros((len(table), size, size), np.uint16)
@@ -101,12 +101,24 @@ def read_radiographs(csv: str | Path, size: int, cache: str | Path | None = None
 # The table ------------------------------------------------------------------------------------------------------------
 
 
-def _read_table(csv: Path) -> tuple[pd.DataFrame, dict[int, list[str]]]:
-    """The CSV's known columns as stripped strings, without empty ones, indexed by spreadsheet row; and row → [] or what
-    is wrong with it.
+def read_csv(
+    csv: Path, needed: tuple[str, ...] = REQUIRED, known: tuple[str, ...] = OPTIONAL
+) -> tuple[pd.DataFrame, dict[int, list[str]]]:
+    """A CSV as spreadsheets save it.
+
+    Returns
+    -------
+    table : the needed columns and, where they are not empty, the known ones, as stripped strings, indexed by the
+        spreadsheet's rows
+    reasons : row → [] or what is wrong with it
+
+    Raises
+    ------
+    RadiographsError
+        Where there is no such file, it is no CSV, or a needed column is missing.
     """
     if not csv.is_file():
-        raise RadiographsError(f"there is no CSV file {csv}: give radiographs_csv its path")
+        raise RadiographsError(f"there is no CSV file {csv}")
     text = _decoded(csv.read_bytes(), csv.name)
     header, _, rest = text.partition("\n")
     if declared := re.fullmatch(r"sep=(.)\r?", header):  # Excel's first line, where it is told which character to use
@@ -119,12 +131,12 @@ def _read_table(csv: Path) -> tuple[pd.DataFrame, dict[int, list[str]]]:
         raise RadiographsError(f"{csv.name} is no CSV file: {error}") from None
     columns = [name.strip().lower() for name in lines[0]] if lines else []
     n = len(columns)
-    if missing := [name for name in REQUIRED if name not in columns]:
+    if missing := [name for name in needed if name not in columns]:
         raise RadiographsError(
             f"{csv.name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
-            f"it has {', '.join(columns) or 'none'}; needed are {', '.join(REQUIRED)}"
+            f"it has {', '.join(columns) or 'none'}; needed are {', '.join(needed)}"
         )
-    if repeated := {name for name in columns if name in (*REQUIRED, *OPTIONAL) and columns.count(name) > 1}:
+    if repeated := {name for name in columns if name in (*needed, *known) and columns.count(name) > 1}:
         raise RadiographsError(f"{csv.name} has the column {', '.join(sorted(repeated))} more than once")
     rows = {row: [cell.strip() for cell in line] for row, line in enumerate(lines[1:], 2) if any(map(str.strip, line))}
     if not rows:
@@ -135,8 +147,7 @@ def _read_table(csv: Path) -> tuple[pd.DataFrame, dict[int, list[str]]]:
     }
     cells = [(line + [""] * n)[:n] for line in rows.values()]
     table = pd.DataFrame(cells, index=list(rows), columns=columns, dtype=str)
-    known = [*REQUIRED, *(name for name in OPTIONAL if name in table and any(table[name]))]
-    return table[known].copy(), reasons
+    return table[[*needed, *(name for name in known if name in table and any(table[name]))]].copy(), reasons
 
 
 def _decoded(data: bytes, name: str) -> str:

@@ -1,0 +1,178 @@
+"""A folder of DICOM files made a table and pictures that name nobody."""
+
+import os
+import stat
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_files import RAMP8, RAMP16, write_dicom
+
+from lib.radiographs import RadiographsError, importing, read_image, read_radiographs
+from lib.radiographs.__main__ import main
+from lib.radiographs.importing import import_folder, pseudonym, read_key
+
+SECRET = ["Doe", "Jane", "19000101", "ACC", "KLINIK", "1.2.826", "Smith", "2019"]
+
+
+def study(folder, patients=6):
+    """Two images of each patient; every second one has AFF, found by accession in one half."""
+    rows = []
+    for number in range(patients):
+        person = {
+            "PatientID": f"19000101-{number}",
+            "PatientName": "Doe^Jane",
+            "StudyDate": "20190203",
+            "AccessionNumber": f"ACC{number}",
+            "InstitutionName": "KLINIK",
+            "ReferringPhysicianName": "Smith",
+        }
+        for image in range(2):
+            path = folder / f"Doe_Jane_{number}" / f"20190203-{image}.dcm"
+            path.parent.mkdir(exist_ok=True)
+            pixels = np.roll(RAMP16, 97 * (2 * number + image))
+            write_dicom(path, pixels, 16, SOPInstanceUID=f"1.2.826.{number}.{image}", ViewPosition="AP", **person)
+        rows.append({"patient_number": "" if number % 2 else f"19000101-{number}", "accession": f"ACC{number}",
+                     "label": "AFF" if number % 2 else "NFF"})  # fmt: skip
+    pd.DataFrame(rows).to_csv(folder / "labels.csv", index=False, sep=";")
+    return folder / "labels.csv"
+
+
+@pytest.fixture
+def hospital(tmp_path):
+    folder = tmp_path / "PACS_export_Smith"
+    folder.mkdir()
+    return folder, study(folder), tmp_path / "out", tmp_path / "private" / "key"
+
+
+def everything(out):
+    """Every name and byte below a folder, PNG pixels aside."""
+    texts = []
+    for path in sorted(out.rglob("*")):
+        texts.append(str(path.relative_to(out)))
+        if path.is_file():
+            texts.append(path.read_bytes().split(b"IDAT")[0].decode("latin-1"))
+    return "\n".join(texts)
+
+
+def test_a_folder_becomes_a_table_that_names_nobody(hospital):
+    folder, labels, out, key = hospital
+    flow = import_folder(folder, labels, out, key).set_index("what").images
+    assert flow["in the table: AFF"] == flow["in the table: NFF"] == 6 and flow["no DICOM file"] == 1
+    table = pd.read_csv(out / "radiographs.csv", dtype=str)
+    assert len(table) == 12 and table.patient_id.nunique() == 6 and set(table["view"]) == {"AP"}
+    assert (table.groupby("patient_id").label.nunique() == 1).all()
+    assert table.image_id.is_monotonic_increasing  # files are in the order of names
+    found = everything(out)
+    assert not [word for word in SECRET if word.lower() in found.lower()]
+    cohort = read_radiographs(out / "radiographs.csv", 64)
+    assert sorted(cohort.table.image_id) == sorted(table.image_id)
+    original = read_image(folder / "Doe_Jane_0" / "20190203-0.dcm").image
+    differences = [abs(read_image(out / path).image - original).max() for path in table.path]
+    assert min(differences) < 1e-4
+
+
+def test_key_and_linkage_are_their_owners_alone(hospital):
+    folder, labels, out, key = hospital
+    import_folder(folder, labels, out, key)
+    linkage = key.with_name("key-linkage.csv")
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (key, linkage)] == [0o600, 0o600]
+    who = pd.read_csv(linkage, dtype=str, keep_default_na=False)
+    table = pd.read_csv(out / "radiographs.csv", dtype=str)
+    ids = who[who.problem == ""].set_index("id").loc[table.image_id.str[1:]]
+    again = ["P" + pseudonym(key.read_text().encode(), "", number) for number in ids.patient_number]
+    assert again == list(table.patient_id)
+    with pytest.raises(RadiographsError, match="lies in the output folder"):
+        import_folder(folder, labels, out, out / "key")
+    assert not (out / "key").exists()
+    (key.parent / "short").write_text("abc")
+    with pytest.raises(RadiographsError, match="no key of 32"):
+        read_key(key.parent / "short", out)
+
+
+def test_ids_depend_on_the_key_and_on_nothing_that_changes(hospital, tmp_path):
+    folder, labels, out, key = hospital
+    import_folder(folder, labels, out, key)
+    same = import_folder(folder, labels, tmp_path / "again", key)
+    import_folder(folder, labels, tmp_path / "other", tmp_path / "other_key")
+    tables = [pd.read_csv(f / "radiographs.csv") for f in (out, tmp_path / "again", tmp_path / "other")]
+    assert len(same) and tables[0].equals(tables[1])
+    assert not set(tables[0].patient_id) & set(tables[2].patient_id)
+
+
+def test_a_second_call_reads_only_what_is_new(hospital, monkeypatch):
+    folder, labels, out, key = hospital
+    import_folder(folder, labels, out, key)
+    before = {path: path.stat().st_mtime_ns for path in (out / "images").iterdir()}
+    read = []
+    original = importing._import
+    monkeypatch.setattr(importing, "_import", lambda file, **how: read.append(file[0].name) or original(file, **how))
+    import_folder(folder, labels, out, key)
+    assert read == [] and before == {path: path.stat().st_mtime_ns for path in (out / "images").iterdir()}
+    write_dicom(folder / "new.dcm", RAMP8, 8, PatientID="19000101-0", SOPInstanceUID="1.2.826.9")
+    next((out / "images").iterdir()).unlink()
+    import_folder(folder, labels, out, key)
+    assert len(read) == 2 and len(pd.read_csv(out / "radiographs.csv")) == 13
+
+
+def test_interrupted_imports_go_on(hospital, monkeypatch):
+    folder, labels, out, key = hospital
+    monkeypatch.setattr(importing, "EVERY", 1)
+    original, read = importing._import, []
+
+    def stops(file, **how):
+        read.append(file)
+        if len(read) == 5:
+            raise KeyboardInterrupt
+        return original(file, **how)
+
+    monkeypatch.setattr(importing, "_import", stops)
+    with pytest.raises(KeyboardInterrupt):
+        import_folder(folder, labels, out, key)
+    import_folder(folder, labels, out, key)
+    assert len(read) == 5 + 13 - 4 and len(pd.read_csv(out / "radiographs.csv")) == 12
+
+
+def test_what_is_left_out_says_why(hospital, capsys):
+    folder, labels, out, key = hospital
+    (folder / "broken.dcm").write_bytes((folder / "Doe_Jane_0" / "20190203-0.dcm").read_bytes()[:700])
+    write_dicom(folder / "nobody.dcm", RAMP8, 8, PatientID="")
+    write_dicom(folder / "unlabelled.dcm", RAMP8, 8, PatientID="19000101-77")
+    write_dicom(folder / "zz_copy.dcm", RAMP8, 8, PatientID="19000101-0", SOPInstanceUID="1.2.826.0.0")
+    (folder / ".hidden").write_text("x")
+    os.symlink("/etc/hostname", folder / "link.dcm")
+    arguments = [str(folder), "--labels", str(labels), "--out", str(out), "--key", str(key)]
+    assert main(arguments) == 0
+    excluded = pd.read_csv(out / "excluded.csv")
+    assert excluded.id.is_monotonic_increasing
+    assert sorted(excluded.problem) == [
+        "no DICOM file", "no label", "no patient number", "the same image as another file", "unreadable",
+    ]  # fmt: skip
+    assert not [word for word in SECRET if word.lower() in everything(out).lower()]
+    assert "in the table: AFF" in capsys.readouterr().out
+    assert main([str(folder / "nowhere"), *arguments[1:]]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("number,label\n1,AFF\n", "needs the column patient_number or accession"),
+        ("patient_number,diagnosis\n1,AFF\n", "lacks the column label"),
+        ("patient_number,label\n1,AFF\n2,fracture\n", "not AFF or NFF in row 3"),
+        ("patient_number,label\n1,AFF\n2,NFF\n1,NFF\n", "another label for a number than an earlier row in row 2, 4"),
+        ("patient_number,label\n1,AFF\n2\n", "too few or too many in row 3"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_named_by_row_alone(hospital, text, message):
+    folder, labels, out, key = hospital
+    labels.write_text(text)
+    with pytest.raises(RadiographsError, match=message):
+        import_folder(folder, labels, out, key)
+
+
+def test_pictures_are_square_pixelled_and_never_enlarged():
+    read = importing.Radiograph(np.linspace(0, 1, 200 * 100, dtype=np.float32).reshape(200, 100), 12, (0.1, 0.2))
+    assert importing.picture(read, 1024).size == (200, 200)
+    assert importing.picture(read, 50).size == (50, 50)
+    assert np.asarray(importing.picture(read, 50)).dtype == np.uint16
+    assert importing.picture(read._replace(bits=8), 50).mode == "L"
