@@ -136,8 +136,13 @@ def memorisation_table(
 
 
 def sees_copies(table: pd.DataFrame) -> pd.Series:
-    """By method and distance, how much of what was planted is found: the rise of `copies` over the largest share."""
+    """By method and distance, how much of what was planted is found: the rise of `copies` over the largest share.
+
+    Empty where the table is.
+    """
     rows = table.set_index(["method", "distance", "planted"]).copies.unstack()
+    if rows.empty:
+        return pd.Series(dtype=float, index=rows.index)
     return (rows.iloc[:, -1] - rows.iloc[:, 0]) / rows.columns[-1]
 
 

@@ -83,6 +83,7 @@ def test_the_table_says_which_distance_sees_planted_copies(parts):
     table = memorisation_table({"oracle": oracle}, training, test, Judge(), shares=(0.0, 0.2))
     assert list(table) == ["method", "distance", "planted", "copies", "authentic", "C_T", "n"] and len(table) == 4
     assert sees_copies(table)["oracle", "pixels"] == pytest.approx(1, abs=0.1)
+    assert not len(sees_copies(table[table.method == "nothing"]).groupby("distance").mean())
 
 
 def test_the_gallery_begins_with_the_closest_pair(parts, pixels):
