@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import multiprocessing
 import os
 import tempfile
@@ -90,8 +91,9 @@ def _prepared_or_error(path: Path, size: int, cache: str | Path | None) -> Prepa
     found = Prepared(pixels, np.asarray(box), radiograph.view, radiograph.side, radiograph.notes)
     if entry := _entry(path, size, cache):
         entry.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=entry.parent, suffix=".npz.part", delete=False) as file:
-            np.savez(file, pixels=pixels, box=box, said=np.array([found.view, found.side, *found.notes]))
+        about = {"dtype": pixels.dtype.name, "box": box, "view": found.view, "side": found.side, "notes": found.notes}
+        with tempfile.NamedTemporaryFile(dir=entry.parent, suffix=".part", delete=False) as file:
+            file.write(json.dumps(about).encode() + b"\n" + pixels.tobytes())
         os.replace(file.name, entry)  # whole or not at all
     return found
 
@@ -100,15 +102,19 @@ def _cached(path: Path, size: int, cache: str | Path | None) -> Prepared | None:
     entry = _entry(path, size, cache)
     if entry is None or not entry.exists():
         return None
-    with np.load(entry) as arrays:
-        view, side, *notes = arrays["said"].tolist()
-        return Prepared(arrays["pixels"], arrays["box"], view, side, tuple(notes))
+    about, _, data = entry.read_bytes().partition(b"\n")
+    about = json.loads(about)
+    pixels = np.frombuffer(data, about["dtype"]).reshape(size, size)
+    return Prepared(pixels, np.array(about["box"]), about["view"], about["side"], tuple(about["notes"]))
 
 
 def _entry(path: Path, size: int, cache: str | Path | None) -> Path | None:
-    """The cache's file for a radiograph as it is now; its name says nothing of the radiograph's."""
+    """The cache's file for a radiograph as it is now: a line of JSON, then the pixels (an .npz is ten times slower).
+
+    Its name says nothing of the radiograph's.
+    """
     if cache is None:
         return None
     stat = path.stat()
     key = hashlib.sha256(repr((str(path), stat.st_size, stat.st_mtime_ns, size)).encode() + CODE).hexdigest()
-    return Path(cache, f"{key}.npz")
+    return Path(cache, key)

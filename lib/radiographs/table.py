@@ -66,7 +66,7 @@ def read_radiographs(csv: str | Path, size: int, cache: str | Path | None = None
     pixels = np.zeros((len(table), size, size), np.uint16)
     boxes = np.zeros((len(table), 4))
     deep, notes, root = False, Counter(), csv.parent.resolve()
-    said = pd.DataFrame("", table.index, ["view", "side"])
+    said = {"view": [""] * len(table), "side": [""] * len(table)}
     files = {}
     for row, written in table.path.items():
         try:
@@ -82,7 +82,7 @@ def read_radiographs(csv: str | Path, size: int, cache: str | Path | None = None
             reasons[row].append(str(found))
             continue
         position = position_of[row]
-        boxes[position], said.loc[row] = found.box, (found.view, found.side)
+        boxes[position], said["view"][position], said["side"][position] = found.box, found.view, found.side
         notes.update(found.notes)
         deep |= found.pixels.dtype == np.uint16
         pixels[position] = found.pixels if found.pixels.dtype == np.uint16 else found.pixels.astype(np.uint16) * 257
