@@ -131,7 +131,7 @@ def _aligned(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     best, side = np.zeros(len(a), np.float32), a.shape[-1]
     near = torch.arange(-(side // 10), side // 10 + 1)
     for turn, scale in sorted(product((-3, 0, 3), (0.93, 1, 1.07)), key=lambda warp: warp != (0, 1)):
-        rows = np.flatnonzero(best >= 0.75) if best.any() else np.arange(len(a))  # others stay below the threshold
+        rows = np.flatnonzero(best >= 0.75) if best.any() else np.arange(len(a))  # others are given up, to save time
         c, s = scale * np.cos(np.radians(turn)), scale * np.sin(np.radians(turn))
         affine = torch.tensor([[[c, -s, 0], [s, c, 0]]], dtype=torch.float32)
         grid = affine_grid(affine, (1, 1, side, side), align_corners=False)

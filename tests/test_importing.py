@@ -12,7 +12,8 @@ from lib.radiographs import RadiographsError, importing, read_image, read_radiog
 from lib.radiographs.__main__ import main
 from lib.radiographs.importing import import_folder, pseudonym, read_key
 
-SECRET = ["Doe", "Jane", "19000101", "ACC", "KLINIK", "1.2.826", "Smith", "2019"]
+# Nothing that a hash is likely to hold by chance
+SECRET = ["Doe", "Jane", "19000101", "ACCNR", "KLINIK", "1.2.826", "Smith", "20190203"]
 
 
 def study(folder, patients=6):
@@ -23,7 +24,7 @@ def study(folder, patients=6):
             "PatientID": f"19000101-{number}",
             "PatientName": "Doe^Jane",
             "StudyDate": "20190203",
-            "AccessionNumber": f"ACC{number}",
+            "AccessionNumber": f"ACCNR{number}",
             "InstitutionName": "KLINIK",
             "ReferringPhysicianName": "Smith",
         }
@@ -32,7 +33,7 @@ def study(folder, patients=6):
             path.parent.mkdir(exist_ok=True)
             pixels = np.roll(RAMP16, 97 * (2 * number + image))
             write_dicom(path, pixels, 16, SOPInstanceUID=f"1.2.826.{number}.{image}", ViewPosition="AP", **person)
-        rows.append({"patient_number": "" if number % 2 else f"19000101-{number}", "accession": f"ACC{number}",
+        rows.append({"patient_number": "" if number % 2 else f"19000101-{number}", "accession": f"ACCNR{number}",
                      "label": "AFF" if number % 2 else "NFF"})  # fmt: skip
     pd.DataFrame(rows).to_csv(folder / "labels.csv", index=False, sep=";")
     return folder / "labels.csv"

@@ -13,10 +13,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import hmac
-import multiprocessing
 import os
 import secrets
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +23,7 @@ from PIL import Image
 
 from lib.cohort import LABELS
 from lib.radiographs.files import Radiograph, is_dicom, read_dataset, read_dicom, reason
+from lib.radiographs.preparing import over_cores
 from lib.radiographs.table import RadiographsError, read_csv
 from lib.runs import progress, write_text, written
 
@@ -91,8 +90,9 @@ def import_folder(folder: Path, labels: Path, out: Path, key_file: Path, size: i
     pictures = out / "images"
     new = [id for id in files if id not in known or not (known[id]["problem"] or (pictures / f"{id}.png").exists())]
     pictures.mkdir(parents=True, exist_ok=True)
+    one = functools.partial(_import, folder=folder, pictures=pictures, size=size)
     with progress(len(new), desc="radiographs") as bar:
-        for number, found in enumerate(_imported([(files[id], id) for id in new], folder, pictures, size), 1):
+        for number, found in enumerate(over_cores(one, [(files[id], id) for id in new]), 1):
             known[found["id"]] = found
             bar.update()
             if number % EVERY == 0:
@@ -136,17 +136,6 @@ def _file_id(key: bytes, folder: Path, path: Path) -> str:
     """Changes with the file's place, size and time: a changed file is a new one."""
     stat = path.stat()
     return pseudonym(key, path.relative_to(folder).as_posix(), str(stat.st_size), str(stat.st_mtime_ns))
-
-
-def _imported(files: list[tuple[Path, str]], folder: Path, pictures: Path, size: int):
-    """What each file is, in order, over all cores; its picture is written on the way."""
-    one = functools.partial(_import, folder=folder, pictures=pictures, size=size)
-    workers = min(os.cpu_count(), len(files) // 64)  # a worker takes a second to start
-    if workers < 2:
-        yield from map(one, files)
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(one, files, chunksize=8)
 
 
 def _import(file: tuple[Path, str], folder: Path, pictures: Path, size: int) -> dict[str, str]:

@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -72,12 +72,17 @@ def prepared(paths: Sequence[Path], size: int, cache: str | Path | None) -> Iter
         else:
             new.append(position)
     one = functools.partial(_prepared_or_error, size=size, cache=cache)
-    workers = min(os.cpu_count(), len(new) // 64)  # a worker takes a second to start
+    yield from zip(new, over_cores(one, [paths[position] for position in new]), strict=True)
+
+
+def over_cores(function: Callable, items: list) -> Iterator:
+    """What `function` makes of each item, in order, over all cores where there are enough of them."""
+    workers = min(os.cpu_count(), len(items) // 64)  # a worker takes a second to start
     if workers < 2:
-        yield from ((position, one(paths[position])) for position in new)
+        yield from map(function, items)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from zip(new, pool.map(one, [paths[position] for position in new], chunksize=8), strict=True)
+        yield from pool.map(function, items, chunksize=8)
 
 
 def _prepared_or_error(path: Path, size: int, cache: str | Path | None) -> Prepared | ValueError:
