@@ -13,7 +13,7 @@ from lib.comparisons import MARGIN, QUESTIONS
 from lib.controls import CONTROLS
 from lib.distances import FID_COMPONENTS
 from lib.fidelity import OF_JUDGE, closer_by_space
-from lib.metrics import KEY_SECONDARY, PRIMARY
+from lib.metrics import KEY_SECONDARY, METRICS, PRIMARY
 from lib.planning import COMPARISONS, detectable, patients_needed
 from lib.training import weights_metadata
 from lib.translator import WEIGHTS
@@ -27,20 +27,6 @@ WITH = {  # completes "with …"
     "real": "real images alone",
     "standard": "rotation, flipping and cropping",
     "oversampling": "as many duplicates of real AFF images",
-}
-METRICS = {
-    "auroc": "AUROC",
-    "image_auroc": "AUROC of images",
-    "sensitivity_at_90_specificity": "sensitivity at 90 % specificity",
-    "auprc": "AUPRC",
-    "accuracy": "accuracy",
-    "f1": "F1",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "balanced_accuracy": "balanced accuracy",
-    "mcc": "MCC",
-    "brier": "Brier score as trained (lower is better)",
-    "brier_recalibrated": "Brier score, recalibrated (lower is better)",
 }
 FIDELITY = {
     "kid": "KID (lower is better)",

@@ -34,6 +34,12 @@ def is_control(condition: str) -> bool:
     return re.split("[+@]", condition)[0] in CONTROLS
 
 
+def without_controls(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The rows of conditions that are no controls; all rows where there are only controls."""
+    studied = ~predictions.condition.map(is_control).astype(bool)
+    return predictions[studied] if studied.any() else predictions
+
+
 def fake(training: Cohort, number: int, seed: int) -> Cohort:
     """Copies of AFF training images, each as often as any other, but for one."""
     aff = generator(seed, 1).permutation(np.flatnonzero(training.targets == 1))

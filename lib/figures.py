@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 
 from lib.cohort import LABELS, Cohort
+from lib.metrics import METRICS
 from lib.runs import Run, write_text
 
 WIDTH = 6.3  # inches: the text width of the thesis
@@ -232,7 +233,7 @@ def condition_points(metrics: pd.DataFrame, names: Sequence[str]) -> Figure:
             values = metrics.value[(metrics.condition == condition) & (metrics.metric == name)]
             ax.plot(values, [row] * len(values), "o", color=PALETTE[0], markersize=3, alpha=0.6)
             ax.plot([values.mean()] * 2, [row - 0.3, row + 0.3], color="black")
-        ax.set(yticks=range(len(conditions)), yticklabels=conditions, xlabel=name.replace("_", " "))
+        ax.set(yticks=range(len(conditions)), yticklabels=conditions, xlabel=METRICS[name])
     axes[0][0].invert_yaxis()
     return fig
 

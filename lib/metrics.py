@@ -11,6 +11,20 @@ from sklearn.linear_model import LogisticRegression
 
 PRIMARY = "auroc"
 KEY_SECONDARY = ("sensitivity_at_90_specificity", "auprc")
+METRICS = {  # as sentences, tables and axes call them
+    "auroc": "AUROC",
+    "image_auroc": "AUROC of images",
+    "sensitivity_at_90_specificity": "sensitivity at 90 % specificity",
+    "auprc": "AUPRC",
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "balanced_accuracy": "balanced accuracy",
+    "mcc": "MCC",
+    "brier": "Brier score as trained (lower is better)",
+    "brier_recalibrated": "Brier score, recalibrated (lower is better)",
+}
 
 
 def by_patient(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -101,6 +115,26 @@ def recalibrated(probabilities: np.ndarray, shift: np.ndarray | float) -> np.nda
     Training on more AFF than there are makes probabilities too high, by design; this takes it away and keeps all ranks.
     """
     return expit(_logits(probabilities) + shift)
+
+
+def recalibrated_patients(predictions: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """Mean probability of each patient over images, seeds and cells, as trained and recalibrated trial by trial.
+
+    Parameters
+    ----------
+    predictions, metrics : of `lib.trials.run_trials`; the metric `recalibration` is each trial's shift
+
+    Returns
+    -------
+    DataFrame `condition, patient_id, label, probability, recalibrated, aff`; `aff` is 1 for AFF, 0 for NFF
+    """
+    trial = ["condition", "repeat", "fold", "seed"]
+    shifts = metrics[metrics.metric == "recalibration"].set_index(trial).value.rename("shift")
+    patients = by_patient(predictions).join(shifts, on=trial)
+    patients["recalibrated"] = recalibrated(patients.probability, patients["shift"])
+    unit = ["condition", "patient_id", "label"]
+    patients = patients.groupby(unit, sort=False, as_index=False)[["probability", "recalibrated"]].mean()
+    return patients.assign(aff=(patients.label == "AFF").astype(int))
 
 
 def _logits(probabilities) -> np.ndarray:

@@ -23,7 +23,7 @@ from lib.classifier import Settings, evidence_maps, patient_probabilities, predi
 from lib.cohort import Cohort
 from lib.controls import CONTROLS, permuted_labels
 from lib.metrics import evaluate, recalibrated
-from lib.runs import progress, write_text
+from lib.runs import Run, progress, write_text
 from lib.splits import PARTS, cell_name, cells
 from lib.synthesis import copies
 from lib.training import cohort_hash, generator, source_hash
@@ -41,6 +41,11 @@ BALANCE = {
 AS_REAL = ("real", "again", "permuted")  # these train on the real images alone
 AGAIN = 1_000_000  # added to the seed of "again"
 ERRORS = 8  # a trial keeps this many test images that it is most confidently wrong on
+UNLIKE_MAY_BE = (  # parameters in which the points of a learning curve may differ: no classifier is trained by them
+    *("run_dir", "training_aff_share", "conditions", "methods", "learning_curve", "sampling_trials", "judge_steps"),
+    *("inception_weights", "cyclediff_ablations", "cyclediff_ablation_seeds"),
+    *("margin", "worthwhile", "bootstrap_draws", "simulations"),
+)
 
 
 @dataclass(frozen=True)
@@ -283,6 +288,47 @@ def read_errors(folder: Path, cell: tuple[int, int], name: str, seed: int) -> li
     """The `confident_errors` of one finished trial."""
     path = Path(folder, "cells", cell_name(*cell), f"{name}-s{seed}.json")
     return json.loads(path.read_text(encoding="utf-8"))["errors"]
+
+
+def learning_curve_of(run: Run, folders: Sequence[str], conditions: Sequence[str]) -> pd.DataFrame:
+    """AUROC of this run's and other runs' trials, each with its run's share of AFF training patients.
+
+    Parameters
+    ----------
+    folders : of the other runs
+    conditions : names; those are kept that a run has
+
+    Returns
+    -------
+    DataFrame `condition, repeat, fold, seed, metric, value, share`
+
+    Raises
+    ------
+    ValueError
+        Where another run tested on other images, or differs in a parameter that trains something. Of runs by hand,
+        whose manifest holds no parameters, only the test images are compared.
+    """
+
+    def tested(run: Run) -> set[tuple]:
+        path = run.require("trials/predictions.csv", notebook="05_classifier_trials")
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False).query("condition != 'permuted'")  # labels shuffled
+        return set(rows[["repeat", "fold", "image_id", "patient_id", "label"]].itertuples(index=False))
+
+    points = []
+    for other in [run, *map(Run, folders)]:
+        unlike = [
+            f"{name} = {there!r}, here {here!r}" for name, (here, there) in run.differing(other, UNLIKE_MAY_BE).items()
+        ]
+        if tested(other) != tested(run):
+            unlike.append("other test images")
+        if unlike:
+            raise ValueError(
+                f"learning_curve: {other.folder.name} is no point of this run's curve: {'; '.join(unlike)}"
+            )
+        found = pd.read_csv(other.require("trials/metrics.csv", notebook="05_classifier_trials"))
+        share = other.manifest.get("parameters", {}).get("training_aff_share", 1.0)
+        points.append(found[(found.metric == "auroc") & found.condition.isin(conditions)].assign(share=share))
+    return pd.concat(points, ignore_index=True)
 
 
 def keyed(key: dict, rows: pd.DataFrame) -> pd.DataFrame:

@@ -106,3 +106,10 @@ def test_a_small_part_keeps_two_patients_of_each_label(cohort):
 def test_controls_are_known_by_their_names():
     assert all(controls.is_control(name) for name in ("again", "fake@0.5", "useless", "permuted"))
     assert not any(controls.is_control(name) for name in ("real", "standard", "cyclegan@0.5", "oversampling+standard"))
+
+
+def test_controls_are_left_out_unless_there_are_only_controls():
+    mixed = pd.DataFrame({"condition": ["real", "again", "cyclegan", "fake@0.5"]})
+    assert list(controls.without_controls(mixed).condition) == ["real", "cyclegan"]
+    alone = pd.DataFrame({"condition": ["again", "permuted"]})
+    assert controls.without_controls(alone) is alone

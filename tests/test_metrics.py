@@ -12,6 +12,7 @@ from lib.metrics import (
     evaluate,
     net_benefit,
     recalibrated,
+    recalibrated_patients,
     sensitivity_at_specificity,
     subgroups,
 )
@@ -144,6 +145,17 @@ def test_recalibration_keeps_ranks_and_is_undone_by_its_opposite(sample, shift):
     moved = recalibrated(probabilities, shift)
     assert evaluate(labels, moved, 0.5)["auroc"] == pytest.approx(evaluate(labels, probabilities, 0.5)["auroc"])
     np.testing.assert_allclose(recalibrated(moved, -shift), probabilities)
+
+
+def test_each_trial_is_recalibrated_by_its_own_shift_before_patients_are_averaged():
+    trial = {"condition": "real", "repeat": 0, "fold": 0}
+    rows = [trial | {"seed": seed, "patient_id": "a", "label": "AFF", "probability": 0.5} for seed in (0, 1)]
+    shifts = [
+        trial | {"seed": seed, "metric": "recalibration", "value": np.log(odds)} for seed, odds in ((0, 3), (1, 1 / 4))
+    ]
+    found = recalibrated_patients(pd.DataFrame(rows), pd.DataFrame(shifts)).iloc[0]
+    assert found.probability == 0.5 and found.aff == 1
+    assert found.recalibrated == pytest.approx((0.75 + 0.2) / 2)
 
 
 def test_net_benefit_counted_by_hand():

@@ -13,7 +13,8 @@ from lib import classifier, controls, trials
 from lib.audit import LeakError, check_parts, is_synthetic
 from lib.classifier import Settings
 from lib.cohort import Cohort
-from lib.trials import BALANCE, CONDITIONS, GENERATORS, condition, run_trials, training_set
+from lib.runs import Run
+from lib.trials import BALANCE, CONDITIONS, GENERATORS, condition, learning_curve_of, run_trials, training_set
 
 TINY = Settings(architecture="resnet18", weights="none", steps=2, batch=4, lr=1e-3, validate_every=2)
 
@@ -344,3 +345,37 @@ def test_a_part_without_a_class_is_named_before_anything_is_trained(study, train
     with pytest.raises(ValueError, match="test part of repeat 0, fold 1 has no AFF image"):
         run(["real"])
     assert not trained_with
+
+
+# Learning curve
+
+
+def finished_run(folder, share, auroc, images="i0 i1", **parameters):
+    """What notebook 05 leaves of one real trial."""
+    run = Run(folder)
+    run.record(parameters={"seed": 0, "training_aff_share": share, **parameters})
+    (run / "trials").mkdir()
+    trial = {"condition": "real", "repeat": 0, "fold": 0, "seed": 0}
+    rows = [
+        trial | {"image_id": image, "patient_id": image, "label": "AFF", "probability": 0.5} for image in images.split()
+    ]
+    pd.DataFrame(rows).to_csv(run / "trials" / "predictions.csv", index=False)
+    metrics = [trial | {"metric": "auroc", "value": auroc}, trial | {"metric": "f1", "value": 0.5}]
+    pd.DataFrame(metrics).to_csv(run / "trials" / "metrics.csv", index=False)
+    return run
+
+
+def test_a_learning_curve_takes_the_auroc_and_the_share_of_each_run(tmp_path):
+    run, other = finished_run(tmp_path / "all", 1.0, 0.9), finished_run(tmp_path / "quarter", 0.25, 0.8, margin=0.1)
+    points = learning_curve_of(run, [str(other.folder)], ["real", "cyclegan"])
+    assert points[["condition", "share", "value"]].values.tolist() == [["real", 1.0, 0.9], ["real", 0.25, 0.8]]
+
+
+@pytest.mark.parametrize(
+    ("unlike", "words"),
+    [({"images": "i0 i2"}, "other test images"), ({"cyclegan_steps": 5}, "cyclegan_steps = 5, here None")],
+)
+def test_a_run_of_another_study_is_no_point_of_a_learning_curve(tmp_path, unlike, words):
+    run, other = finished_run(tmp_path / "all", 1.0, 0.9), finished_run(tmp_path / "other", 0.5, 0.8, **unlike)
+    with pytest.raises(ValueError, match=f"other is no point of this run's curve: {words}"):
+        learning_curve_of(run, [str(other.folder)], ["real"])
