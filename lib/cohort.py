@@ -16,6 +16,9 @@ from lib.runs import write_text, written
 
 LABELS = ("NFF", "AFF")  # a label's position is the number networks are trained on: AFF is the positive class
 COLUMNS = ("image_id", "patient_id", "label", "view", "side")
+BOX = ("box_top", "box_left", "box_bottom", "box_right")  # of the image in its square, in fractions; else it is padding
+TO_SOURCE = ("xx", "xy", "x0", "yx", "yy", "y0")  # x in the file is xx · x + xy · y + x0, in pixels; y likewise
+MEASURES = ("height", "width", "bits", "cropped", "contrast", "inversion", "metal", "writing")  # of quality control
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,10 @@ class Cohort:
         )
 
     def part(self, splits: pd.DataFrame, repeat: int, fold: int, part: str) -> Cohort:
-        """The training, validation or test images of one cell (see `lib.splits`)."""
+        """The training, validation or test images of one cell, in the cell's window if it has one (`lib.splits`)."""
         cell = splits[(splits.repeat == repeat) & (splits.fold == fold) & (splits.part == part)]
-        return self.select(patient_id=cell.patient_id)
+        images = self.select(patient_id=cell.patient_id)
+        return images.windowed(cell.black.iloc[0], cell.white.iloc[0]) if "black" in cell and len(cell) else images
 
     def images(self) -> np.ndarray:
         """(N, 1, H, W) float32 in [-1, 1], as networks take them."""
@@ -125,7 +129,7 @@ class Cohort:
         method : the translator's name
         generator : hash of the patients it was trained on (`lib.training.patients_hash`); None: it was not trained
         """
-        of_source = ["subtype", "split", "generator"]  # what described the source alone
+        of_source = ["subtype", "split", "generator", *MEASURES]  # what described the source alone
         table = self.table.drop(columns=of_source, errors="ignore").assign(
             source_image_id=self.table.image_id,
             source_label=self.table.label,
@@ -135,7 +139,23 @@ class Cohort:
         )
         if generator is not None:
             table["generator"] = generator
-        return Cohort(table, to_pixels(images, self.pixels.dtype))
+        return Cohort(table, np.where(self.padding, 0, to_pixels(images, self.pixels.dtype)))
+
+    @property
+    def padding(self) -> np.ndarray:
+        """(N, H, W) bool: where a square is black since its image was not square; nowhere, without columns `BOX`."""
+        if not set(BOX) <= set(self.table):
+            return np.zeros((len(self), 1, 1), bool)
+        top, left, bottom, right = (self.table[list(BOX)].to_numpy().T * self.size).round()[:, :, None]
+        along = np.arange(self.size)
+        outside_y, outside_x = (along < top) | (along >= bottom), (along < left) | (along >= right)
+        return outside_y[:, :, None] | outside_x[:, None, :]
+
+    def windowed(self, black: float, white: float) -> Cohort:
+        """Grey levels stretched so that `black` and `white`, shares of the full range, become its ends."""
+        top = np.iinfo(self.pixels.dtype).max
+        levels = np.clip((np.arange(top + 1) / top - black) / (white - black), 0, 1)
+        return Cohort(self.table, np.rint(levels * top).astype(self.pixels.dtype)[self.pixels])
 
     def save(self, folder: str | Path) -> None:
         """Write `table.csv` and `pixels.npy` into a folder."""

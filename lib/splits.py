@@ -140,6 +140,32 @@ def read_splits(path: str | Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"patient_id": str}, keep_default_na=False)
 
 
+def with_windows(splits: pd.DataFrame, cohort: Cohort, percentiles: tuple[float, float]) -> pd.DataFrame:
+    """The splits with columns `black` and `white`: which grey levels become black and white in a cell, in shares of
+    the full range. They are percentiles of all pixels of the cell's training images but their padding, so that nothing
+    of how images look was fitted to anyone who validates or tests.
+
+    Raises
+    ------
+    ValueError
+        Where percentiles are none, or training images have one grey level between them.
+    """
+    low, high = percentiles
+    if not 0 <= low < high <= 100:
+        raise ValueError(f"window percentiles {low:g} and {high:g} are not 0 ≤ low < high ≤ 100")
+    windowed = []
+    for (repeat, fold), cell in splits.groupby(["repeat", "fold"]):
+        training = cohort.select(patient_id=cell.patient_id[cell.part == "train"])
+        grey = training.pixels[~np.broadcast_to(training.padding, training.pixels.shape)]
+        black, white = np.percentile(grey, [low, high]) / np.iinfo(grey.dtype).max
+        if black == white:
+            raise ValueError(
+                f"cell {cell_name(repeat, fold)}: percentiles {low:g} and {high:g} are the same grey level"
+            )
+        windowed.append(cell.assign(black=black, white=white))
+    return pd.concat(windowed, ignore_index=True)
+
+
 def cells(splits: pd.DataFrame) -> list[tuple[int, int]]:
     """The (repeat, fold) of every cell, in order."""
     return sorted(set(zip(splits.repeat.tolist(), splits.fold.tolist(), strict=True)))

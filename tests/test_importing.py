@@ -2,13 +2,16 @@
 
 import os
 import stat
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 from made_files import RAMP8, RAMP16, write_dicom
+from PIL import Image, ImageDraw, ImageFont
 
-from lib.radiographs import RadiographsError, importing, read_image, read_radiographs
+from lib.radiographs import Radiograph, RadiographsError, importing, read_image, read_radiographs
 from lib.radiographs.__main__ import main
 from lib.radiographs.importing import import_folder, pseudonym, read_key
 
@@ -177,3 +180,32 @@ def test_pictures_are_square_pixelled_and_never_enlarged():
     assert importing.picture(read, 50).size == (50, 50)
     assert np.asarray(importing.picture(read, 50)).dtype == np.uint16
     assert importing.picture(read._replace(bits=8), 50).mode == "L"
+
+
+def test_another_size_makes_other_pictures_of_the_same_names(hospital):
+    folder, labels, out, key = hospital
+    import_folder(folder, labels, out, key, size=32)
+    names = sorted(path.name for path in (out / "images").iterdir())
+    import_folder(folder, labels, out, key, size=48)
+    assert sorted(path.name for path in (out / "images").iterdir()) == names
+    assert {Image.open(path).size for path in (out / "images").iterdir()} == {(48, 48)}
+
+
+def test_hospitals_are_told_apart_and_not_named(hospital):
+    folder, labels, out, key = hospital
+    write_dicom(folder / "z.dcm", RAMP16[::-1], 16, PatientID="19000101-0", InstitutionName="SPITAL")
+    import_folder(folder, labels, out, key)
+    table = pd.read_csv(out / "radiographs.csv")
+    assert sorted(table.hospital.value_counts()) == [1, 12]
+    assert not any(secret in everything(out) for secret in (*SECRET, "SPITAL"))
+
+
+def test_pictures_are_head_up_and_writing_can_be_hidden():
+    image = np.full((300, 400), 0.3, np.float32)
+    page = Image.fromarray((image * 255).astype(np.uint8))
+    font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), 16)
+    ImageDraw.Draw(page).text((5, 5), "MEIER HANS 1943", font=font, fill=255)
+    lying = Radiograph(np.asarray(page, np.float32) / 255, 8, (1, 2), quarters=1)
+    assert importing.picture(lying, 800).size == (300, 800)
+    assert np.asarray(importing.picture(lying, 800))[:, :30].max() > 200
+    assert np.asarray(importing.picture(lying, 800, hide_text=True)).max() < 100

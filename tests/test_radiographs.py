@@ -23,9 +23,11 @@ from pydicom.uid import (
 )
 
 from benchmarks import fuzz_radiographs
-from lib.radiographs import RadiographsError, files, preparing, read_image, read_radiographs
+from lib.cohort import BOX, COLUMNS, MEASURES, TO_SOURCE
+from lib.radiographs import Radiograph, RadiographsError, files, preparing, read_image, read_radiographs
 from lib.radiographs.files import window
-from lib.radiographs.preparing import letterbox
+from lib.radiographs.preparing import Preparation, prepare
+from lib.radiographs.table import flow, steps
 
 
 def write_csv(folder, rows, name="mine.csv", sep=",", encoding="utf-8"):
@@ -212,7 +214,8 @@ def test_dicom_pixels_that_are_not_square(tmp_path, tags):
 def test_nothing_of_a_dicom_file_is_carried_on(tmp_path):
     write_dicom(tmp_path / "Jane_Doe.dcm", RAMP8, 8)
     cohort = read_radiographs(write_csv(tmp_path, [row("Jane_Doe.dcm", name="Jane Doe")]), SIDE)
-    assert list(cohort.table) == ["image_id", "patient_id", "label", "view", "side"]
+    assert list(cohort.table) == [*COLUMNS, *BOX, *TO_SOURCE, *MEASURES]
+    assert all(pd.api.types.is_numeric_dtype(cohort.table[name]) for name in (*BOX, *TO_SOURCE, *MEASURES))
     assert not cohort.table.astype(str).apply(lambda c: c.str.contains("Doe|1900|dcm")).any(axis=None)
 
 
@@ -383,6 +386,11 @@ def test_a_table_reached_by_a_link_reads_the_files_beside_it(folder, tmp_path):
 
 
 # Geometry -------------------------------------------------------------------------------------------------------------
+
+
+def letterbox(image, size, spacing=(1, 1)):
+    steps, box, _ = prepare(Radiograph(image, 8, spacing), size)
+    return steps["square"].image, box
 
 
 @settings(deadline=None)
@@ -621,3 +629,83 @@ def test_after_an_error_only_the_mended_rows_are_read(folder, monkeypatch):
     monkeypatch.setattr(preparing, "read_image", lambda path: read.append(path.name) or original(path))
     assert len(read_radiographs(csv, 32, cache=folder / "cache")) == 7
     assert read == ["6.png"]
+
+
+# What rows say of their images ----------------------------------------------------------------------------------------
+
+
+def test_a_region_is_cut_out_and_leads_back(folder):
+    region = {"region_top": "0,25", "region_left": "0,5", "region_bottom": "0,75", "region_right": "1"}
+    whole = read_radiographs(write_csv(folder, six()), 40)
+    part = read_radiographs(write_csv(folder, [r | region for r in six()], sep=";"), 20)
+    assert np.array_equal(part.pixels, whole.pixels[:, 10:30, 20:40])
+    assert part.table[list(TO_SOURCE)].drop_duplicates().values.tolist() == [[1, 0, 20, 0, 1, 10]]
+
+
+def test_a_turn_and_a_side_of_the_table_come_before_those_of_the_tags(tmp_path):
+    write_dicom(tmp_path / "a.dcm", RAMP8, 8, PatientOrientation=["L", "H"], ImageLaterality="R")
+    csv = write_csv(tmp_path, [row("a.dcm", turn="90", side="left")])
+    cohort = read_radiographs(csv, SIDE, how=Preparation(one_side=True))
+    assert np.array_equal(cohort.pixels[0], np.rot90(RAMP8)) and cohort.table.side[0] == "left"
+    csv = write_csv(tmp_path, [row("a.dcm")])
+    cohort = read_radiographs(csv, SIDE, how=Preparation(one_side=True))
+    assert np.array_equal(cohort.pixels[0], np.rot90(RAMP8, 2)[:, ::-1]) and cohort.table.side[0] == "right"
+
+
+def test_the_zone_goes_where_the_image_goes(folder):
+    zone = {"zone_top": [0.2] * 6, "zone_bottom": [0.5] * 6, "turn": ["0", "180", "", "", "", ""]}
+    cohort = read_radiographs(write_csv(folder, six(**zone)), 64)
+    assert np.allclose(cohort.table[["zone_top", "zone_bottom"]][:3], [[0.2, 0.5], [0.5, 0.8], [0.2, 0.5]])
+
+
+def test_excluded_rows_are_not_read_and_counted_with_their_reason(folder):
+    reasons = ["", "knee", "", "", "", "knee"]
+    csv = write_csv(folder, [*six(exclude=reasons), row("gone.png", "p9", "?", exclude="no consent")])
+    cohort = read_radiographs(csv, 32)
+    assert list(cohort.table.image_id) == ["p1-1", "p2-1", "p2-2", "p3-1"]
+    write_csv(folder, [{"id": "x", "problem": "no label"}, {"id": "y", "problem": "no label"}], "excluded.csv")
+    assert flow(csv).astype(object).where(lambda t: t.notna(), None).values.tolist() == [
+        ["not imported: no label", 2, None],
+        ["excluded: knee", 2, 2],
+        ["excluded: no consent", 1, 1],
+        ["read: AFF", 1, 1],
+        ["read: NFF", 3, 2],
+    ]
+    with pytest.raises(RadiographsError, match=r"mine\.csv excludes every row"):
+        read_radiographs(write_csv(folder, six(exclude=["x"] * 6)), 32)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"turn": ["45"] * 6}, "turn '45' is none of 0, 90, 180, 270"),
+        ({"region_top": ["0.1"] * 6}, "not 0 ≤ region_top < region_bottom ≤ 1"),
+    ],
+)
+def test_turns_and_regions_that_cannot_be(folder, more, reason):
+    with pytest.raises(RadiographsError, match=reason) as caught:
+        read_radiographs(write_csv(folder, six(**more)), 32)
+    assert len(caught.value.problems) == 6
+
+
+def test_steps_end_with_the_square_that_is_read(folder):
+    csv = write_csv(folder, six())
+    how = Preparation(crop=True, upright=True)
+    shown = steps(csv, 2, 48, how)
+    assert next(iter(shown)) == "decoded" and list(shown)[-1] == "square"
+    assert all(image.shape == (48, 48) for image in shown.values())
+    assert np.allclose(shown["square"], read_radiographs(csv, 48, how=how).images()[2, 0], atol=0.01)
+
+
+def test_an_image_prepared_otherwise_is_not_taken_from_the_cache(folder, tmp_path):
+    csv, cache = write_csv(folder, six()), tmp_path / "cache"
+    plain = read_radiographs(csv, 40, cache)
+    turned = read_radiographs(write_csv(folder, six(turn=["180"] * 6)), 40, cache)
+    assert np.array_equal(plain.pixels, turned.pixels[:, ::-1, ::-1])
+    assert read_radiographs(write_csv(folder, six()), 40, cache).table.equals(plain.table)
+
+
+def test_what_the_tags_say_is_burned_in_is_said(tmp_path, capsys):
+    write_dicom(tmp_path / "a.dcm", RAMP8, 8, BurnedInAnnotation="YES")
+    read_radiographs(write_csv(tmp_path, [row("a.dcm")]), SIDE)
+    assert "1 of 1 files: DICOM says that something identifying is burned into the pixels" in capsys.readouterr().out

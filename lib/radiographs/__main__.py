@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from lib.radiographs.importing import EXCLUDED, TABLE, import_folder
-from lib.radiographs.table import RadiographsError
+from lib.radiographs.importing import TABLE, import_folder
+from lib.radiographs.table import EXCLUDED, RadiographsError
 
 KEY = Path.home() / ".config" / "aff-augmentation" / "key"
 
@@ -23,9 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for example data/hospital")
     parser.add_argument("--key", type=Path, default=KEY, metavar="FILE", help="made if missing (default: %(default)s)")
     parser.add_argument("--size", type=int, default=1024, help="longest side of the pictures (default: %(default)s)")
+    parser.add_argument("--hide-text", action="store_true", help="paint over what looks like writing")
     options = parser.parse_args(arguments)
     try:
-        flow = import_folder(options.folder, options.labels, options.out, options.key, options.size)
+        flow = import_folder(options.folder, options.labels, options.out, options.key, options.size, options.hide_text)
     except (RadiographsError, OSError) as error:
         print(f"lib.radiographs: {error}", file=sys.stderr)
         return 2 if isinstance(error, RadiographsError) else 1

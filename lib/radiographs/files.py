@@ -38,6 +38,7 @@ class Radiograph(NamedTuple):
     spacing: tuple[float, float] = (1.0, 1.0)  # height and width of one pixel; only their ratio has a meaning
     view: str = ""  # of DICOM's tags: "AP" (PA too) or "lateral", empty where they do not say
     side: str = ""  # "left" or "right", likewise
+    quarters: int = 0  # quarter turns counter-clockwise that bring the patient's head up, where DICOM's tags say so
     notes: tuple[str, ...] = ()  # what was done that a reader should know: "the first of 3 frames"
 
 
@@ -129,6 +130,8 @@ def read_dicom(ds: pydicom.Dataset) -> Radiograph:
         if "PixelData" not in ds:
             raise ValueError("a DICOM file without an image")
         _check_size(ds.Rows, ds.Columns)
+        if str(ds.get("BurnedInAnnotation")).upper() == "YES":
+            notes.append("DICOM says that something identifying is burned into the pixels")
         if (frames := int(ds.get("NumberOfFrames") or 1)) > 1:
             notes.append(f"the first of {frames} frames")
         pixels = pixel_array(ds, index=0)
@@ -144,7 +147,7 @@ def read_dicom(ds: pydicom.Dataset) -> Radiograph:
             if isinstance(ds.get("WindowCenter"), pydicom.multival.MultiValue) and len(ds.WindowCenter) > 1:
                 notes.append(f"the first of {len(ds.WindowCenter)} windows")
     image = image.astype(np.float32, copy=False)
-    return _not_empty(Radiograph(image, bits, _pixel_spacing(ds), *_view_and_side(ds), tuple(notes)))
+    return _not_empty(Radiograph(image, bits, _pixel_spacing(ds), *_view_and_side(ds), _quarters(ds), tuple(notes)))
 
 
 def read_dataset(path: str | Path, head: bytes) -> pydicom.Dataset:
@@ -266,3 +269,10 @@ def _view_and_side(ds: pydicom.Dataset) -> tuple[str, str]:
     """By View Position and (Image) Laterality; empty where a tag is missing or says something else."""
     side = ds.get("ImageLaterality") or ds.get("Laterality") or ""
     return VIEWS.get(str(ds.get("ViewPosition") or "").upper(), ""), SIDES.get(str(side).upper(), "")
+
+
+def _quarters(ds: pydicom.Dataset) -> int:
+    """By Patient Orientation, the directions to the right and downwards: where among them is the head, or the feet?"""
+    right, down = [*map(str, ds.get("PatientOrientation") or ()), "", ""][:2]
+    turns = {"F": 3, "H": 1}.get(right[:1], 0)  # to the right
+    return {"F": 0, "H": 2}.get(down[:1], turns)

@@ -23,16 +23,19 @@ from PIL import Image
 
 from lib.cohort import LABELS
 from lib.radiographs.files import Radiograph, is_dicom, read_dataset, read_dicom, reason
+from lib.radiographs.geometry import Picture
 from lib.radiographs.preparing import over_cores
-from lib.radiographs.table import RadiographsError, read_csv
+from lib.radiographs.table import EXCLUDED, RadiographsError, read_csv
+from lib.radiographs.writing import without_text
 from lib.runs import progress, write_text, written
 
-TABLE, EXCLUDED, LINKAGE = "radiographs.csv", "excluded.csv", "linkage.csv"
-FOUND = ("file", "id", "issuer", "patient_number", "accession", "image_number", "view", "side", "notes", "problem")
+TABLE, LINKAGE = "radiographs.csv", "linkage.csv"
+FOUND = ("file", "id", "made", "issuer", "patient_number", "accession", "image_number", "institution", "view", "side",
+         "notes", "problem")  # fmt: skip
 JOINS = ("accession", "patient_number")  # what labels are found by, in this order
 TAGS = {
     "issuer": "IssuerOfPatientID", "patient_number": "PatientID", "accession": "AccessionNumber",
-    "image_number": "SOPInstanceUID",
+    "image_number": "SOPInstanceUID", "institution": "InstitutionName",
 }  # fmt: skip
 EVERY = 200  # files between two savings of what is known so far
 
@@ -62,7 +65,9 @@ def pseudonym(key: bytes, *parts: str) -> str:
     return hmac.new(key, "\0".join(parts).encode(), hashlib.sha256).hexdigest()[:12]
 
 
-def import_folder(folder: Path, labels: Path, out: Path, key_file: Path, size: int = 1024) -> pd.DataFrame:
+def import_folder(
+    folder: Path, labels: Path, out: Path, key_file: Path, size: int = 1024, hide_text: bool = False
+) -> pd.DataFrame:
     """Write `radiographs.csv`, `images/` and `excluded.csv` into `out`, and the linkage beside the key.
 
     Parameters
@@ -70,6 +75,7 @@ def import_folder(folder: Path, labels: Path, out: Path, key_file: Path, size: i
     folder : walked through, links not followed
     labels : CSV with `label` and one of `patient_number` and `accession`, as in DICOM's PatientID and AccessionNumber
     size : longest side of the pictures in pixels; they are never enlarged
+    hide_text : paint over what looks like writing (`lib.radiographs.writing`)
 
     Returns
     -------
@@ -87,13 +93,17 @@ def import_folder(folder: Path, labels: Path, out: Path, key_file: Path, size: i
     known = pd.read_csv(linkage, dtype=str, keep_default_na=False) if linkage.exists() else pd.DataFrame(columns=FOUND)
     known = {row["id"]: row for row in known.to_dict("records")}
     files = {_file_id(key, folder, file): file for file in _walk(folder)}
-    pictures = out / "images"
-    new = [id for id in files if id not in known or not (known[id]["problem"] or (pictures / f"{id}.png").exists())]
+    pictures, made = out / "images", f"{size} px{', writing hidden' * hide_text}"
+    new = [
+        id for id in files
+        if id not in known
+        or not (known[id]["problem"] or (known[id].get("made") == made and (pictures / f"{id}.png").exists()))
+    ]  # fmt: skip
     pictures.mkdir(parents=True, exist_ok=True)
-    one = functools.partial(_import, folder=folder, pictures=pictures, size=size)
+    one = functools.partial(_import, folder=folder, pictures=pictures, size=size, hide_text=hide_text)
     with progress(len(new), desc="radiographs") as bar:
         for number, found in enumerate(over_cores(one, [(files[id], id) for id in new]), 1):
-            known[found["id"]] = found
+            known[found["id"]] = found | {"made": made}
             bar.update()
             if number % EVERY == 0:
                 _save_private(linkage, known)
@@ -138,7 +148,7 @@ def _file_id(key: bytes, folder: Path, path: Path) -> str:
     return pseudonym(key, path.relative_to(folder).as_posix(), str(stat.st_size), str(stat.st_mtime_ns))
 
 
-def _import(file: tuple[Path, str], folder: Path, pictures: Path, size: int) -> dict[str, str]:
+def _import(file: tuple[Path, str], folder: Path, pictures: Path, size: int, hide_text: bool) -> dict[str, str]:
     path, id = file
     found = dict.fromkeys(FOUND, "") | {"file": path.relative_to(folder).as_posix(), "id": id}
     try:
@@ -152,17 +162,20 @@ def _import(file: tuple[Path, str], folder: Path, pictures: Path, size: int) -> 
     except Exception as error:  # decoders raise of all kinds
         return found | {"problem": f"unreadable: {reason(error, path)}"}
     with written(pictures / f"{id}.png") as part:
-        picture(radiograph, size).save(part, format="PNG")
+        picture(radiograph, size, hide_text).save(part, format="PNG")
     return found | {"view": radiograph.view, "side": radiograph.side, "notes": "; ".join(radiograph.notes)}
 
 
-def picture(radiograph: Radiograph, size: int) -> Image.Image:
-    """A PNG's worth of a radiograph: square pixels, longest side at most `size`, 8 or 16 bits, and nothing else."""
-    extent = np.multiply(radiograph.image.shape, radiograph.spacing) / min(radiograph.spacing)
+def picture(radiograph: Radiograph, size: int, hide_text: bool = False) -> Image.Image:
+    """A PNG's worth of a radiograph: head up, square pixels, longest side at most `size`, 8 or 16 bits, and no tag."""
+    image = without_text(radiograph.image) if hide_text else radiograph.image
+    spacing = np.roll(radiograph.spacing, radiograph.quarters % 2)
+    image = Picture(image).turned(radiograph.quarters)
+    extent = np.multiply(image.image.shape, spacing) / spacing.min()
     height, width = (max(1, round(side)) for side in extent * min(1, size / extent.max()))
-    small = np.asarray(Image.fromarray(radiograph.image).resize((width, height), Image.Resampling.BILINEAR))
     dtype = np.uint8 if radiograph.bits <= 8 else np.uint16
-    return Image.fromarray(np.rint(np.clip(small, 0, 1) * np.iinfo(dtype).max).astype(dtype))
+    small = np.clip(image.resized(height, width).image, 0, 1)
+    return Image.fromarray(np.rint(small * np.iinfo(dtype).max).astype(dtype))
 
 
 # Tables --------------------------------------------------------------------------------------------------------------
@@ -190,6 +203,7 @@ def _write_tables(found: pd.DataFrame, labelled: dict, key: bytes, out: Path) ->
             "image_id": "I" + found.id,
             "view": found["view"],
             "side": found.side,
+            "hospital": ["H" + pseudonym(key, "hospital", name)[:4] if name else "" for name in found.institution],
         }
     )[kept]
     problem = problem.str.split(":").str[0]

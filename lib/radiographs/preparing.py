@@ -1,4 +1,4 @@
-"""Preparing: one radiograph to a square of the size that networks take, kept in a cache."""
+"""Preparing: one radiograph to a square of the size that networks take, step by step, kept in a cache."""
 
 from __future__ import annotations
 
@@ -10,55 +10,108 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from lib.radiographs.files import read_image
+from lib.radiographs.files import Radiograph, read_image
+from lib.radiographs.geometry import Picture, field_of_view, tilt
+from lib.radiographs.quality import measures
+from lib.radiographs.writing import without_text
 
 # Part of a cached image's key: images prepared by older code are prepared again.
-CODE = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("files.py", "preparing.py"))
+CODE = b"".join(
+    Path(__file__).with_name(f"{name}.py").read_bytes()
+    for name in ("files", "geometry", "writing", "quality", "preparing")
+)
 
 
-def letterbox(image: np.ndarray, size: int, spacing: tuple[float, float] = (1.0, 1.0)):
-    """Fit an image into the middle of a black square, with its true proportions.
+@dataclass(frozen=True)
+class Preparation:
+    """What is done to an image between its file and the square, in this order."""
 
-    Resampled by Pillow on float32 with a triangle filter as wide as the reduction asks for: antialiased at any ratio,
-    and free of the overshoot with which sharper filters would draw seams along cortices and collimators.
+    region: tuple[float, float, float, float] | None = None  # top, left, bottom, right: this part, in fractions
+    crop: bool = False  # collimation borders and burned-in frames are taken off, where there is no region
+    hide_text: bool = False  # what looks like writing is painted over
+    quarters: int | None = None  # quarter turns counter-clockwise that bring proximal up; None: as DICOM's tag says
+    upright: bool = False  # turned so that the shaft is vertical
+    one_side: bool = False  # right femurs mirrored, so that all look like left ones
+    side: str = ""  # "left" or "right"; empty: as DICOM's tag says
+
+
+DEFAULT = Preparation()
+
+
+def prepare(
+    radiograph: Radiograph, size: int, how: Preparation = DEFAULT
+) -> tuple[dict[str, Picture], tuple[int, int, int, int], dict]:
+    """A radiograph in the middle of a black square, with its true proportions.
 
     Parameters
     ----------
-    image : (h, w) float32
     size : side of the square in pixels
-    spacing : height and width of one pixel of `image`
 
     Returns
     -------
-    square : (size, size) float32
+    steps : name → the image after this step; the last is the square
     box : (top, left, bottom, right) of the image within the square, in its pixels
+    about : `measures` of the image, and `cropped`, the share of it that was taken off
+
+    Raises
+    ------
+    ValueError
+        Where the region holds no pixel.
     """
-    extent = np.multiply(image.shape, spacing)
-    height, width = (max(1, round(side)) for side in extent * size / extent.max())
-    top, left = (size - height) // 2, (size - width) // 2
-    square = np.zeros((size, size), np.float32)
-    content = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    square[top : top + height, left : left + width] = content
-    return square, (top, left, top + height, left + width)
+    picture = Picture(radiograph.image)
+    steps = {"decoded": picture}
+    height, width = picture.image.shape
+    if how.region:
+        top, left, bottom, right = np.multiply(how.region, [height, width, height, width]).round().astype(int).tolist()
+        if top >= bottom or left >= right:
+            raise ValueError("its region holds no pixel")
+        steps["region"] = picture = picture.cropped(top, left, bottom, right)
+    elif how.crop:
+        steps["borders off"] = picture = picture.cropped(*field_of_view(picture.image))
+    about = {"cropped": 1 - picture.image.size / (height * width), **measures(picture.image)}
+    if how.hide_text:
+        steps["writing hidden"] = picture = Picture(without_text(picture.image), picture.to_source)
+    quarters = radiograph.quarters if how.quarters is None else how.quarters
+    extent = np.multiply(picture.image.shape, radiograph.spacing)[:: -1 if quarters % 2 else 1]
+    if quarters:
+        steps["proximal up"] = picture = picture.turned(quarters)
+    if how.upright and (degrees := tilt(picture.resized(*_fitting(extent, 256)).image)):
+        larger = picture.resized(*_fitting(extent, 2 * size))  # square pixels, and none too small to be turned well
+        steps["shaft upright"] = picture = larger.rotated(degrees)
+        extent = picture.image.shape
+    if how.one_side and (how.side or radiograph.side) == "right":
+        steps["as a left side"] = picture = picture.mirrored()
+    steps["square"], box = picture.resized(*_fitting(extent, size)).padded(size)
+    return steps, box, about
+
+
+def _fitting(extent, size: int) -> tuple[int, int]:
+    """Height and width in pixels of what has this extent and is to fit a square."""
+    height, width = (max(1, round(side * size / max(extent))) for side in extent)
+    return height, width
 
 
 class Prepared(NamedTuple):
     """One file as networks take it."""
 
     pixels: np.ndarray  # (size, size) uint8, or uint16 where the file has more than 8 bits
-    box: np.ndarray  # (top, left, bottom, right) of the image within the square, see `letterbox`
+    box: np.ndarray  # (top, left, bottom, right) of the image within the square
+    to_source: np.ndarray  # (3, 3): (x, y, 1) in the square to the file's, see `lib.radiographs.geometry`
     view: str
     side: str
     notes: tuple[str, ...]
+    about: dict[str, float]  # `lib.cohort.MEASURES`
 
 
-def prepared(paths: Sequence[Path], size: int, cache: str | Path | None) -> Iterator[tuple[int, Prepared | ValueError]]:
+def prepared(
+    paths: Sequence[Path], size: int, how: Sequence[Preparation], cache: str | Path | None
+) -> Iterator[tuple[int, Prepared | ValueError]]:
     """Many files as squares: from the cache where it has them, the others over all cores.
 
     Yields
@@ -66,13 +119,13 @@ def prepared(paths: Sequence[Path], size: int, cache: str | Path | None) -> Iter
     position of the file, and what became of it: a ValueError where it holds no usable image
     """
     new = []
-    for position, path in enumerate(paths):
-        if entry := _cached(path, size, cache):
+    for position, (path, preparation) in enumerate(zip(paths, how, strict=True)):
+        if entry := _cached(path, size, preparation, cache):
             yield position, entry
         else:
             new.append(position)
     one = functools.partial(_prepared_or_error, size=size, cache=cache)
-    yield from zip(new, over_cores(one, [paths[position] for position in new]), strict=True)
+    yield from zip(new, over_cores(one, [(paths[position], how[position]) for position in new]), strict=True)
 
 
 def over_cores(function: Callable, items: list) -> Iterator:
@@ -85,35 +138,39 @@ def over_cores(function: Callable, items: list) -> Iterator:
         yield from pool.map(function, items, chunksize=8)
 
 
-def _prepared_or_error(path: Path, size: int, cache: str | Path | None) -> Prepared | ValueError:
+def _prepared_or_error(file: tuple[Path, Preparation], size: int, cache: str | Path | None) -> Prepared | ValueError:
+    path, how = file
     try:
         radiograph = read_image(path)
+        steps, box, about = prepare(radiograph, size, how)
     except ValueError as error:
         return error
-    square, box = letterbox(radiograph.image, size, radiograph.spacing)
     dtype = np.uint8 if radiograph.bits <= 8 else np.uint16
-    pixels = np.rint(square * np.iinfo(dtype).max).astype(dtype)
-    found = Prepared(pixels, np.asarray(box), radiograph.view, radiograph.side, radiograph.notes)
-    if entry := _entry(path, size, cache):
+    square = steps["square"]
+    pixels = np.rint(np.clip(square.image, 0, 1) * np.iinfo(dtype).max).astype(dtype)
+    about |= {"height": radiograph.image.shape[0], "width": radiograph.image.shape[1], "bits": radiograph.bits}
+    facts = radiograph.view, radiograph.side, radiograph.notes, about
+    found = Prepared(pixels, np.asarray(box), square.to_source, *facts)
+    if entry := _entry(path, size, how, cache):
         entry.parent.mkdir(parents=True, exist_ok=True)
-        about = {"dtype": pixels.dtype.name, "box": box, "view": found.view, "side": found.side, "notes": found.notes}
+        head = json.dumps([pixels.dtype.name, box, square.to_source.tolist(), *facts])
         with tempfile.NamedTemporaryFile(dir=entry.parent, suffix=".part", delete=False) as file:
-            file.write(json.dumps(about).encode() + b"\n" + pixels.tobytes())
+            file.write(head.encode() + b"\n" + pixels.tobytes())
         os.replace(file.name, entry)  # whole or not at all
     return found
 
 
-def _cached(path: Path, size: int, cache: str | Path | None) -> Prepared | None:
-    entry = _entry(path, size, cache)
+def _cached(path: Path, size: int, how: Preparation, cache: str | Path | None) -> Prepared | None:
+    entry = _entry(path, size, how, cache)
     if entry is None or not entry.exists():
         return None
-    about, _, data = entry.read_bytes().partition(b"\n")
-    about = json.loads(about)
-    pixels = np.frombuffer(data, about["dtype"]).reshape(size, size)
-    return Prepared(pixels, np.array(about["box"]), about["view"], about["side"], tuple(about["notes"]))
+    head, _, data = entry.read_bytes().partition(b"\n")
+    dtype, box, to_source, view, side, notes, about = json.loads(head)
+    pixels = np.frombuffer(data, dtype).reshape(size, size)
+    return Prepared(pixels, np.array(box), np.array(to_source), view, side, tuple(notes), about)
 
 
-def _entry(path: Path, size: int, cache: str | Path | None) -> Path | None:
+def _entry(path: Path, size: int, how: Preparation, cache: str | Path | None) -> Path | None:
     """The cache's file for a radiograph as it is now: a line of JSON, then the pixels (an .npz is ten times slower).
 
     Its name says nothing of the radiograph's.
@@ -121,5 +178,5 @@ def _entry(path: Path, size: int, cache: str | Path | None) -> Path | None:
     if cache is None:
         return None
     stat = path.stat()
-    key = hashlib.sha256(repr((str(path), stat.st_size, stat.st_mtime_ns, size)).encode() + CODE).hexdigest()
+    key = hashlib.sha256(repr((str(path), stat.st_size, stat.st_mtime_ns, size, how)).encode() + CODE).hexdigest()
     return Path(cache, key)

@@ -8,18 +8,25 @@ import os
 import re
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lib.cohort import LABELS, Cohort
-from lib.radiographs.preparing import prepared
+from lib.cohort import BOX, LABELS, MEASURES, TO_SOURCE, Cohort
+from lib.radiographs.files import read_image
+from lib.radiographs.geometry import moved
+from lib.radiographs.preparing import DEFAULT, Preparation, Prepared, prepare, prepared
 from lib.runs import progress
 from lib.splits import PARTS
 
 REQUIRED = ("path", "patient_id", "label")
-OPTIONAL = ("image_id", "view", "side", "split", "zone_top", "zone_bottom")
+ZONE = ("zone_top", "zone_bottom")
+REGION = ("region_top", "region_left", "region_bottom", "region_right")
+OPTIONAL = ("image_id", "view", "side", "hospital", "split", *ZONE, *REGION, "turn", "exclude")
+TURNS = ("0", "90", "180", "270")  # degrees counter-clockwise
+EXCLUDED = "excluded.csv"  # what an import left out, beside the table
 SHOWN = 100  # bad rows named in an error's message; its `problems` have them all
 
 
@@ -34,25 +41,32 @@ class RadiographsError(ValueError):
         self.problems = problems or []
 
 
-def read_radiographs(csv: str | Path, size: int, cache: str | Path | None = None, rows=None) -> Cohort:
+def read_radiographs(
+    csv: str | Path,
+    size: int,
+    cache: str | Path | None = None,
+    rows=None,
+    how: Preparation = DEFAULT,
+) -> Cohort:
     """The cohort that a CSV of one's own radiographs describes.
 
     Parameters
     ----------
-    csv : file with the columns `path` (relative to the CSV's folder), `patient_id`, `label` (AFF or NFF, in any case)
-        and optionally `image_id, view, side, split, zone_top, zone_bottom` (see data/README.md), as spreadsheets save
-        it
+    csv : file with the columns `REQUIRED` (`path` is relative to the CSV's folder, `label` AFF or NFF in any case) and
+        optionally `OPTIONAL` (see data/README.md), as spreadsheets save it
     size : side of the square images in pixels
     cache : folder in which prepared images are kept, so that the next call reads only files that are new or changed
-    rows : positions of the rows to read; by default all
+    rows : positions of the rows to read, among those that are not excluded; by default all
+    how : the images are prepared; `region_…`, `turn` and `side` of a row come before it
 
     Returns
     -------
     Cohort
-        Rows in the CSV's order, uint8, or uint16 if any file has more than 8 bits (8-bit images then times 257, which
-        maps 255 to 65535). A missing `image_id` becomes `<patient_id>-<k>`, k counting the patient's rows from 1.
-        `split` and the fracture zone are there if the CSV has them, the zone in fractions of the square frame. A `view`
-        or `side` that the CSV does not give is taken from DICOM's tags.
+        Rows in the CSV's order, but those with a reason in `exclude`; uint8, or uint16 if any file has more than 8 bits
+        (8-bit images then times 257, which maps 255 to 65535). A missing `image_id` becomes `<patient_id>-<k>`, k
+        counting the patient's rows from 1. `split`, `hospital` and the fracture zone are there if the CSV has them, the
+        zone in fractions of the square frame. A `view` or `side` that the CSV does not give is taken from DICOM's tags.
+        Further columns: `BOX`, `TO_SOURCE` and `MEASURES` of `lib.cohort`.
 
     Raises
     ------
@@ -60,42 +74,101 @@ def read_radiographs(csv: str | Path, size: int, cache: str | Path | None = None
         Naming every row that cannot be used, and why.
     """
     csv = Path(csv)
-    table, reasons = read_csv(csv)
+    table, reasons = _read_kept(csv)
     _check_table(table, reasons)
     table = table if rows is None else table.iloc[rows]
-    pixels = np.zeros((len(table), size, size), np.uint16)
-    boxes = np.zeros((len(table), 4))
-    deep, notes, root = False, Counter(), csv.parent.resolve()
-    said = {"view": [""] * len(table), "side": [""] * len(table)}
-    files = {}
+    files, root = {}, csv.parent.resolve()
     for row, written in table.path.items():
         try:
             files[row] = _inside(root, written)
         except ValueError as error:
             reasons[row].append(str(error))
-    position_of = {row: position for position, row in enumerate(table.index)}
-    bar, rows_read = progress(len(files), desc="radiographs"), list(files)
-    for number, found in prepared(list(files.values()), size, cache):
-        bar.update()
-        row = rows_read[number]
-        if isinstance(found, ValueError):
-            reasons[row].append(str(found))
-            continue
-        position = position_of[row]
-        boxes[position], said["view"][position], said["side"][position] = found.box, found.view, found.side
-        notes.update(found.notes)
-        deep |= found.pixels.dtype == np.uint16
-        pixels[position] = found.pixels if found.pixels.dtype == np.uint16 else found.pixels.astype(np.uint16) * 257
-    bar.close()
+    rows_read, read = list(files), {}
+    hows = [_of_row(table.loc[row], how) for row in rows_read]
+    pixels, deep = np.zeros((len(table), size, size), np.uint16), False
+    with progress(len(files), desc="radiographs") as bar:
+        for number, found in prepared(list(files.values()), size, hows, cache):
+            bar.update()
+            row = rows_read[number]
+            if isinstance(found, ValueError):
+                reasons[row].append(str(found))
+                continue
+            deep |= found.pixels.dtype == np.uint16
+            grey = found.pixels if found.pixels.dtype == np.uint16 else found.pixels.astype(np.uint16) * 257
+            pixels[table.index.get_loc(row)] = grey
+            read[row] = found._replace(pixels=None)
     if problems := [(row, table.path[row], "; ".join(found)) for row, found in reasons.items() if found]:
         raise RadiographsError(_message(csv, len(table), problems), problems)
     _warn_of_dark(table, pixels)
-    for note, count in notes.most_common():
+    for note, count in Counter(note for found in read.values() for note in found.notes).most_common():
         print(f"{count} of {len(table)} files: {note}")
-    for column in said:
-        own = table.get(column, "")
-        table[column] = np.where(own == "", said[column], own)
-    return Cohort(_cohort_table(table, boxes / size), pixels if deep else (pixels // 257).astype(np.uint8))
+    pixels = pixels if deep else (pixels // 257).astype(np.uint8)
+    return Cohort(_cohort_table(table, [read[row] for row in table.index], size), pixels)
+
+
+def steps(csv: str | Path, row: int, size: int, how: Preparation = DEFAULT) -> dict[str, np.ndarray]:
+    """What `read_radiographs` does to one image, step by step, each step scaled into a black square.
+
+    Parameters
+    ----------
+    row : its position among the rows that are not excluded
+
+    Returns
+    -------
+    name of the step → (size, size) float32 in [-1, 1]
+    """
+    table, reasons = _read_kept(Path(csv))
+    _check_table(table, reasons)
+    row = table.iloc[row]
+    radiograph = read_image(_inside(Path(csv).parent.resolve(), row.path))
+    pictures, *_ = prepare(radiograph, size, _of_row(row, how))
+    extents = {
+        name: np.multiply(picture.image.shape, size / max(picture.image.shape)) for name, picture in pictures.items()
+    }
+    small = {
+        name: pictures[name].resized(*np.maximum(extent.round().astype(int), 1).tolist())
+        for name, extent in extents.items()
+    }
+    return {name: picture.padded(size)[0].image * 2 - 1 for name, picture in small.items()}
+
+
+def flow(csv: str | Path) -> pd.DataFrame:
+    """What became of all images: those that an import left out, those that the table excludes, those that are read.
+
+    Returns
+    -------
+    DataFrame `what, images, patients`, in this order; how many patients an import left out nobody can say
+    """
+    csv = Path(csv)
+    table, _ = read_csv(csv)
+    label = table.label.str.upper()
+    excluded = table.get("exclude", pd.Series("", table.index))
+    what = ("excluded: " + excluded).where(excluded != "", "read: " + label)
+    counts = table.groupby(what.rename("what")).patient_id.agg(images="size", patients="nunique")
+    left_out = csv.with_name(EXCLUDED)
+    if left_out.exists():
+        problems = "not imported: " + pd.read_csv(left_out, dtype=str).problem
+        counts = pd.concat([problems.value_counts().rename_axis("what").rename("images").to_frame(), counts])
+    order = counts.index.map(lambda what: ("not imported", "excluded", "read").index(what.split(":")[0]))
+    return counts.iloc[np.argsort(order, kind="stable")].astype("Int64").reset_index()
+
+
+def _read_kept(csv: Path) -> tuple[pd.DataFrame, dict[int, list[str]]]:
+    """`read_csv` without the rows that are excluded."""
+    table, reasons = read_csv(csv)
+    if "exclude" in table:
+        table = table[table.exclude == ""]
+        if not len(table):
+            raise RadiographsError(f"{csv.name} excludes every row")
+    return table.copy(), {row: reasons[row] for row in table.index}
+
+
+def _of_row(row: pd.Series, how: Preparation) -> Preparation:
+    """How a row's file is prepared."""
+    region = tuple(row[name] for name in REGION) if "region_top" in row else (np.nan,)
+    region = None if np.isnan(region).any() else region
+    quarters = int(row.turn) // 90 if row.get("turn") in TURNS else None
+    return replace(how, region=region, quarters=quarters, side=row.get("side", "").lower())
 
 
 # The table ------------------------------------------------------------------------------------------------------------
@@ -218,27 +291,44 @@ def _check_table(table: pd.DataFrame, reasons: dict[int, list[str]]) -> None:
             if split != first_split:
                 reasons[row].append(f"patient {patient!r} is in {split} here and in {first_split} in row {first}")
 
-    if "zone_top" in table or "zone_bottom" in table:
-        for name in ("zone_top", "zone_bottom"):
+    if "turn" in table:
+        refuse(table.turn, ~table.turn.isin(["", *TURNS]), f"turn {{value!r}} is none of {', '.join(TURNS)}")
+
+    for names, ends in ((ZONE, [ZONE]), (REGION, [REGION[::2], REGION[1::2]])):
+        if not set(names) & set(table):
+            continue
+        for name in names:
             written = table[name] if name in table else pd.Series("", table.index)
             table[name] = pd.to_numeric(written.str.replace(",", "."), errors="coerce")
             refuse(written, table[name].isna() & written.ne(""), f"{name} {{value!r}} is no number")
-        top, bottom = table.zone_top, table.zone_bottom
-        valid = ((top >= 0) & (top < bottom) & (bottom <= 1)) | (top.isna() & bottom.isna())
-        refuse(table.path, ~valid, "not 0 ≤ zone_top < zone_bottom ≤ 1 (fractions of the image height)")
+        missing = table[list(names)].isna()
+        for start, end in ends:
+            valid = ((table[start] >= 0) & (table[start] < table[end]) & (table[end] <= 1)) | missing.all(axis=1)
+            refuse(table.path, ~valid, f"not 0 ≤ {start} < {end} ≤ 1 (fractions of the image)")
 
 
-def _cohort_table(table: pd.DataFrame, boxes: np.ndarray) -> pd.DataFrame:
-    """The cohort's columns; the fracture zone moves from fractions of the image to fractions of the square."""
+def _cohort_table(table: pd.DataFrame, read: list[Prepared], size: int) -> pd.DataFrame:
+    """The cohort's columns; the fracture zone moves from fractions of the file's image to fractions of the square."""
     cohort = table[["image_id", "patient_id", "label"]].copy()
     for column in ("view", "side"):
-        cohort[column] = table[column].replace("", "unknown") if column in table else "unknown"
-    if "split" in table:
-        cohort["split"] = table.split
-    top, bottom = boxes[:, 0], boxes[:, 2]
-    for column in ("zone_top", "zone_bottom"):
+        said = np.array([getattr(found, column) for found in read])
+        own = table.get(column, "")
+        cohort[column] = pd.Series(np.where(own == "", said, own), table.index).replace("", "unknown")
+    for column in ("hospital", "split"):
         if column in table:
-            cohort[column] = top + table[column] * (bottom - top)
+            cohort[column] = table[column]
+    cohort[list(BOX)] = np.array([found.box for found in read]) / size
+    cohort[list(TO_SOURCE)] = np.array([found.to_source[:2].ravel() for found in read])
+    cohort[list(MEASURES)] = pd.DataFrame([found.about for found in read], table.index)[list(MEASURES)]
+    if "zone_top" in table:
+        middles = [
+            moved([(width / 2, top * height), (width / 2, bottom * height)], np.linalg.inv(found.to_source))[:, 1]
+            / size
+            for found, top, bottom, height, width in zip(
+                read, table.zone_top, table.zone_bottom, cohort.height, cohort.width, strict=True
+            )
+        ]
+        cohort[list(ZONE)] = np.clip(np.sort(middles, axis=1), 0, 1)
     return cohort
 
 

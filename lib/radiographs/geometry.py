@@ -1,0 +1,144 @@
+"""Geometry: what is cut off, turned and scaled between a file and its square, and the way back.
+
+Points are (x, y) in pixels, counted from the upper left corner: pixel (0, 0) spans from 0 to 1, its middle is at 0.5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+EXTREME, ONE = 0.05, 0.75  # see `field_of_view`
+BOTH_DARK, BOTH_BRIGHT = 0.97, 0.85
+LEAST = 0.25  # of the height or width that must be left: what would lose more is not cropped
+CLEAR = 1.5  # times the middling sharpness of all directions: from there on, one of them is the shaft's
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image on its way from file to square; every step gives a new one."""
+
+    image: np.ndarray  # (h, w) float32
+    to_source: np.ndarray = field(default_factory=lambda: np.eye(3))  # (3, 3): its (x, y, 1) to the file's
+
+    def cropped(self, top: int, left: int, bottom: int, right: int) -> Picture:
+        return Picture(self.image[top:bottom, left:right], self.to_source @ _affine(x0=left, y0=top))
+
+    def turned(self, quarters: int) -> Picture:
+        """By quarter turns, counter-clockwise."""
+        to_source, (height, width) = self.to_source, self.image.shape
+        for _ in range(quarters % 4):
+            to_source = to_source @ np.array([[0, -1, width], [1, 0, 0], [0, 0, 1.0]])
+            height, width = width, height
+        return Picture(np.rot90(self.image, quarters % 4), to_source)
+
+    def mirrored(self) -> Picture:
+        """Left and right exchanged."""
+        return Picture(self.image[:, ::-1], self.to_source @ _affine(xx=-1, x0=self.image.shape[1]))
+
+    def resized(self, height: int, width: int) -> Picture:
+        """Resampled on float32 with a triangle filter as wide as the reduction asks for: antialiased at any ratio, and
+        free of the overshoot with which sharper filters would draw seams along cortices and collimators.
+        """
+        small = Image.fromarray(np.ascontiguousarray(self.image)).resize((width, height), Image.Resampling.BILINEAR)
+        scale = _affine(xx=self.image.shape[1] / width, yy=self.image.shape[0] / height)
+        return Picture(np.asarray(small), self.to_source @ scale)
+
+    def rotated(self, degrees: float) -> Picture:
+        """Counter-clockwise about its middle, in a frame that holds all of it; corners without image are black."""
+        height, width = self.image.shape
+        c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        h, w = (
+            int(np.ceil(round(side, 6)))
+            for side in (height * abs(c) + width * abs(s), width * abs(c) + height * abs(s))
+        )
+        back = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+        back = _affine(x0=width / 2, y0=height / 2) @ back @ _affine(x0=-w / 2, y0=-h / 2)
+        image = Image.fromarray(np.ascontiguousarray(self.image))
+        image = image.transform((w, h), Image.Transform.AFFINE, back[:2].ravel(), Image.Resampling.BILINEAR)
+        return Picture(np.asarray(image), self.to_source @ back)
+
+    def padded(self, size: int) -> tuple[Picture, tuple[int, int, int, int]]:
+        """In the middle of a black square, and its (top, left, bottom, right) there."""
+        height, width = self.image.shape
+        top, left = (size - height) // 2, (size - width) // 2
+        square = np.zeros((size, size), np.float32)
+        square[top : top + height, left : left + width] = self.image
+        return Picture(square, self.to_source @ _affine(x0=-left, y0=-top)), (top, left, top + height, left + width)
+
+
+def _affine(xx: float = 1, yy: float = 1, x0: float = 0, y0: float = 0) -> np.ndarray:
+    return np.array([[xx, 0, x0], [0, yy, y0], [0, 0, 1.0]])
+
+
+def moved(points, matrix: np.ndarray) -> np.ndarray:
+    """(n, 2) points through a (3, 3) matrix; `np.linalg.inv` of it is the other way."""
+    return np.asarray(points, float) @ matrix[:2, :2].T + matrix[:2, 2]
+
+
+def field_of_view(image: np.ndarray) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) of what is left when collimation borders and burned-in frames are taken off.
+
+    From all four sides lines are taken off of which 75 % lie within 5 % of the darkest or of the brightest value, and
+    97 % (of bright lines 85 %) near one of these: a border may hold a marker or writing. Again and again, so that a
+    white frame within a black margin goes too. Borders that are not parallel to the image stay. Where less than a
+    quarter of the height or width would be left, nothing is taken off.
+
+    Parameters
+    ----------
+    image : (h, w) in [0, 1]
+    """
+    low, high = np.percentile(image[:: max(len(image) // 500, 1)], [0.1, 99.9])
+    edge = EXTREME * (high - low)
+    dark, bright = image <= low + edge, image >= high - edge
+    top, left, (bottom, right) = 0, 0, image.shape
+
+    def border(lines: tuple[slice | int, ...]) -> bool:
+        darks, brights = dark[lines].mean(), bright[lines].mean()
+        both = darks + brights
+        return (darks >= ONE and both >= BOTH_DARK) or (brights >= ONE and both >= BOTH_BRIGHT)
+
+    before = None
+    while before != (top, left, bottom, right):
+        before = top, left, bottom, right
+        while bottom - top > 1 and border((top, slice(left, right))):
+            top += 1
+        while bottom - top > 1 and border((bottom - 1, slice(left, right))):
+            bottom -= 1
+        while right - left > 1 and border((slice(top, bottom), left)):
+            left += 1
+        while right - left > 1 and border((slice(top, bottom), right - 1)):
+            right -= 1
+    height, width = image.shape
+    if bottom - top < LEAST * height or right - left < LEAST * width:
+        return 0, 0, height, width
+    return top, left, bottom, right
+
+
+def tilt(image: np.ndarray) -> float:
+    """Degrees, -90 … 90, by which an image is to be turned counter-clockwise for its shaft to stand upright.
+
+    The turn after which the means of its columns differ most from each other's neighbours: then cortices and the soft
+    tissue's edges are parallel to the columns. What is darkest counts for nothing, so that corners left black do not
+    matter. 0 where no direction is clearly better than the others.
+    """
+    reduction = max(max(image.shape) / 128, 1)
+    small = Picture(image).resized(*(max(1, round(side / reduction)) for side in image.shape))
+    low, high = np.percentile(small.image, [0.1, 99.9])
+    seen = Picture((small.image > low + EXTREME * (high - low)).astype(np.float32))
+    grey = Picture((small.image - low) * seen.image)
+
+    def sharpness(degrees: float) -> float:
+        weight = seen.rotated(degrees).image.sum(0)
+        column = grey.rotated(degrees).image.sum(0) / np.maximum(weight, 1)
+        both = np.minimum(weight[2:], weight[:-2])  # two apart, so that grain weighs less
+        return float((both * (column[2:] - column[:-2]) ** 2).sum())
+
+    coarse = np.arange(-90, 90, 3)
+    scores = np.array([sharpness(degrees) for degrees in coarse])
+    if scores.max() <= CLEAR * np.median(scores):
+        return 0.0
+    fine = coarse[scores.argmax()] + np.arange(-3, 3.1, 0.5)
+    return float(fine[np.argmax([sharpness(degrees) for degrees in fine])])

@@ -1,0 +1,70 @@
+"""Writing that is burned into the pixels: names, numbers and dates, found by its shape and painted over."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import find_objects, gaussian_filter, label, maximum_filter, minimum_filter
+from scipy.sparse.csgraph import connected_components
+
+SIDE = 1024  # pixels of the longer side at which it is looked for; smaller images as they are
+STROKE = 0.012  # of the longer side: what is thinner than this may be writing
+CONTRASTS = (0.25, 0.12)  # from its surroundings, of the grey scale: letters that touch, and letters on bone
+NOISE = 7  # the same in median deviations of the grain, at least
+GLYPHS = 3  # so many letters in a line are writing: a single L or R is a side marker
+
+
+def text_boxes(image: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """(top, left, bottom, right) of what looks like a letter in a line of writing.
+
+    Letters are thin patches far brighter or darker than what surrounds them, as high as letters are; a line is at least
+    `GLYPHS` of them side by side, of about one height, in the outer parts of the image, where writing is burned in.
+
+    Parameters
+    ----------
+    image : (h, w) in [0, 1]
+    """
+    factor = max(max(image.shape) / SIDE, 1)
+    height, width = (max(1, round(extent / factor)) for extent in image.shape)
+    small = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BILINEAR)
+    small, side = gaussian_filter(np.asarray(small), 0.7), max(height, width)
+    found = []
+    for polarity in (small, 1 - small):
+        stroke = max(round(STROKE * side), 3)
+        above = polarity - maximum_filter(minimum_filter(polarity, stroke), stroke)  # what is wider than a stroke is 0
+        noise = np.median(above)
+        grain = noise + NOISE * np.median(abs(above - noise))
+        for contrast in CONTRASTS:
+            patches, _ = label(above > max(contrast, grain), np.ones((3, 3)))
+            boxes = np.array([(y.start, x.start, y.stop, x.stop) for y, x in find_objects(patches)]).reshape(-1, 4)
+            heights, widths = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+            letters = (heights >= max(0.006 * side, 5)) & (heights <= 0.06 * side) & (widths <= 1.5 * heights)
+            found += _in_lines(boxes[letters], height, width)
+    boxes = np.unique(np.array(found, float).reshape(-1, 4), axis=0)
+    boxes = np.clip(np.rint((boxes + np.array([-1, -1, 1, 1])) * factor), 0, np.tile(image.shape, 2)).astype(int)
+    return [tuple(box) for box in boxes.tolist()]
+
+
+def _in_lines(boxes: np.ndarray, height: int, width: int) -> list[tuple]:
+    """Those boxes that stand in a line with others of their height, most of them in the outer parts of the image."""
+    if not GLYPHS <= len(boxes) <= 5000:
+        return []
+    heights = boxes[:, 2] - boxes[:, 0]
+    y, x = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+    taller, lower = np.maximum(heights[:, None], heights), np.minimum(heights[:, None], heights)
+    near = (abs(y[:, None] - y) < 0.5 * taller) & (abs(x[:, None] - x) < 2.5 * taller) & (lower > 0.5 * taller)
+    _, line = connected_components(near)
+    letters = np.bincount(line)
+    outer = (abs(y / height - 0.5) > 0.3) | (abs(x / width - 0.5) > 0.3)
+    lines = (letters >= GLYPHS) & (np.bincount(line, outer) >= 0.5 * letters)
+    return [tuple(box) for box in boxes[lines[line]]]
+
+
+def without_text(image: np.ndarray) -> np.ndarray:
+    """A copy in which each of `text_boxes` has the grey that surrounds it."""
+    hidden = image.copy()
+    for top, left, bottom, right in text_boxes(image):
+        rim = max((bottom - top) // 2, 2)
+        around = (slice(max(top - rim, 0), bottom + rim), slice(max(left - rim, 0), right + rim))
+        hidden[top:bottom, left:right] = np.median(image[around])
+    return hidden
