@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torchvision
-from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
@@ -29,6 +27,7 @@ from lib.training import (
     batch_rows,
     check_finite,
     cohort_hash,
+    read_weights,
     source_hash,
     torch_generator,
 )
@@ -49,7 +48,7 @@ class Settings:
     Parameters
     ----------
     architecture : one of `ARCHITECTURES`
-    weights : "imagenet", "none" (random from the seed), or the path of a .pth or .safetensors state dict
+    weights : "imagenet", "none" (random from the seed), or the path of a state dict as safetensors
     steps, batch : optimiser steps, images a step
     lr : peak learning rate, reached after a tenth of the steps, then falling to 0 along a cosine;
         3e-4 suits pretrained weights, 1e-3 random ones
@@ -80,18 +79,12 @@ def pretrained(architecture: str, weights: str) -> tuple[dict | None, str]:
     if weights == "imagenet":
         source = torchvision.models.get_model_weights(architecture).DEFAULT
         try:
-            return source.get_state_dict(progress=False, check_hash=True), source.name.replace("IMAGENET", "ImageNet")
+            state = source.get_state_dict(progress=False, check_hash=True, weights_only=True)
+            return state, source.name.replace("IMAGENET", "ImageNet")
         except (OSError, RuntimeError) as error:
             print(f"WARNING: {source.url} could not be had ({error}): {architecture} starts from random weights.")
             return None, "random initialisation, ImageNet weights could not be downloaded"
-    path = from_root(weights)
-    if not path.is_file():
-        raise ValueError(f"weights {weights!r}: no such file; give 'imagenet', 'none', or a .pth or .safetensors file")
-    try:
-        read = load_file if path.suffix == ".safetensors" else functools.partial(torch.load, weights_only=True)
-        state = read(path)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"weights {weights!r}: not a plain state dict of tensors, so it is not opened") from error
+    state, path = read_weights(weights, "weights"), from_root(weights)
     return state, f"{path.name} (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]})"
 
 

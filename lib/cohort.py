@@ -107,10 +107,16 @@ class Cohort:
         )
 
     def part(self, splits: pd.DataFrame, repeat: int, fold: int, part: str) -> Cohort:
-        """The training, validation or test images of one cell, in the cell's window if it has one (`lib.splits`)."""
+        """The training, validation or test images of one cell (see `lib.splits`), in its window."""
         cell = splits[(splits.repeat == repeat) & (splits.fold == fold) & (splits.part == part)]
-        images = self.select(patient_id=cell.patient_id)
-        return images.windowed(cell.black.iloc[0], cell.white.iloc[0]) if "black" in cell and len(cell) else images
+        return self.select(patient_id=cell.patient_id).in_window(splits, repeat, fold)
+
+    def in_window(self, splits: pd.DataFrame, repeat: int, fold: int) -> Cohort:
+        """These images in the window of one cell (`lib.splits.with_windows`), as they are where it has none."""
+        if "black" not in splits:
+            return self
+        cell = splits[(splits.repeat == repeat) & (splits.fold == fold)].iloc[0]
+        return self.windowed(cell.black, cell.white)
 
     def images(self) -> np.ndarray:
         """(N, 1, H, W) float32 in [-1, 1], as networks take them."""

@@ -79,7 +79,8 @@ def useless(sources: Cohort) -> Cohort:
 def hidden_aff(cohort: Cohort, splits: pd.DataFrame, cell: tuple[int, int]) -> Cohort:
     """AFF images of patients who are in no part of a cell."""
     named = splits[(splits.repeat == cell[0]) & (splits.fold == cell[1])].patient_id
-    return cohort.take(~cohort.table.patient_id.isin(named) & (cohort.targets == 1))
+    hidden = cohort.take(~cohort.table.patient_id.isin(named) & (cohort.targets == 1))
+    return hidden.in_window(splits, *cell)
 
 
 def permuted_labels(parts: Sequence[Cohort], *key: int) -> list[Cohort]:

@@ -7,6 +7,7 @@ taken of a space's leading directions alone, for it means nothing where there ar
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from lib.cohort import Cohort, to_images
 from lib.judge import Judge
 from lib.runs import from_root
-from lib.training import generator
+from lib.training import generator, read_weights
 
 NEIGHBOURS = 5  # of density and coverage; precision and recall have 3, their paper's
 COMPONENTS = 64  # of the principal components, as many as the judge has features
@@ -89,30 +90,33 @@ def inception_available(weights: str) -> str:
 
     Parameters
     ----------
-    weights : "none", "download" (torch-fidelity's usual address), or the path of the weights file
+    weights : "none", "download" (torch-fidelity's usual address), or the path of these weights as safetensors
     """
     if weights == "none":
         return ""
-    path = None if weights == "download" else from_root(weights)
-    if path and not path.is_file():
-        raise FileNotFoundError(f"inception_weights {weights!r}: no such file; give its path, 'download' or 'none'")
+    if weights != "download":
+        read_weights(weights, "inception_weights")
     try:
         _inception(weights)
     except (OSError, RuntimeError) as error:
         print(f"Inception's weights could not be had ({error}): distances are those of judge and pca alone.")
         return ""
-    return "inception-v3-compat" + (f" from {Path(path).name}" if path else "")
+    return "inception-v3-compat" + (f" from {from_root(weights).name}" if weights != "download" else "")
 
 
 def _inception(weights: str) -> torch.nn.Module:
-    path = None if weights == "download" else str(from_root(weights))
-    return torch_fidelity.utils.create_feature_extractor(
-        "inception-v3-compat",
-        ["2048"],
-        cuda=torch.cuda.is_available(),
-        verbose=False,
-        feature_extractor_weights_path=path,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = None
+        if weights != "download":  # torch-fidelity reads pickles alone, and any: it gets one of plain tensors
+            path = str(Path(folder, "inception.pth"))
+            torch.save(read_weights(weights, "inception_weights"), path)
+        return torch_fidelity.utils.create_feature_extractor(
+            "inception-v3-compat",
+            ["2048"],
+            cuda=torch.cuda.is_available(),
+            verbose=False,
+            feature_extractor_weights_path=path,
+        )
 
 
 def inception_features(weights: str) -> Callable[[np.ndarray], np.ndarray]:

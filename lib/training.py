@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib.cohort import Cohort
-from lib.runs import code_files, shown, written
+from lib.runs import code_files, from_root, shown, written
 
 
 def accelerator() -> Accelerator:
@@ -209,6 +209,27 @@ def load_weights(path: Path, networks: dict[str, nn.Module]) -> None:
             network.load_state_dict(own)
         except RuntimeError as error:
             raise ValueError(f"{shown(path)} does not fit the network {name!r}; train it again: {error}") from error
+
+
+def read_weights(name: str, parameter: str) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file that a parameter names, from elsewhere; other kinds may hold code, and are
+    refused.
+
+    Raises
+    ------
+    ValueError
+        Where there is no such file, or it is of another kind, with what to do.
+    """
+    path = from_root(name)
+    if not path.is_file():
+        raise ValueError(f"{parameter} {name!r}: no such file")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{parameter} {name!r} is no safetensors file; pickles (.pth, .pt) can run any code and are not opened. "
+            "Convert what you trust: safetensors.torch.save_file(torch.load(path, weights_only=True), new_path)"
+        ) from error
 
 
 def weights_metadata(path: Path, method: str | None = None) -> dict:

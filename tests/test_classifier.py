@@ -20,6 +20,8 @@ from lib.classifier import (
     train,
 )
 from lib.cohort import Cohort
+from lib.cyclediff.losses import vgg16_features
+from lib.distances import inception_available
 from lib.metrics import recalibrated
 from lib.training import Checkpoint
 
@@ -73,13 +75,12 @@ def test_initial_weights_are_a_function_of_the_seed_and_leave_the_global_stream_
     assert not same(build("resnet18", "none", 0)[0], build("resnet18", "none", 1)[0])
 
 
-@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
-def test_local_weights_fill_all_but_the_head(tmp_path, name):
+def test_local_weights_fill_all_but_the_head(tmp_path):
     rgb = torchvision.models.resnet18()
-    path = tmp_path / name
-    (save_file if path.suffix == ".safetensors" else torch.save)(rgb.state_dict(), path)
+    path = tmp_path / "weights.safetensors"
+    save_file(rgb.state_dict(), path)
     network, description = build("resnet18", str(path), 3)
-    assert description.startswith(f"ResNet-18, {name} (sha256 ")
+    assert description.startswith("ResNet-18, weights.safetensors (sha256 ")
     assert torch.equal(network.layer4[1].conv2.weight, rgb.layer4[1].conv2.weight)
     assert torch.equal(network.conv1.weight, rgb.conv1.weight.sum(1, keepdim=True))
     assert torch.equal(network.fc.weight, build("resnet18", "none", 3)[0].fc.weight)
@@ -111,14 +112,38 @@ def test_failed_download_is_announced_and_recorded(monkeypatch, capsys):
 def test_bad_weights_and_architectures_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"unknown architecture 'resnet5'.*resnet50"):
         build("resnet5", "none", 0)
-    with pytest.raises(ValueError, match=r"missing\.pth.*no such file"):
-        build("resnet18", str(tmp_path / "missing.pth"), 0)
-    torch.save(torchvision.models.resnet18(), tmp_path / "whole.pth")  # a pickled module could run any code
-    with pytest.raises(ValueError, match="not a plain state dict"):
-        build("resnet18", str(tmp_path / "whole.pth"), 0)
-    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "part.pth")
+    with pytest.raises(ValueError, match=r"missing\.safetensors.*no such file"):
+        build("resnet18", str(tmp_path / "missing.safetensors"), 0)
+    save_file({"conv1.weight": torch.zeros(64, 3, 7, 7)}, tmp_path / "part.safetensors")
     with pytest.raises(ValueError, match="do not fit ResNet-18"):
-        build("resnet18", str(tmp_path / "part.pth"), 0)
+        build("resnet18", str(tmp_path / "part.safetensors"), 0)
+
+
+class RunsCode:
+    """What a pickle does when it is opened: here it writes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+OPENED = {
+    "classifier": lambda path: build("resnet18", path, 0),
+    "vgg16": vgg16_features,
+    "inception": inception_available,
+}
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.pt", "weights.safetensors"])
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("opened", OPENED.values(), ids=OPENED)
+def test_weights_that_are_pickles_are_refused_unopened(tmp_path, name, plain, opened):
+    torch.save({"conv1.weight": torch.zeros(1)} if plain else RunsCode(tmp_path / "ran"), tmp_path / name)
+    with pytest.raises(ValueError, match=r"is no safetensors file; pickles .* are not opened"):
+        opened(str(tmp_path / name))
+    assert not (tmp_path / "ran").exists()
 
 
 # Standard augmentation

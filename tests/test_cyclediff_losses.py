@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from safetensors.torch import save_file
 
 from lib.cyclediff.losses import (
     contrastive_loss,
@@ -116,19 +117,19 @@ def test_perceptual_loss_is_the_mean_over_layers():
 def test_vgg16_from_a_file(tmp_path):
     network = torchvision.models.vgg16(weights=None, init_weights=False)
     state = {f"features.{name}": value for name, value in network.features.state_dict().items()}
-    torch.save(state, tmp_path / "vgg16.pth")
-    features, said = vgg16_features(str(tmp_path / "vgg16.pth"))
-    assert said == "VGG16, vgg16.pth"
+    save_file(state, tmp_path / "vgg16.safetensors")
+    features, said = vgg16_features(str(tmp_path / "vgg16.safetensors"))
+    assert said == "VGG16, vgg16.safetensors"
     C = torch.randn(1, 3, 16, 16)
     maps = features(C)
     assert [m.shape[1:] for m in maps] == [(64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2), (512, 1, 1)]
     torch.testing.assert_close(maps[-1], network.features[:30](C))
     assert features(torch.randn(2, 4, 16, 16))[0].shape == (8, 64, 16, 16)  # each of four channels is a grey picture
-    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    save_file({"features.0.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="no state dict of torchvision's vgg16"):
-        vgg16_features(str(tmp_path / "other.pth"))
+        vgg16_features(str(tmp_path / "other.safetensors"))
     with pytest.raises(ValueError, match="no such file"):
-        vgg16_features(str(tmp_path / "missing.pth"))
+        vgg16_features(str(tmp_path / "missing.safetensors"))
 
 
 def test_without_vgg16_the_fallback_is_said(monkeypatch, capsys):

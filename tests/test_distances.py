@@ -170,5 +170,5 @@ def test_principal_components_are_fitted_to_the_training_part_and_depth_does_not
 
 def test_inception_is_used_only_where_it_can_be(tmp_path):
     assert inception_available("none") == ""
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        inception_available(str(tmp_path / "inception.pth"))
+    with pytest.raises(ValueError, match="no such file"):
+        inception_available(str(tmp_path / "inception.safetensors"))

@@ -689,12 +689,13 @@ def test_turns_and_regions_that_cannot_be(folder, more, reason):
 
 
 def test_steps_end_with_the_square_that_is_read(folder):
-    csv = write_csv(folder, six())
-    how = Preparation(crop=True, upright=True)
-    shown = steps(csv, 2, 48, how)
-    assert next(iter(shown)) == "decoded" and list(shown)[-1] == "square"
-    assert all(image.shape == (48, 48) for image in shown.values())
-    assert np.allclose(shown["square"], read_radiographs(csv, 48, how=how).images()[2, 0], atol=0.01)
+    csv = write_csv(folder, six(turn=["", "90", "", "", "", ""]))
+    how = Preparation(crop=True)
+    shown = steps(csv, [1, 2], 48, how)
+    assert list(shown) == ["decoded", "borders off", "proximal up", "square"]
+    assert all(images.shape == (2, 48, 48) for images in shown.values())
+    assert np.allclose(shown["square"], read_radiographs(csv, 48, how=how).images()[1:3, 0], atol=0.01)
+    assert np.array_equal(shown["decoded"][1], shown["proximal up"][1])
 
 
 def test_an_image_prepared_otherwise_is_not_taken_from_the_cache(folder, tmp_path):

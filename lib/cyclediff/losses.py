@@ -12,12 +12,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as nnf
 import torchvision
-from safetensors.torch import load_file
 from torch import nn
 
 from lib.cyclediff.process import diffuse, recover_x0
 from lib.cyclediff.settings import Settings
 from lib.runs import from_root
+from lib.training import read_weights
 
 
 def diffusion_loss(
@@ -118,20 +118,15 @@ def vgg16_features(weights: str) -> tuple[VGG16Features | None, str]:
     if weights == "imagenet":
         source = torchvision.models.VGG16_Weights.IMAGENET1K_V1
         try:
-            network.load_state_dict(source.get_state_dict(progress=False, check_hash=True))
+            network.load_state_dict(source.get_state_dict(progress=False, check_hash=True, weights_only=True))
         except (OSError, RuntimeError) as error:
             print(f"WARNING: {source.url} could not be had ({error}): the perceptual term uses {fallback}.")
             return None, f"{fallback}; VGG16 weights could not be downloaded"
         return VGG16Features(network), f"VGG16, {source.name}"
-    path = from_root(weights)
-    if not path.is_file():
-        raise ValueError(
-            f"vgg16_weights {weights!r}: no such file; give 'imagenet', 'none', a .pth or .safetensors file"
-        )
+    state = read_weights(weights, "vgg16_weights")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
         features = {name: value for name, value in state.items() if name.startswith("features.")}
         network.features.load_state_dict({name.removeprefix("features."): value for name, value in features.items()})
     except Exception as error:
         raise ValueError(f"vgg16_weights {weights!r} are no state dict of torchvision's vgg16: {error}") from error
-    return VGG16Features(network), f"VGG16, {path.name}"
+    return VGG16Features(network), f"VGG16, {from_root(weights).name}"

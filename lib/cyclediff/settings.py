@@ -60,7 +60,7 @@ class Settings:
     identity: float = 5.0  # λ4, L1; 4 in the released configuration; 0 leaves the term out
     perceptual: float = 0.5  # λ5, L1 of features of a component and of its round trip; 0 leaves the term out
     contrastive: float = 0.02  # λ6; 0.01 in the released configuration; 0 leaves the term out
-    vgg16_weights: str = "imagenet"  # downloaded by torchvision; a .pth or .safetensors file; "none": U-Net features
+    vgg16_weights: str = "imagenet"  # downloaded by torchvision; a safetensors file; "none": U-Net features
     pool: int = 15  # past fakes kept for each discriminator, in batches
 
     # All stages

@@ -3,7 +3,10 @@
 Each file takes the same way:
 
     files.py       decode → values the file's author wanted to be seen → grey in [0, 1], dark background
-    preparing.py   square pixels, square frame, antialiased
+    preparing.py   borders off, writing hidden, upright, square, antialiased: the steps, and the cache
+    geometry.py    each step, and the way back from a square's pixels to the file's
+    writing.py     burned-in text, found and painted over
+    quality.py     what is suspicious about an image
     table.py       a CSV that says which file shows which patient and which fracture → cohort, uint8, or uint16 as soon
                    as one file has more than 8 bits
     importing.py   a hospital's folder of DICOM files → such a CSV and pictures that name nobody
@@ -12,6 +15,7 @@ Of a file's own words only view and side are kept, where the CSV does not give t
 """
 
 from lib.radiographs.files import Radiograph, read_image
+from lib.radiographs.preparing import Preparation
 from lib.radiographs.table import RadiographsError, read_radiographs
 
-__all__ = ["Radiograph", "RadiographsError", "read_image", "read_radiographs"]
+__all__ = ["Preparation", "Radiograph", "RadiographsError", "read_image", "read_radiographs"]

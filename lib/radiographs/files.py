@@ -6,6 +6,7 @@ a small file cannot unfold into one that fills the memory.
 
 from __future__ import annotations
 
+import re
 import warnings
 import zlib
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pydicom
 from PIL import Image, ImageOps, UnidentifiedImageError
+from pydicom.datadict import tag_for_keyword
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -28,6 +30,10 @@ MAX_RATIO = 1000  # of the longer to the shorter side
 
 VIEWS = {"AP": "AP", "PA": "AP", "LL": "lateral", "RL": "lateral", "LAT": "lateral", "LATERAL": "lateral"}
 SIDES = {"L": "left", "R": "right"}
+
+
+class Unusable(ValueError):
+    """An image that cannot be used; the message says nothing that only the file's tags would tell."""
 
 
 class Radiograph(NamedTuple):
@@ -50,46 +56,50 @@ def read_image(path: str | Path) -> Radiograph:
 
     Raises
     ------
-    ValueError
+    Unusable
         With the reason, and without the path, where the file holds no usable image.
     """
     path = Path(path)
     try:
         if not (size := path.stat().st_size):
-            raise ValueError("the file is empty (0 bytes)")
+            raise Unusable("the file is empty (0 bytes)")
         if size > MAX_BYTES:
-            raise ValueError(f"the file has {size / 2**20:,.0f} MiB, more than the {MAX_BYTES / 2**20:,.0f} allowed")
+            raise Unusable(f"the file has {size / 2**20:,.0f} MiB, more than the {MAX_BYTES / 2**20:,.0f} allowed")
         with open(path, "rb") as file:
             head = file.read(132)
         if not is_dicom(head):
             return _not_empty(_read_picture(path))
         return read_dicom(read_dataset(path, head))
     except UnidentifiedImageError:
-        raise ValueError("not a PNG, JPEG, TIFF or DICOM image, or of a rare kind that Pillow cannot read") from None
+        raise Unusable("not a PNG, JPEG, TIFF or DICOM image, or of a rare kind that Pillow cannot read") from None
     except Exception as error:  # decoders raise of all kinds
-        raise ValueError(f"unreadable image: {reason(error, path)}") from None
+        raise Unusable(f"unreadable image: {reason(error, path)}") from None
 
 
 def reason(error: Exception, path: Path) -> str:
-    """What a decoder complained of, on one line, without the file's name."""
+    """What was complained of, on one line; of a decoder's words without what the file itself says: its name, quoted
+    values, and numbers of five digits or more. Keywords of DICOM stay."""
+    if isinstance(error, Unusable):
+        return str(error)
     text = " ".join(str(error).split()).replace(str(path), "the file").replace(path.name, "the file")
-    return text or type(error).__name__
+    text = re.sub(r"(['\"])(.*?)\1", lambda quoted: quoted[2] if tag_for_keyword(quoted[2]) else "…", text)
+    return re.sub(r"\d{5,}", "…", text) or type(error).__name__
 
 
 def _not_empty(radiograph: Radiograph) -> Radiograph:
     if np.ptp(radiograph.image) == 0:
-        raise ValueError("every pixel has the same value")
+        raise Unusable("every pixel has the same value")
     return radiograph
 
 
 def _check_size(height: int, width: int) -> None:
-    """Raise ValueError where an image is too large, or too long and thin, to be a radiograph."""
+    """Raise Unusable where an image is too large, or too long and thin, to be a radiograph."""
     if min(height, width) < 1:
-        raise ValueError(f"an image of {height} × {width} pixels")
+        raise Unusable(f"an image of {height} × {width} pixels")
     if height * width > MAX_PIXELS:
-        raise ValueError(f"{height} × {width} pixels are more than the {MAX_PIXELS:,} allowed")
+        raise Unusable(f"{height} × {width} pixels are more than the {MAX_PIXELS:,} allowed")
     if max(height, width) > MAX_RATIO * min(height, width):
-        raise ValueError(f"{height} × {width} pixels: one side is more than {MAX_RATIO} times the other")
+        raise Unusable(f"{height} × {width} pixels: one side is more than {MAX_RATIO} times the other")
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
@@ -104,7 +114,7 @@ def _read_picture(path: Path) -> Radiograph:
         tags = getattr(picture, "tag_v2", {})
         bits = tags.get(258, (16,))[0] if picture.mode.startswith("I;16") else 8
         if picture.mode in ("I", "F"):
-            raise ValueError("signed, 32-bit or floating-point pixels have no white level: save it with 8 or 16 bits")
+            raise Unusable("signed, 32-bit or floating-point pixels have no white level: save it with 8 or 16 bits")
         pages = getattr(picture, "n_frames", 1)
         picture = ImageOps.exif_transpose(picture)
         # Pillow's convert("L") would cut 16 bits off at 255, so they go to numpy as they are.
@@ -123,12 +133,12 @@ def is_dicom(head: bytes) -> bool:
 
 
 def read_dicom(ds: pydicom.Dataset) -> Radiograph:
-    """The image of a dataset; ValueError, or an error of its decoder, where it holds none that can be used."""
+    """The image of a dataset; Unusable, or an error of its decoder, where it holds none that can be used."""
     with warnings.catch_warnings():  # pydicom's warnings quote tags
         warnings.simplefilter("ignore")
         notes = [] if ds.preamble else ["DICOM without a preamble"]
         if "PixelData" not in ds:
-            raise ValueError("a DICOM file without an image")
+            raise Unusable("a DICOM file without an image")
         _check_size(ds.Rows, ds.Columns)
         if str(ds.get("BurnedInAnnotation")).upper() == "YES":
             notes.append("DICOM says that something identifying is burned into the pixels")
@@ -150,23 +160,24 @@ def read_dicom(ds: pydicom.Dataset) -> Radiograph:
     return _not_empty(Radiograph(image, bits, _pixel_spacing(ds), *_view_and_side(ds), _quarters(ds), tuple(notes)))
 
 
-def read_dataset(path: str | Path, head: bytes) -> pydicom.Dataset:
+def read_dataset(path: str | Path, head: bytes, pixels: bool = True) -> pydicom.Dataset:
     """A DICOM file's dataset; one without a preamble, or without file meta information, is read too.
 
     Parameters
     ----------
     head : its first 132 bytes
+    pixels : whether what follows the tags is read too
 
     Raises
     ------
-    ValueError
+    Unusable
         Where a deflated file would unfold into more than `MAX_BYTES`; pydicom's own errors where it is no DICOM file.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if head[128:132] == b"DICM":
             _check_deflated(path)
-        ds = pydicom.dcmread(path, force=head[128:132] != b"DICM")
+        ds = pydicom.dcmread(path, force=head[128:132] != b"DICM", stop_before_pixels=not pixels)
     if "TransferSyntaxUID" not in ds.file_meta:
         implicit, little = ds.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
@@ -175,7 +186,7 @@ def read_dataset(path: str | Path, head: bytes) -> pydicom.Dataset:
 
 
 def _check_deflated(path: Path) -> None:
-    """Raise ValueError where a deflated file would unfold into more than `MAX_BYTES`: inflated in pieces, none kept."""
+    """Raise Unusable where a deflated file would unfold into more than `MAX_BYTES`: inflated in pieces, none kept."""
     with open(path, "rb") as file:
         file.seek(132)
         meta = pydicom.filereader.read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
@@ -185,7 +196,7 @@ def _check_deflated(path: Path) -> None:
         while not inflate.eof and (piece := inflate.unconsumed_tail or file.read(2**16)):
             total += len(inflate.decompress(piece, 2**24))
             if total > MAX_BYTES:
-                raise ValueError(f"a deflated file that unfolds into more than {MAX_BYTES / 2**20:,.0f} MiB")
+                raise Unusable(f"a deflated file that unfolds into more than {MAX_BYTES / 2**20:,.0f} MiB")
 
 
 def presentation(ds: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -200,7 +211,7 @@ def presentation(ds: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray]:
     shown : (2^bits,) float32 in [0, 1]
     """
     if not 1 <= ds.BitsStored <= 16:
-        raise ValueError(f"{ds.BitsStored} bits stored per pixel: 1 to 16 can be read")
+        raise Unusable(f"{ds.BitsStored} bits stored per pixel: 1 to 16 can be read")
     lowest = -(2 ** (ds.BitsStored - 1)) if ds.PixelRepresentation else 0
     stored = np.arange(lowest, lowest + 2**ds.BitsStored, dtype=np.int32)
     highest = _widen(ds.ModalityLUTSequence[0]) if ds.get("ModalityLUTSequence") else None
@@ -233,7 +244,7 @@ def _is_padding(stored: np.ndarray, ds: pydicom.Dataset) -> np.ndarray:
 def window(values: np.ndarray, center: float, width: float, function: str = "LINEAR") -> np.ndarray:
     """Values to [0, 1] by a LINEAR, LINEAR_EXACT or SIGMOID window: DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3."""
     if not (np.isfinite([center, width]).all() and width > 0) or (width < 1 and function == "LINEAR"):
-        raise ValueError(f"its window has the centre {center:g} and the width {width:g}")
+        raise Unusable(f"its window has the centre {center:g} and the width {width:g}")
     if function == "SIGMOID":
         with np.errstate(over="ignore"):
             return 1 / (1 + np.exp(-4 * (values - center) / width))

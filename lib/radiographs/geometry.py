@@ -46,6 +46,11 @@ class Picture:
         scale = _affine(xx=self.image.shape[1] / width, yy=self.image.shape[0] / height)
         return Picture(np.asarray(small), self.to_source @ scale)
 
+    def shrunk(self, size: int) -> Picture:
+        """Resized until its longer side has this many pixels."""
+        height, width = (max(1, round(side * size / max(self.image.shape))) for side in self.image.shape)
+        return self.resized(height, width)
+
     def rotated(self, degrees: float) -> Picture:
         """Counter-clockwise about its middle, in a frame that holds all of it; corners without image are black."""
         height, width = self.image.shape
@@ -124,8 +129,7 @@ def tilt(image: np.ndarray) -> float:
     tissue's edges are parallel to the columns. What is darkest counts for nothing, so that corners left black do not
     matter. 0 where no direction is clearly better than the others.
     """
-    reduction = max(max(image.shape) / 128, 1)
-    small = Picture(image).resized(*(max(1, round(side / reduction)) for side in image.shape))
+    small = Picture(image).shrunk(min(128, max(image.shape)))
     low, high = np.percentile(small.image, [0.1, 99.9])
     seen = Picture((small.image > low + EXTREME * (high - low)).astype(np.float32))
     grey = Picture((small.image - low) * seen.image)

@@ -92,7 +92,7 @@ def import_folder(
     linkage = key_file.with_name(f"{key_file.stem}-{LINKAGE}")
     known = pd.read_csv(linkage, dtype=str, keep_default_na=False) if linkage.exists() else pd.DataFrame(columns=FOUND)
     known = {row["id"]: row for row in known.to_dict("records")}
-    files = {_file_id(key, folder, file): file for file in _walk(folder)}
+    files = {_file_id(key, folder, file): file for file in walk(folder)}
     pictures, made = out / "images", f"{size} px{', writing hidden' * hide_text}"
     new = [
         id for id in files
@@ -132,7 +132,7 @@ def read_labels(path: Path) -> dict[str, dict[str, str]]:
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
-def _walk(folder: Path) -> list[Path]:
+def walk(folder: Path) -> list[Path]:
     """All files below, sorted; hidden ones, links, and what lies behind links are left alone."""
     found = []
     for above, folders, names in os.walk(folder):

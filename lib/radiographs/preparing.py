@@ -42,6 +42,10 @@ class Preparation:
 
 
 DEFAULT = Preparation()
+STEPS = (
+    *("decoded", "region", "borders off", "writing hidden", "proximal up", "shaft upright", "as a left side"),
+    "square",
+)
 
 
 def prepare(

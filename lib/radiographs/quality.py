@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from scipy.ndimage import label
 
 from lib.cohort import MEASURES, Cohort
 from lib.duplicates import duplicates
+from lib.radiographs.geometry import Picture
 from lib.radiographs.writing import GLYPHS, text_boxes
 
 SUSPICIONS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
@@ -41,10 +41,8 @@ def measures(image: np.ndarray) -> dict[str, float]:
     metal : share of the largest saturated patch that does not touch the border
     writing : letters in lines, see `text_boxes`
     """
-    factor = max(max(image.shape) / 256, 1)
-    height, width = (max(1, round(extent / factor)) for extent in image.shape)
-    small = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BILINEAR)
-    small = np.asarray(small)
+    small = Picture(image).shrunk(min(256, max(image.shape))).image
+    width = small.shape[1]
     low, high = np.percentile(small, [1, 99])
     edge = max(width // 12, 1)
     edges = np.concatenate([small[:, :edge], small[:, -edge:]], 1)

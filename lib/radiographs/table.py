@@ -8,7 +8,9 @@ import os
 import re
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ import pandas as pd
 from lib.cohort import BOX, LABELS, MEASURES, TO_SOURCE, Cohort
 from lib.radiographs.files import read_image
 from lib.radiographs.geometry import moved
-from lib.radiographs.preparing import DEFAULT, Preparation, Prepared, prepare, prepared
+from lib.radiographs.preparing import DEFAULT, STEPS, Preparation, Prepared, prepare, prepared
 from lib.runs import progress
 from lib.splits import PARTS
 
@@ -106,30 +108,29 @@ def read_radiographs(
     return Cohort(_cohort_table(table, [read[row] for row in table.index], size), pixels)
 
 
-def steps(csv: str | Path, row: int, size: int, how: Preparation = DEFAULT) -> dict[str, np.ndarray]:
-    """What `read_radiographs` does to one image, step by step, each step scaled into a black square.
+def steps(csv: str | Path, rows: Sequence[int], size: int, how: Preparation = DEFAULT) -> dict[str, np.ndarray]:
+    """What `read_radiographs` does to some images, step by step, each scaled into a black square.
 
     Parameters
     ----------
-    row : its position among the rows that are not excluded
+    rows : positions among the rows that are not excluded
 
     Returns
     -------
-    name of the step → (size, size) float32 in [-1, 1]
+    name of the step → (n, size, size) float32 in [-1, 1]; an image that a step leaves alone is the same as before it
     """
-    table, reasons = _read_kept(Path(csv))
+    csv = Path(csv)
+    table, reasons = _read_kept(csv)
     _check_table(table, reasons)
-    row = table.iloc[row]
-    radiograph = read_image(_inside(Path(csv).parent.resolve(), row.path))
-    pictures, *_ = prepare(radiograph, size, _of_row(row, how))
-    extents = {
-        name: np.multiply(picture.image.shape, size / max(picture.image.shape)) for name, picture in pictures.items()
-    }
-    small = {
-        name: pictures[name].resized(*np.maximum(extent.round().astype(int), 1).tolist())
-        for name, extent in extents.items()
-    }
-    return {name: picture.padded(size)[0].image * 2 - 1 for name, picture in small.items()}
+    ways = []
+    for _, row in table.iloc[rows].iterrows():
+        pictures, *_ = prepare(read_image(_inside(csv.parent.resolve(), row.path)), size, _of_row(row, how))
+        ways.append({name: picture.shrunk(size).padded(size)[0].image * 2 - 1 for name, picture in pictures.items()})
+    shown = [name for name in STEPS if any(name in way for way in ways)]
+    for way in ways:
+        for before, name in pairwise(shown):
+            way.setdefault(name, way[before])
+    return {name: np.stack([way[name] for way in ways]) for name in shown}
 
 
 def flow(csv: str | Path) -> pd.DataFrame:
@@ -175,9 +176,13 @@ def _of_row(row: pd.Series, how: Preparation) -> Preparation:
 
 
 def read_csv(
-    csv: Path, needed: tuple[str, ...] = REQUIRED, known: tuple[str, ...] = OPTIONAL
+    csv: Path, needed: tuple[str, ...] = REQUIRED, known: tuple[str, ...] | None = OPTIONAL
 ) -> tuple[pd.DataFrame, dict[int, list[str]]]:
     """A CSV as spreadsheets save it.
+
+    Parameters
+    ----------
+    known : further columns that are read; None: every one
 
     Returns
     -------
@@ -209,7 +214,7 @@ def read_csv(
             f"{csv.name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
             f"it has {', '.join(columns) or 'none'}; needed are {', '.join(needed)}"
         )
-    if repeated := {name for name in columns if name in (*needed, *known) and columns.count(name) > 1}:
+    if repeated := {name for name in columns if name in (*needed, *(known or ())) and columns.count(name) > 1}:
         raise RadiographsError(f"{csv.name} has the column {', '.join(sorted(repeated))} more than once")
     rows = {row: [cell.strip() for cell in line] for row, line in enumerate(lines[1:], 2) if any(map(str.strip, line))}
     if not rows:
@@ -220,6 +225,9 @@ def read_csv(
     }
     cells = [(line + [""] * n)[:n] for line in rows.values()]
     table = pd.DataFrame(cells, index=list(rows), columns=columns, dtype=str)
+    if known is None:
+        table.columns = [name if name not in columns[:i] else f"{name}.{i}" for i, name in enumerate(columns)]
+        return table, reasons
     return table[[*needed, *(name for name in known if name in table and any(table[name]))]].copy(), reasons
 
 
@@ -334,7 +342,7 @@ def _cohort_table(table: pd.DataFrame, read: list[Prepared], size: int) -> pd.Da
 
 def _message(csv: Path, n: int, problems: list[tuple[int, str, str]]) -> str:
     lines = [f"{len(problems)} of {n} rows of {csv.name} cannot be used (the header is row 1); mend or remove them:"]
-    lines += [f"  row {row}, {path or 'no path'}: {reason}" for row, path, reason in problems[:SHOWN]]
+    lines += [f"  row {row}: {reason}" for row, _, reason in problems[:SHOWN]]  # a path may name somebody
     if len(problems) > SHOWN:
         lines.append(f"  … and {len(problems) - SHOWN} more")
     return "\n".join(lines)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 from scipy.ndimage import find_objects, gaussian_filter, label, maximum_filter, minimum_filter
 from scipy.sparse.csgraph import connected_components
+
+from lib.radiographs.geometry import Picture
 
 SIDE = 1024  # pixels of the longer side at which it is looked for; smaller images as they are
 STROKE = 0.012  # of the longer side: what is thinner than this may be writing
@@ -24,10 +25,8 @@ def text_boxes(image: np.ndarray) -> list[tuple[int, int, int, int]]:
     ----------
     image : (h, w) in [0, 1]
     """
-    factor = max(max(image.shape) / SIDE, 1)
-    height, width = (max(1, round(extent / factor)) for extent in image.shape)
-    small = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BILINEAR)
-    small, side = gaussian_filter(np.asarray(small), 0.7), max(height, width)
+    small = gaussian_filter(Picture(image).shrunk(min(SIDE, max(image.shape))).image, 0.7)
+    side, scale = max(small.shape), np.divide(image.shape, small.shape)
     found = []
     for polarity in (small, 1 - small):
         stroke = max(round(STROKE * side), 3)
@@ -39,15 +38,16 @@ def text_boxes(image: np.ndarray) -> list[tuple[int, int, int, int]]:
             boxes = np.array([(y.start, x.start, y.stop, x.stop) for y, x in find_objects(patches)]).reshape(-1, 4)
             heights, widths = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
             letters = (heights >= max(0.006 * side, 5)) & (heights <= 0.06 * side) & (widths <= 1.5 * heights)
-            found += _in_lines(boxes[letters], height, width)
+            found += _in_lines(boxes[letters], *small.shape)
     boxes = np.unique(np.array(found, float).reshape(-1, 4), axis=0)
-    boxes = np.clip(np.rint((boxes + np.array([-1, -1, 1, 1])) * factor), 0, np.tile(image.shape, 2)).astype(int)
+    boxes = np.rint((boxes + np.array([-1, -1, 1, 1])) * np.tile(scale, 2))
+    boxes = np.clip(boxes, 0, np.tile(image.shape, 2)).astype(int)
     return [tuple(box) for box in boxes.tolist()]
 
 
 def _in_lines(boxes: np.ndarray, height: int, width: int) -> list[tuple]:
     """Those boxes that stand in a line with others of their height, most of them in the outer parts of the image."""
-    if not GLYPHS <= len(boxes) <= 5000:
+    if not GLYPHS <= len(boxes) <= 2000:  # more is grain
         return []
     heights = boxes[:, 2] - boxes[:, 0]
     y, x = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
