@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 import tokenize
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -37,7 +38,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 from lib import pages
-from lib.runs import ROOT, Damaged, Run, code_files, from_root, shown
+from lib.runs import ROOT, Damaged, Run, code_files, from_root, shown, write_text
 
 NOTEBOOKS = ROOT / "notebooks"
 RUNS = ROOT / "runs"
@@ -167,12 +168,26 @@ def choose_parameters(notebooks: list[Notebook], profile: dict, given: list[tupl
             if where == "-p":
                 value = typed(name, value, known[name])
                 if name.endswith("_csv") and value:
-                    value = shown(Path(value).expanduser().resolve())
+                    value = within_repository(Path(value))
             values[name] = cast(name, value, known[name])
     for name, value in values.items():
         if name.endswith("_csv") and value and not from_root(value).is_file():
             raise Mistake(f"parameter {name}: there is no file {value}")
     return values
+
+
+def within_repository(csv: Path) -> str:
+    """A table's path as the run records it. One that lies elsewhere is reached through a link in data/: no path of this
+    machine, which may name somebody, gets into the run."""
+    csv = Path(os.path.abspath(csv.expanduser()))
+    if csv.is_file() and not csv.is_relative_to(ROOT):
+        folder = hashlib.sha256(str(csv.parent.resolve()).encode()).hexdigest()[:8]
+        link = ROOT / "data" / f"linked-{folder}"
+        with suppress(OSError):  # there already, or a system without links: then the path stays
+            link.symlink_to(csv.parent, target_is_directory=True)
+        if (link / csv.name).is_file():
+            csv = link / csv.name
+    return shown(csv)
 
 
 def nearest(name: str, known) -> str:
@@ -339,6 +354,15 @@ def execute(notebook: Notebook, parameters: dict, copy: Path, live: Live) -> Non
         raise Failure(where(notebook, copy) + "left the notebook before its end (exit or quit)")
 
 
+def without_paths(text: str) -> str:
+    """Text that tells nothing of this machine's folders, and who works there."""
+    for folder, instead in ((ROOT, "."), (Path(sys.prefix), "python"), (Path.home(), "~")):
+        if len(folder.parts) < 2:
+            continue
+        text = re.sub(re.escape(json.dumps(str(folder))[1:-1]) + r"(?![\w.-])", instead, text)
+    return text
+
+
 def read_copy(copy: Path) -> list:
     """The cells of an executed copy; none where it was never written, or cut short by a full disk."""
     try:
@@ -411,13 +435,14 @@ def run_notebook(notebook: Notebook, label: str, own: dict, mark: str, run: Run)
         execute(notebook, injected, copy, live)
         record["state"] = "finished"
     except Failure as failure:
-        record |= {"state": "failed", "error": str(failure)}
+        record |= {"state": "failed", "error": without_paths(str(failure))}
     record["seconds"] = round(live.seconds, 1)
     live.done(record["state"])
     if "error" in record:
         print(f"\n{record['error']}", file=sys.stderr)
     run.record("notebooks", **{notebook.name: record})
     if read_copy(copy):
+        write_text(copy, without_paths(copy.read_text(encoding="utf-8")))
         pages.render(copy)
         if "error" in record:
             print(f"\npartly executed copy: {shown(copy)}", file=sys.stderr)

@@ -13,6 +13,7 @@ import argparse
 import base64
 import html
 import io
+import pickletools
 import re
 import sys
 import unicodedata
@@ -155,9 +156,10 @@ def texts(path: Path) -> Iterator[str]:
         case _ if zipfile.is_zipfile(io.BytesIO(data)):
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 yield "\n".join(archive.namelist())
-                yield from (
-                    archive.read(name).decode("latin-1") for name in archive.namelist() if name.endswith(".pkl")
-                )
+                for name in archive.namelist():
+                    if name.endswith(".pkl"):  # of a checkpoint; its operations are listed, not done
+                        said = pickletools.genops(archive.read(name))
+                        yield "\n".join(what for _, what, _ in said if isinstance(what, str))
         case _ if (about := _of_picture(data)) is not None:
             yield about
         case _:
@@ -185,7 +187,7 @@ def _of_pdf(data: bytes) -> Iterator[str]:
         text = piece.decode("latin-1")
         yield text
         for line in re.findall(r"\[(.*?)\]\s*TJ", text, re.DOTALL):
-            yield "".join(re.findall(r"\(((?:\\.|[^\\)])*)\)", line))
+            yield "".join(re.findall(r"\(((?:\\.|[^\\)])*)\)", line, re.DOTALL)).replace("\0", "")
 
 
 def scan(run: Path, identifiers: Identifiers) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
+from lib import privacy
 from lib.cohort import Cohort
 from lib.phantom import Phantom
 from lib.training import patients_hash, weights_metadata
@@ -222,6 +223,7 @@ def test_own_radiographs_through_all_notebooks(tmp_path):
         else:
             Image.fromarray(pixels.astype(np.uint16) * 257 if kind == "16.png" else pixels).save(path)
         rows.append({"path": f"files/{path.name}", "patient_id": row.patient_id, "label": row.label})
+        rows[-1] |= {"name": "Meier, Hans", "born": "17.05.1943"}
     csv = tmp_path / "cohort.csv"
     pd.DataFrame(rows).to_csv(csv, index=False)
     hidden = ["-p", "training_aff_share", "0.7", "-p", "methods", "[cyclegan, cyclediff, noise, oracle]"]
@@ -238,3 +240,4 @@ def test_own_radiographs_through_all_notebooks(tmp_path):
         if path.is_file():
             content = path.read_bytes()
             assert b"Secret" not in content and b"19400101" not in content, path
+    assert privacy.main([str(run), "--source", str(tmp_path / "files")]) == 0

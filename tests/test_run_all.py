@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import papermill
@@ -320,9 +321,31 @@ def test_values_take_the_type_of_the_default(study):
     given = [("rate", "2"), ("how", "3"), ("sizes", "[]"), ("radiographs_csv", str(table))]
     values = run_all.choose_parameters(notebooks, {"rate": "1e-3"}, given)
     assert {name: values[name] for name, _ in given} == {
-        "rate": 2.0, "how": "3", "sizes": [], "radiographs_csv": str(table),
+        "rate": 2.0, "how": "3", "sizes": [], "radiographs_csv": values["radiographs_csv"],
     }  # fmt: skip
     assert type(values["rate"]) is float
+    linked = values["radiographs_csv"]
+    assert linked.startswith("data/linked-") and run_all.from_root(linked).samefile(table)
+    assert run_all.within_repository(run_all.ROOT / linked) == linked
+
+
+def test_paths_of_this_machine_are_forgotten(study):
+    text = f'File "{run_all.ROOT}/lib/x.py", in {Path.home()}/data and {sys.prefix}/lib: {run_all.ROOT}-other'
+    forgotten = run_all.without_paths(text)
+    assert 'File "./lib/x.py", in ~/data and python/lib: ' in forgotten
+
+
+def test_a_failed_notebook_tells_no_paths(study):
+    write(study / "notebooks", "02_second", [
+        new_code_cell("seed = 0", metadata={"tags": ["parameters"]}),
+        new_code_cell("from pathlib import Path\nimport lib.runs as runs"),
+        new_code_cell("raise ValueError(f'{Path.home()}/x {runs.__file__}')"),
+    ])  # fmt: skip
+    assert command(study, "--only", "02") == 1
+    run = study / "runs" / "quick"
+    assert "~/x ./lib/runs.py" in json.loads((run / "manifest.json").read_text())["notebooks"]["02_second"]["error"]
+    for path in (*(run / "notebooks").iterdir(), run / "manifest.json"):
+        assert f"{run_all.ROOT}/" not in path.read_text() and f"{Path.home()}/x" not in path.read_text(), path
 
 
 def test_list_shows_titles_states_and_parameters(study, capsys):
