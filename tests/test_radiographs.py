@@ -653,9 +653,10 @@ def test_a_turn_and_a_side_of_the_table_come_before_those_of_the_tags(tmp_path):
 
 
 def test_the_zone_goes_where_the_image_goes(folder):
-    zone = {"zone_top": [0.2] * 6, "zone_bottom": [0.5] * 6, "turn": ["0", "180", "", "", "", ""]}
+    zone = {"zone_top": [0.2] * 6, "zone_bottom": [0.5] * 6, "turn": ["0", "180", "", "90", "", ""]}
     cohort = read_radiographs(write_csv(folder, six(**zone)), 64)
     assert np.allclose(cohort.table[["zone_top", "zone_bottom"]][:3], [[0.2, 0.5], [0.5, 0.8], [0.2, 0.5]])
+    assert cohort.table[["zone_top", "zone_bottom"]].isna().all(axis=1).tolist() == [False] * 3 + [True] + [False] * 2
 
 
 def test_excluded_rows_are_not_read_and_counted_with_their_reason(folder):

@@ -6,7 +6,7 @@ Each file takes the same way:
     preparing.py   borders off, writing hidden, upright, square, antialiased: the steps, and the cache
     geometry.py    each step, and the way back from a square's pixels to the file's
     writing.py     burned-in text, found and painted over
-    quality.py     what is suspicious about an image
+    measures.py    numbers for quality control (`lib.quality`)
     table.py       a CSV that says which file shows which patient and which fracture → cohort, uint8, or uint16 as soon
                    as one file has more than 8 bits
     importing.py   a hospital's folder of DICOM files → such a CSV and pictures that name nobody

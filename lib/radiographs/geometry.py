@@ -123,7 +123,7 @@ def field_of_view(image: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def tilt(image: np.ndarray) -> float:
-    """Degrees, -90 … 90, by which an image is to be turned counter-clockwise for its shaft to stand upright.
+    """Degrees, -45 … 45, by which an image is to be turned counter-clockwise for its shaft to stand upright.
 
     The turn after which the means of its columns differ most from each other's neighbours: then cortices and the soft
     tissue's edges are parallel to the columns. What is darkest counts for nothing, so that corners left black do not
@@ -140,7 +140,7 @@ def tilt(image: np.ndarray) -> float:
         both = np.minimum(weight[2:], weight[:-2])  # two apart, so that grain weighs less
         return float((both * (column[2:] - column[:-2]) ** 2).sum())
 
-    coarse = np.arange(-90, 90, 3)
+    coarse = np.arange(-45, 46, 3)
     scores = np.array([sharpness(degrees) for degrees in coarse])
     if scores.max() <= CLEAR * np.median(scores):
         return 0.0

@@ -18,13 +18,13 @@ import numpy as np
 
 from lib.radiographs.files import Radiograph, read_image
 from lib.radiographs.geometry import Picture, field_of_view, tilt
-from lib.radiographs.quality import measures
-from lib.radiographs.writing import without_text
+from lib.radiographs.measures import measures
+from lib.radiographs.writing import text_lines, without_text
 
 # Part of a cached image's key: images prepared by older code are prepared again.
 CODE = b"".join(
     Path(__file__).with_name(f"{name}.py").read_bytes()
-    for name in ("files", "geometry", "writing", "quality", "preparing")
+    for name in ("files", "geometry", "writing", "measures", "preparing")
 )
 
 
@@ -32,18 +32,18 @@ CODE = b"".join(
 class Preparation:
     """What is done to an image between its file and the square, in this order."""
 
+    hide_text: bool = False  # what looks like writing is painted over
     region: tuple[float, float, float, float] | None = None  # top, left, bottom, right: this part, in fractions
     crop: bool = False  # collimation borders and burned-in frames are taken off, where there is no region
-    hide_text: bool = False  # what looks like writing is painted over
     quarters: int | None = None  # quarter turns counter-clockwise that bring proximal up; None: as DICOM's tag says
-    upright: bool = False  # turned so that the shaft is vertical
+    upright: bool = False  # turned by up to 45° more, so that the shaft is vertical
     one_side: bool = False  # right femurs mirrored, so that all look like left ones
     side: str = ""  # "left" or "right"; empty: as DICOM's tag says
 
 
 DEFAULT = Preparation()
 STEPS = (
-    *("decoded", "region", "borders off", "writing hidden", "proximal up", "shaft upright", "as a left side"),
+    *("decoded", "writing hidden", "region", "borders off", "proximal up", "shaft upright", "as a left side"),
     "square",
 )
 
@@ -61,7 +61,7 @@ def prepare(
     -------
     steps : name → the image after this step; the last is the square
     box : (top, left, bottom, right) of the image within the square, in its pixels
-    about : `measures` of the image, and `cropped`, the share of it that was taken off
+    about : `measures` of the image, `cropped`, the share of it that was taken off, and `writing`, the lines found
 
     Raises
     ------
@@ -71,6 +71,9 @@ def prepare(
     picture = Picture(radiograph.image)
     steps = {"decoded": picture}
     height, width = picture.image.shape
+    writing = len(text_lines(picture.image))
+    if how.hide_text and writing:
+        steps["writing hidden"] = picture = Picture(without_text(picture.image))
     if how.region:
         top, left, bottom, right = np.multiply(how.region, [height, width, height, width]).round().astype(int).tolist()
         if top >= bottom or left >= right:
@@ -78,9 +81,7 @@ def prepare(
         steps["region"] = picture = picture.cropped(top, left, bottom, right)
     elif how.crop:
         steps["borders off"] = picture = picture.cropped(*field_of_view(picture.image))
-    about = {"cropped": 1 - picture.image.size / (height * width), **measures(picture.image)}
-    if how.hide_text:
-        steps["writing hidden"] = picture = Picture(without_text(picture.image), picture.to_source)
+    about = {"cropped": 1 - picture.image.size / (height * width), "writing": writing, **measures(picture.image)}
     quarters = radiograph.quarters if how.quarters is None else how.quarters
     extent = np.multiply(picture.image.shape, radiograph.spacing)[:: -1 if quarters % 2 else 1]
     if quarters:

@@ -336,7 +336,9 @@ def _cohort_table(table: pd.DataFrame, read: list[Prepared], size: int) -> pd.Da
                 read, table.zone_top, table.zone_bottom, cohort.height, cohort.width, strict=True
             )
         ]
-        cohort[list(ZONE)] = np.clip(np.sort(middles, axis=1), 0, 1)
+        zones = np.clip(np.sort(middles, axis=1), 0, 1)
+        zones[~(np.diff(zones, axis=1)[:, 0] > 1e-6)] = np.nan  # of an image that was turned on its side
+        cohort[list(ZONE)] = zones
     return cohort
 
 

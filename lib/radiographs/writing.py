@@ -15,8 +15,8 @@ NOISE = 7  # the same in median deviations of the grain, at least
 GLYPHS = 3  # so many letters in a line are writing: a single L or R is a side marker
 
 
-def text_boxes(image: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """(top, left, bottom, right) of what looks like a letter in a line of writing.
+def text_lines(image: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """(top, left, bottom, right) of what looks like a line of writing, with a margin around it.
 
     Letters are thin patches far brighter or darker than what surrounds them, as high as letters are; a line is at least
     `GLYPHS` of them side by side, of about one height, in the outer parts of the image, where writing is burned in.
@@ -38,33 +38,36 @@ def text_boxes(image: np.ndarray) -> list[tuple[int, int, int, int]]:
             boxes = np.array([(y.start, x.start, y.stop, x.stop) for y, x in find_objects(patches)]).reshape(-1, 4)
             heights, widths = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
             letters = (heights >= max(0.006 * side, 5)) & (heights <= 0.06 * side) & (widths <= 1.5 * heights)
-            found += _in_lines(boxes[letters], *small.shape)
-    boxes = np.unique(np.array(found, float).reshape(-1, 4), axis=0)
-    boxes = np.rint((boxes + np.array([-1, -1, 1, 1])) * np.tile(scale, 2))
-    boxes = np.clip(boxes, 0, np.tile(image.shape, 2)).astype(int)
-    return [tuple(box) for box in boxes.tolist()]
+            found += _lines(boxes[letters], *small.shape)
+    boxes = np.array(found).reshape(-1, 4) * np.tile(scale, 2)
+    return [tuple(box) for box in np.clip(np.rint(boxes), 0, np.tile(image.shape, 2)).astype(int).tolist()]
 
 
-def _in_lines(boxes: np.ndarray, height: int, width: int) -> list[tuple]:
-    """Those boxes that stand in a line with others of their height, most of them in the outer parts of the image."""
-    if not GLYPHS <= len(boxes) <= 2000:  # more is grain
+def _lines(letters: np.ndarray, height: int, width: int) -> list[np.ndarray]:
+    """Around the letters that stand in a line with others of their height, most of them in the image's outer parts."""
+    if not GLYPHS <= len(letters) <= 2000:  # more is grain
         return []
-    heights = boxes[:, 2] - boxes[:, 0]
-    y, x = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+    heights = letters[:, 2] - letters[:, 0]
+    y, x = (letters[:, 0] + letters[:, 2]) / 2, (letters[:, 1] + letters[:, 3]) / 2
     taller, lower = np.maximum(heights[:, None], heights), np.minimum(heights[:, None], heights)
     near = (abs(y[:, None] - y) < 0.5 * taller) & (abs(x[:, None] - x) < 2.5 * taller) & (lower > 0.5 * taller)
     _, line = connected_components(near)
-    letters = np.bincount(line)
+    counts = np.bincount(line)
     outer = (abs(y / height - 0.5) > 0.3) | (abs(x / width - 0.5) > 0.3)
-    lines = (letters >= GLYPHS) & (np.bincount(line, outer) >= 0.5 * letters)
-    return [tuple(box) for box in boxes[lines[line]]]
+    boxes = []
+    for number in np.flatnonzero((counts >= GLYPHS) & (np.bincount(line, outer) >= 0.5 * counts)):
+        members = line == number
+        margin = heights[members].max() * np.array([0.4, 1.5])  # for commas, and for letters that were not found
+        top_left, bottom_right = letters[members, :2].min(0), letters[members, 2:].max(0)
+        boxes.append(np.concatenate([top_left - margin, bottom_right + margin]))
+    return boxes
 
 
 def without_text(image: np.ndarray) -> np.ndarray:
-    """A copy in which each of `text_boxes` has the grey that surrounds it."""
+    """A copy in which each of `text_lines` has the grey that surrounds it, column by column."""
     hidden = image.copy()
-    for top, left, bottom, right in text_boxes(image):
-        rim = max((bottom - top) // 2, 2)
-        around = (slice(max(top - rim, 0), bottom + rim), slice(max(left - rim, 0), right + rim))
-        hidden[top:bottom, left:right] = np.median(image[around])
+    for top, left, bottom, right in text_lines(image):
+        rim = max((bottom - top) // 4, 2)
+        above, below = hidden[max(top - rim, 0) : top, left:right], hidden[bottom : bottom + rim, left:right]
+        hidden[top:bottom, left:right] = np.median(np.concatenate([above, below]), axis=0)
     return hidden
