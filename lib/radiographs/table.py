@@ -277,10 +277,11 @@ def _check_table(table: pd.DataFrame, reasons: dict[int, list[str]]) -> None:
         for row in table.index[bad]:
             reasons[row].append(reason.format(value=values[row], first=first[values[row]]))
 
+    shifted = [row for row, found in reasons.items() if found]  # its cells may hold anything, a name too
     refuse(table.patient_id, table.patient_id == "", "no patient_id")
 
     labels = table.label.str.upper()
-    refuse(table.label, ~labels.isin(LABELS), f"unknown label {{value!r}}: labels are {' and '.join(LABELS)}")
+    refuse(table.label, ~labels.isin(LABELS), f"unknown label: labels are {' and '.join(LABELS)}")
     table["label"] = labels
 
     counted = table.patient_id + "-" + (table.groupby("patient_id").cumcount() + 1).astype(str)
@@ -291,7 +292,7 @@ def _check_table(table: pd.DataFrame, reasons: dict[int, list[str]]) -> None:
 
     if "split" in table:
         table["split"] = table.split.str.lower()
-        refuse(table.split, ~table.split.isin(PARTS), f"unknown split {{value!r}}: splits are {', '.join(PARTS)}")
+        refuse(table.split, ~table.split.isin(PARTS), f"unknown split: splits are {', '.join(PARTS)}")
         known = table[table.split.isin(PARTS)]
         seen = {}
         for row, patient, split in zip(known.index, known.patient_id, known.split, strict=True):
@@ -300,7 +301,7 @@ def _check_table(table: pd.DataFrame, reasons: dict[int, list[str]]) -> None:
                 reasons[row].append(f"patient {patient!r} is in {split} here and in {first_split} in row {first}")
 
     if "turn" in table:
-        refuse(table.turn, ~table.turn.isin(["", *TURNS]), f"turn {{value!r}} is none of {', '.join(TURNS)}")
+        refuse(table.turn, ~table.turn.isin(["", *TURNS]), f"turn is none of {', '.join(TURNS)}")
 
     for names, ends in ((ZONE, [ZONE]), (REGION, [REGION[::2], REGION[1::2]])):
         if not set(names) & set(table):
@@ -308,11 +309,13 @@ def _check_table(table: pd.DataFrame, reasons: dict[int, list[str]]) -> None:
         for name in names:
             written = table[name] if name in table else pd.Series("", table.index)
             table[name] = pd.to_numeric(written.str.replace(",", "."), errors="coerce")
-            refuse(written, table[name].isna() & written.ne(""), f"{name} {{value!r}} is no number")
+            refuse(written, table[name].isna() & written.ne(""), f"{name} is no number")
         missing = table[list(names)].isna()
         for start, end in ends:
             valid = ((table[start] >= 0) & (table[start] < table[end]) & (table[end] <= 1)) | missing.all(axis=1)
             refuse(table.path, ~valid, f"not 0 ≤ {start} < {end} ≤ 1 (fractions of the image)")
+    for row in shifted:
+        del reasons[row][1:]
 
 
 def _cohort_table(table: pd.DataFrame, read: list[Prepared], size: int) -> pd.DataFrame:
