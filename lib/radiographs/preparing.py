@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from joblib import Parallel, delayed
 
 from lib.radiographs.files import Radiograph, read_image
 from lib.radiographs.geometry import Picture, field_of_view, tilt
@@ -135,12 +134,8 @@ def prepared(
 
 def over_cores(function: Callable, items: list) -> Iterator:
     """What `function` makes of each item, in order, over all cores where there are enough of them."""
-    workers = min(os.cpu_count(), len(items) // 64)  # a worker takes a second to start
-    if workers < 2:
-        yield from map(function, items)
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(function, items, chunksize=8)
+    workers = max(1, min(os.cpu_count(), len(items) // 64))  # a worker takes a second to start
+    yield from Parallel(workers, return_as="generator", batch_size=8)(delayed(function)(item) for item in items)
 
 
 def _prepared_or_error(file: tuple[Path, Preparation], size: int, cache: str | Path | None) -> Prepared | ValueError:
