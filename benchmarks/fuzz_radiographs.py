@@ -1,9 +1,9 @@
 """Broken radiographs and tables: `python benchmarks/fuzz_radiographs.py [INPUTS] [SEED]`, 6,000 by default.
 
 Files of pydicom's own tests, pictures of Pillow's writers, and tables, with bytes flipped, cut, repeated, spliced, and
-numbers blown up. Each must end in an image of finite values from 0 to 1, or in a ValueError with a reason: never in a
-crash, another exception, more than 20 seconds, or more than 4 GB. Exit status 1 otherwise; what did it stays in
-`runs/fuzz`.
+numbers blown up. Each must end in an image of finite values from 0 to 1, prepared in all ways, or in a ValueError with
+a reason that quotes no name: never in a crash, another exception, over 20 seconds, or over 4 GB. Otherwise the exit
+status is 1, and what did it stays in `runs/fuzz`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import struct
@@ -22,11 +23,13 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from PIL import Image
+from pydicom.data import get_testdata_file
 
-from lib.radiographs import read_image, read_radiographs
+from lib.radiographs import Preparation, read_image, read_radiographs
+from lib.radiographs.preparing import prepare
 from lib.runs import ROOT, progress
 
-SECONDS, MEMORY = 20, 4 * 2**30
+SECONDS, MEMORY, SECRET = 20, 4 * 2**30, "Geheim"
 
 
 def originals() -> list[tuple[str, bytes]]:
@@ -41,8 +44,24 @@ def originals() -> list[tuple[str, bytes]]:
         buffer, pixels = io.BytesIO(), (ramp / (257 if dtype == np.uint8 else 1)).astype(dtype)
         Image.fromarray(pixels).save(buffer, {".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF"}[suffix], **options)
         found += [(suffix, buffer.getvalue())] * 8
-    table = 'path;patient_id;label;view;zone_top\r\na.png;p1;AFF;AP;0.2\r\n"a.png";p2;NFF;"two\nlines";\r\n'
-    return found + [(".csv", table.encode(encoding)) for encoding in ("utf-8-sig", "cp1252", "utf-16")] * 8
+    table = (
+        "path;patient_id;label;view;zone_top;zone_bottom;turn;region_top;region_left;region_bottom;region_right;exclude\r\n"
+        'a.png;p1;AFF;AP;0.2;0,4;90;0;0;1;0,5;\r\n"b.png";p2;NFF;"two\nlines";;;;;;;;\r\n'
+        f"c.png;p3;NFF;{SECRET};;;;;;;;blurred\r\n"
+    )
+    found += [(".csv", table.encode(encoding)) for encoding in ("utf-8-sig", "cp1252", "utf-16")] * 8
+    return found + [(".dcm", named_dicom())] * 16
+
+
+def named_dicom() -> bytes:
+    """A good file that has the secret in every tag that takes text."""
+    ds = pydicom.dcmread(get_testdata_file("MR_small.dcm", download=False))
+    for keyword in ("PatientName", "PatientID", "StudyDescription", "InstitutionName", "ViewPosition", "ImageComments",
+                    "PatientOrientation", "AccessionNumber", "StationName", "BodyPartExamined"):  # fmt: skip
+        setattr(ds, keyword, SECRET)
+    file = io.BytesIO()
+    ds.save_as(file)
+    return file.getvalue()
 
 
 def mutated(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
@@ -73,11 +92,15 @@ def outcome(path: Path) -> str:
             pixels = read_radiographs(path, 32).images()
             good = np.isfinite(pixels).all() and abs(pixels).max() <= 1
         else:
-            image = read_image(path).image
-            good = image.ndim == 2 and np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1
+            radiograph = read_image(path)
+            steps, *_ = prepare(radiograph, 32, Preparation(True, None, True, None, True, True))
+            images = [radiograph.image, steps["square"].image]
+            good = all(i.ndim == 2 and np.isfinite(i).all() and i.min() >= 0 and i.max() <= 1 for i in images)
         return "image" if good else "garbage"
     except ValueError as error:
-        return "refused" if str(error).strip() and str(path.parent) not in str(error) else "says nothing, or too much"
+        told = str(error)
+        good = told.strip() and not re.search(f"{path.parent}|{SECRET}", told)
+        return "refused" if good else f"tells nothing, or too much: {told}"
     except BaseException as error:
         return f"{type(error).__name__}: {error}"
 
@@ -117,7 +140,8 @@ def main(inputs: int = 6000, seed: int = 0) -> bool:
     rng, start, read, found = np.random.default_rng(seed), originals(), Reader(), Counter()
     faults = ROOT / "runs" / "fuzz"
     with tempfile.TemporaryDirectory() as folder, progress(inputs, desc="fuzz") as bar:
-        Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(Path(folder, "a.png"))
+        for name in ("a.png", "b.png"):
+            Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(Path(folder, name))
         for number in range(inputs):
             (suffix, data), (_, other) = (start[i] for i in rng.integers(len(start), size=2))
             path = Path(folder, f"input{suffix}")
