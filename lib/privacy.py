@@ -107,9 +107,12 @@ def of_table(csv: Path, into: Identifiers) -> list[Path]:
     for column in own:
         for cell in table[column].unique():
             into.add(f"column {column!r} of the table", cell)
-    for path in table.path:
-        into.add("path of the table", path)
-        into.add("file name of the table", Path(path.replace("\\", "/")).stem)
+    ids = table.image_id if "image_id" in table else [""] * len(table)
+    for path, image_id in zip(table.path, ids, strict=True):
+        stem = Path(path.replace("\\", "/")).stem
+        if stem not in image_id:  # as it is after an import
+            into.add("path of the table", path)
+            into.add("file name of the table", stem)
     return [csv.parent / path.replace("\\", "/") for path in table.path]
 
 
@@ -181,12 +184,16 @@ def _of_picture(data: bytes) -> str | None:
 
 def _of_pdf(data: bytes) -> Iterator[str]:
     """A PDF's own words and the letters that it draws, those of a line together."""
+    before = b""
     for piece in re.split(rb"stream\r?\n|endstream", data):
+        picture, before = b"/Subtype /Image" in before[-500:], piece
+        if picture:
+            continue
         with suppress(zlib.error):
             piece = zlib.decompress(piece)
         text = piece.decode("latin-1")
         yield text
-        for line in re.findall(r"\[(.*?)\]\s*TJ", text, re.DOTALL):
+        for line in re.findall(r"\[([^\[\]]*)\]\s*TJ", text):
             yield "".join(re.findall(r"\(((?:\\.|[^\\)])*)\)", line, re.DOTALL)).replace("\0", "")
 
 
