@@ -89,10 +89,14 @@ def part_checks(cohort: Cohort, splits: pd.DataFrame) -> pd.DataFrame:
     return _table(rows)
 
 
-def duplicate_checks(cohort: Cohort, splits: pd.DataFrame) -> pd.DataFrame:
-    """No image in one part of a cell of which `duplicates` finds a copy in another part."""
-    pairs = duplicates(cohort.pixels, cohort.pixels, cohort.table.patient_id, cohort.table.patient_id)
-    a, b = np.unique(np.sort(pairs, axis=0), axis=1)
+def duplicate_checks(cohort: Cohort, splits: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """No image in one part of a cell of which there is a copy in another part.
+
+    Parameters
+    ----------
+    pairs : the `lib.duplicates.duplicate_pairs` of the cohort
+    """
+    a, b = pairs.a.to_numpy(), pairs.b.to_numpy()
     ids, patients, rows = cohort.table.image_id.to_numpy(), cohort.table.patient_id, []
     for cell in cells(splits):
         part = patients.map(splits[(splits.repeat == cell[0]) & (splits.fold == cell[1])].set_index("patient_id").part)

@@ -82,6 +82,24 @@ def duplicates(a: np.ndarray, b: np.ndarray, patients_a, patients_b) -> tuple[np
     return np.concatenate(rows), np.concatenate(columns)
 
 
+def duplicate_pairs(cohort: Cohort) -> pd.DataFrame:
+    """The pairs of images of a cohort that are one image.
+
+    Returns
+    -------
+    DataFrame `a, b, patients` : positions, a before b, and whether they are "one" patient's or of "two"
+    """
+    patients = cohort.table.patient_id
+    rows = [(*duplicates(cohort.pixels, cohort.pixels, patients, patients), "two")]
+    for own in cohort.table.groupby("patient_id").indices.values():
+        if len(own) > 1:
+            pixels, ids = cohort.pixels[own], cohort.table.image_id.iloc[own]
+            rows.append((*(own[found] for found in duplicates(pixels, pixels, ids, ids)), "one"))
+    pairs = pd.concat([pd.DataFrame({"a": a, "b": b, "patients": whose}) for a, b, whose in rows], ignore_index=True)
+    pairs[["a", "b"]] = np.sort(pairs[["a", "b"]].to_numpy(int), axis=1)
+    return pairs.drop_duplicates(ignore_index=True)
+
+
 def perceptual_hash(thumbnails: np.ndarray) -> np.ndarray:
     """(N,) uint64 from (N, 32, 32): which of the 63 lowest frequencies but the mean exceed their median.
 

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from lib.cohort import MEASURES, Cohort
-from lib.duplicates import duplicates
 from lib.radiographs.measures import measures
 from lib.radiographs.writing import text_lines
 
@@ -26,17 +25,18 @@ SUSPICIONS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
 }
 
 
-def quality(cohort: Cohort) -> pd.DataFrame:
+def quality(cohort: Cohort, pairs: pd.DataFrame) -> pd.DataFrame:
     """The numbers of each image, and what is suspicious about it.
 
     Parameters
     ----------
     cohort : with the columns `MEASURES` where it was read from files; else its own pixels are measured
+    pairs : its `lib.duplicates.duplicate_pairs`
 
     Returns
     -------
-    DataFrame, a row an image: `image_id`, `MEASURES`, a column of bool for each of `SUSPICIONS` and `"twice"` (another
-    image of the patient is the same, by `duplicates`), and `suspicions`, their number
+    DataFrame, a row an image: `image_id`, `MEASURES`, a column of bool for each of `SUSPICIONS` and for "twice" and
+    "of two patients" (another image is the same), and `suspicions`, their number
     """
     if set(MEASURES) <= set(cohort.table):
         numbers = cohort.table[list(MEASURES)].copy()
@@ -45,17 +45,8 @@ def quality(cohort: Cohort) -> pd.DataFrame:
         numbers = pd.DataFrame([measures(image) | {"writing": len(text_lines(image))} for image in images])
         numbers = numbers.assign(height=cohort.size, width=cohort.size, bits=cohort.pixels.itemsize * 8, cropped=0.0)
     found = {name: suspicious(numbers) for name, suspicious in SUSPICIONS.items()}
-    found["twice"] = _twice(cohort)
+    for name, patients in (("twice", "one"), ("of two patients", "two")):
+        found[name] = np.isin(np.arange(len(cohort)), pairs.loc[pairs.patients == patients, ["a", "b"]])
     flags = pd.DataFrame(found)
     table = pd.concat([cohort.table.image_id, numbers[list(MEASURES)], flags], axis=1)
     return table.assign(suspicions=flags.sum(axis=1))
-
-
-def _twice(cohort: Cohort) -> np.ndarray:
-    """(N,) bool: of which images the same patient has a duplicate."""
-    twice = np.zeros(len(cohort), bool)
-    for rows in cohort.table.groupby("patient_id").indices.values():
-        if len(rows) > 1:
-            pixels, ids = cohort.pixels[rows], cohort.table.image_id.iloc[rows]
-            twice[rows[np.concatenate(duplicates(pixels, pixels, ids, ids))]] = True
-    return twice

@@ -24,6 +24,7 @@ from lib.controls import with_canary
 from lib.cyclediff import CycleDiff, Sampler
 from lib.cyclediff import Settings as DiffusionSettings
 from lib.cyclegan import CycleGAN, Settings
+from lib.duplicates import duplicate_pairs
 from lib.judge import Judge
 from lib.phantom import Phantom
 from lib.splits import cell_name, make_splits
@@ -71,7 +72,7 @@ def jpeg(image):
 
 
 def test_clean_splits_pass(cohort, splits):
-    table = pd.concat([part_checks(cohort, splits), duplicate_checks(cohort, splits)])
+    table = pd.concat([part_checks(cohort, splits), duplicate_checks(cohort, splits, duplicate_pairs(cohort))])
     assert table.passed.all() and (table.found == 0).all() and len(table) == 6
     assert one(table, "patients in two parts").compared == 60
     assert one(table, "images in two parts").compared == len(cohort)
@@ -96,7 +97,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_image_in_two_parts_is_found_however_it_was_saved(cohort, splits, change):
     leaky, *names = copied_into_test(cohort, splits, CHANGES[change])
-    row = one(duplicate_checks(leaky, splits), "images in two parts")
+    row = one(duplicate_checks(leaky, splits, duplicate_pairs(leaky)), "images in two parts")
     assert row.found == 1 and row.example in names
 
 
@@ -202,10 +203,10 @@ def test_images_of_another_cells_generator_are_found(cohort, splits, tmp_path):
 
 def test_the_audit_keeps_its_table_and_stops_at_a_leak(tmp_path, cohort, splits):
     path = tmp_path / "audit.csv"
-    audit(path, part_checks(cohort, splits), duplicate_checks(cohort, splits))
+    audit(path, part_checks(cohort, splits), duplicate_checks(cohort, splits, duplicate_pairs(cohort)))
     leaky = copied_into_test(cohort, splits, jpeg)[0]
     with pytest.raises(LeakError, match=r"r0f0: images in two parts: 1 of \d+, such as p0"):
-        audit(path, duplicate_checks(leaky, splits))
+        audit(path, duplicate_checks(leaky, splits, duplicate_pairs(leaky)))
     table = pd.read_csv(path)
     assert list(table) == list(audits.COLUMNS) and len(table) == 6  # the new rows took the place of the old
     assert set(table.check[~table.passed]) == {"images in two parts"}

@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter
 
 from lib import duplicates as search
 from lib.cohort import Cohort
-from lib.duplicates import duplicate_sensitivity, duplicates, perceptual_hash, texture
+from lib.duplicates import duplicate_pairs, duplicate_sensitivity, duplicates, perceptual_hash, texture
 from lib.phantom import Phantom
 
 
@@ -67,3 +67,12 @@ def test_a_copy_is_paired_with_its_original_alone_whichever_comes_first(cohort):
     for a, b in ((copy, cohort.pixels), (cohort.pixels, copy)):
         rows, columns = duplicates(a.astype(np.uint8), b.astype(np.uint8), ["a"] * len(a), ["b"] * len(b))
         assert sorted([*rows, *columns]) == [0, 7]
+
+
+def test_pairs_say_whether_they_are_of_one_patient(cohort):
+    few = cohort.take(np.sort(cohort.table.drop_duplicates("patient_id").index[:20]))
+    twins = few.take([3, 5])
+    ids = twins.table.assign(image_id=["x", "y"], patient_id=[twins.table.patient_id[0], "other"])
+    pairs = duplicate_pairs(few.join(Cohort(ids, twins.pixels)))
+    assert sorted(pairs.itertuples(index=False, name=None)) == [(3, 20, "one"), (5, 21, "two")]
+    assert not len(duplicate_pairs(few))

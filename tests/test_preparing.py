@@ -12,6 +12,7 @@ from made_files import write_dicom
 from PIL import Image, ImageDraw, ImageFont
 
 from lib.cohort import BOX, Cohort
+from lib.duplicates import duplicate_pairs
 from lib.phantom import Phantom
 from lib.quality import quality
 from lib.radiographs import Radiograph, read_image
@@ -179,11 +180,14 @@ def test_what_is_wrong_is_suspected_and_what_is_right_is_not(femurs):
     page = written_on(femurs[3], "HOSPITAL 4711", 20, (8, 8), 255)
     images = [*femurs, 1 - femurs[0], nail, blank, page, femurs[0]]
     ids = [f"p{k}" for k in range(len(images) - 1)]
-    table = quality(cohort_of(images, [*ids, "p0"])).drop(columns="small").iloc[:, 9:]
+    cohort = cohort_of(images, [*ids, "p0"])
+    table = quality(cohort, duplicate_pairs(cohort))
+    assert table["of two patients"].iloc[[0, 10]].all()  # an image and its inverted copy
+    table = table.drop(columns=["small", "of two patients"]).iloc[:, 9:]
     suspected = [set(row.index[row.astype(bool)]) - {"suspicions"} for _, row in table.iterrows()]
     assert suspected[1:10] == [set()] * 9
     assert suspected[10:] == [{"inverted"}, {"implant"}, {"nearly blank"}, {"text"}, {"twice"}]
-    assert suspected[0] == {"twice"} and table.suspicions.iloc[0] == 1
+    assert suspected[0] == {"twice"} and table.suspicions.iloc[0] == 2
 
 
 @settings(deadline=None, max_examples=30)
