@@ -450,6 +450,20 @@ def run_notebook(notebook: Notebook, label: str, own: dict, mark: str, run: Run)
     return record["state"] == "finished"
 
 
+def compare(first: str, second: str, runs_folder: Path) -> int:
+    """Print in which parameters two runs differ, and write the page that shows them side by side."""
+    runs = []
+    for name in (first, second):
+        if not (runs_folder / name / "manifest.json").is_file():
+            known = sorted(path.parent.name for path in runs_folder.glob("*/manifest.json"))
+            raise Mistake(f"there is no run {name!r}{nearest(name, known)}; there are {', '.join(known) or 'none'}")
+        runs.append(Run(runs_folder / name))
+    for name, (here, there) in runs[0].differing(runs[1]).items():
+        print(f"{name}: {here!r} → {there!r}")
+    print(f"page: {shown(pages.compare(*runs))}")
+    return 0
+
+
 def describe_environment() -> dict:
     """`lib.runs.environment`, from a process that gives the GPU back."""
     command = [sys.executable, "-m", "lib.runs"]
@@ -481,10 +495,13 @@ def main(arguments: list[str] | None = None, notebooks_folder: Path = NOTEBOOKS,
     some.add_argument("--from", dest="start", metavar="NN", help="start at this notebook")
     some.add_argument("--only", metavar="NN", help="run this notebook alone")
     parser.add_argument("--force", action="store_true", help="run what was asked for even if it is finished")
+    parser.add_argument("--compare", nargs=2, metavar="RUN", help="write a page of two runs side by side; run nothing")
     parser.add_argument("--list", action="store_true", help="show notebooks, state and parameters; run nothing")
     options = parser.parse_args(arguments)
     name = options.run or options.profile
     try:
+        if options.compare:
+            return compare(*options.compare, runs_folder)
         notebooks = read_notebooks(notebooks_folder)
         parameters = choose_parameters(notebooks, read_profile(notebooks_folder, options.profile), options.given)
         parameters.pop("run_dir", None)

@@ -5,15 +5,19 @@ Everything lies in the file itself: images as data, equations as MathML, code fo
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import re
 from pathlib import Path
 
 import jinja2
 import nbformat
+import pandas as pd
 from latex2mathml.converter import convert as to_mathml
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from PIL import Image
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
@@ -31,7 +35,8 @@ h3 { font-size: 1.08rem; }
 a { color: var(--link); }
 nav, footer, .soft, figcaption { color: var(--soft); font-size: .9rem; }
 img { max-width: 100%; height: auto; }
-.output img { background: #fff; border-radius: 4px; padding: 4px; box-sizing: border-box; }
+figure { margin: 1.5rem 0; }
+.output img, figure img { background: #fff; border-radius: 4px; padding: 4px; box-sizing: border-box; }
 .output { margin: .8rem 0 1.4rem; overflow-x: auto; }
 pre, code { font: .86em/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0; }
@@ -41,9 +46,10 @@ details.code > summary { cursor: pointer; color: var(--soft); font-size: .8rem; 
 .highlight { background: var(--box); padding: .5rem .8rem; border-radius: 4px; }
 .stderr pre { color: var(--soft); }
 .error pre { color: var(--bad); background: var(--box); padding: .6rem .8rem; border-left: 3px solid var(--bad); }
-table { border-collapse: collapse; font-size: .9rem; margin: .8rem 0; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-size: .9rem; margin: .8rem 0; font-variant-numeric: tabular-nums;
+  display: block; overflow-x: auto; max-width: 100%; }
 th, td { padding: .25rem .7rem; text-align: right; border: 0; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, tbody th { text-align: left; font-weight: normal; }
 thead { border-top: 2px solid var(--text); border-bottom: 1px solid var(--text); }
 tbody { border-bottom: 2px solid var(--text); }
 table.facts, table.facts tbody { border: 0; }
@@ -53,12 +59,19 @@ math[display=block] { margin: 1em 0; overflow-x: auto; }
 ol.notebooks { list-style: none; padding: 0; }
 ol.notebooks li { border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem; margin: .7rem 0; }
 ol.notebooks p { margin: .2rem 0 0; }
+table.pair td { width: 50%; padding: .2rem; vertical-align: top; } table.pair tbody { border: 0; }
 .state { float: right; font-size: .85rem; color: var(--soft); }
 .finished { color: var(--good); } .failed { color: var(--bad); }
 @media (prefers-color-scheme: dark) { :root { --text: #dfe3e6; --soft: #98a2aa; --page: #15181b; --box: #1f2427;
   --line: #343b40; --link: #76b7f2; --good: #5fcf95; --bad: #ff8a80; } }
 @media print { details.code { display: none; } body { max-width: none; padding: 0; } }
 """
+
+OPENING = ("06_forest", "05_conditions", "04_translations_to_aff", "04_fidelity")  # the figures that show the answers
+SIDE_BY_SIDE = (  # heading, table, what a value is of
+    ("Metrics of test patients, means over cells and seeds", "trials/metrics.csv", ["condition", "metric"]),
+    ("Fidelity, means over cells", "fidelity.csv", ["method", "direction", "features", "metric"]),
+)
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -107,8 +120,12 @@ def index(run: Run) -> Path:
     """Write the run's first page: the answers, the notebooks, and what the run was made with."""
     manifest = run.manifest
     answers = run / "answers.md"
-    if answers.exists():
-        opening = markdown(answers.read_text(encoding="utf-8"))
+    if answers.exists():  # in short, what shows it, at length
+        text = answers.read_text(encoding="utf-8")
+        short, _, long = text.partition("\n## ")
+        shown = [run / "figures" / f"{name}.png" for name in OPENING]
+        figures = "\n".join(_figure(path) for path in shown if path.exists())
+        opening = f"{markdown(short)}\n{figures}\n{markdown('## ' + long if long else '')}"
     else:
         opening = f"<h1>Run {run.folder.name}</h1>\n<p class='soft'>No answers yet: notebook 06 writes them.</p>"
     notebooks = sorted(manifest.get("notebooks", {}).items())
@@ -130,6 +147,49 @@ def index(run: Run) -> Path:
     )
     _write(page, f"Answers of run {run.folder.name}", body)
     return page
+
+
+def compare(a: Run, b: Run) -> Path:
+    """Write `A-against-B.html` beside two runs: parameters that differ, metrics and fidelity, figures side by side."""
+    differing = pd.DataFrame(a.differing(b), index=[a.folder.name, b.folder.name]).T.rename_axis("parameter")
+    parts = [f"<h1>{html.escape(a.folder.name)} against {html.escape(b.folder.name)}</h1>", "<h2>Parameters</h2>"]
+    parts.append(differing.map(repr).to_html(border=0) if len(differing) else "<p>None differs.</p>")
+    for heading, file, keys in SIDE_BY_SIDE:
+        if not all((run / file).exists() for run in (a, b)):
+            continue
+        means = {run.folder.name: pd.read_csv(run / file).groupby(keys, sort=False).value.mean() for run in (a, b)}
+        both = pd.DataFrame(means)
+        both["difference"] = both.iloc[:, 1] - both.iloc[:, 0]
+        parts += [f"<h2>{heading}</h2>", both.to_html(border=0, float_format="{:.3f}".format, na_rep="–")]
+    parts.append("<h2>Figures</h2>")
+    names = [{path.name for path in (run / "figures").glob("*.png")} for run in (a, b)]
+    for name in sorted(names[0] & names[1]):
+        caption = _caption(a / "figures" / name)
+        pictures = "".join(f"<td>{_picture(run / 'figures' / name)}</td>" for run in (a, b))
+        parts.append(
+            f"<figure><table class='pair'><tr>{pictures}</tr></table><figcaption>{caption}</figcaption></figure>"
+        )
+    page = a.folder.parent / f"{a.folder.name}-against-{b.folder.name}.html"
+    _write(page, f"{a.folder.name} against {b.folder.name}", "\n".join(parts))
+    return page
+
+
+def _figure(path: Path) -> str:
+    return f"<figure>{_picture(path)}<figcaption>{_caption(path)}</figcaption></figure>"
+
+
+def _caption(path: Path) -> str:
+    """That of a figure of `lib.figures.save_figure`, as HTML."""
+    return html.escape(path.with_suffix(".txt").read_text(encoding="utf-8").strip())
+
+
+def _picture(path: Path) -> str:
+    """A figure in the page itself, as wide as screens show it."""
+    file = io.BytesIO()
+    with Image.open(path) as picture:
+        picture.thumbnail((1000, 4000))
+        picture.convert("RGB").quantize(256).save(file, "PNG", optimize=True)
+    return f'<img alt="{_caption(path)}" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
 
 
 def markdown(source: str, attachments: dict | None = None) -> str:

@@ -364,3 +364,19 @@ def test_the_command_itself_ends_with_the_status():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("run_all.py: ")
+
+
+def test_two_runs_side_by_side(study, capsys):
+    assert command(study, "--run", "b", "-p", "seed", "8") == 0
+    for name, value in (("a", 0.5), ("b", 0.75)):
+        (study / "runs" / name / "trials").mkdir()
+        rows = f"condition,metric,value\nreal,auroc,{value}\nreal,auroc,{value}\n"
+        (study / "runs" / name / "trials" / "metrics.csv").write_text(rows)
+    capsys.readouterr()
+    assert command(study, "--compare", "a", "b") == 0
+    assert "seed: 7 → 8" in capsys.readouterr().out
+    page = (study / "runs" / "a-against-b.html").read_text()
+    assert re.search(r"<td>0\.500</td>\s*<td>0\.750</td>\s*<td>0\.250</td>", page)
+    assert page.count('<img alt="Nothing in it."') == 2 and 'src="http' not in page
+    assert command(study, "--compare", "a", "c") == 2
+    assert "there is no run 'c'; there are a, b" in capsys.readouterr().err
