@@ -38,18 +38,20 @@ class Picture:
         """Left and right exchanged."""
         return Picture(self.image[:, ::-1], self.to_source @ _affine(xx=-1, x0=self.image.shape[1]))
 
-    def resized(self, height: int, width: int) -> Picture:
+    def resized(self, height: int, width: int, gap: float | None = None) -> Picture:
         """Resampled on float32 with a triangle filter as wide as the reduction asks for: antialiased at any ratio, and
-        free of the overshoot with which sharper filters would draw seams along cortices and collimators.
+        free of the overshoot with which sharper filters would draw seams along cortices and collimators. With a `gap`,
+        means of whole pixels come first, down to so many times the size: faster, and hardly less exact.
         """
-        small = Image.fromarray(np.ascontiguousarray(self.image)).resize((width, height), Image.Resampling.BILINEAR)
+        image = Image.fromarray(np.ascontiguousarray(self.image))
+        small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=gap)
         scale = _affine(xx=self.image.shape[1] / width, yy=self.image.shape[0] / height)
         return Picture(np.asarray(small), self.to_source @ scale)
 
     def shrunk(self, size: int) -> Picture:
-        """Resized until its longer side has this many pixels."""
+        """Resized until its longer side has this many pixels, to be measured rather than shown."""
         height, width = (max(1, round(side * size / max(self.image.shape))) for side in self.image.shape)
-        return self.resized(height, width)
+        return self.resized(height, width, gap=2)
 
     def rotated(self, degrees: float) -> Picture:
         """Counter-clockwise about its middle, in a frame that holds all of it; corners without image are black."""
@@ -95,7 +97,8 @@ def field_of_view(image: np.ndarray) -> tuple[int, int, int, int]:
     ----------
     image : (h, w) in [0, 1]
     """
-    low, high = np.percentile(image[:: max(len(image) // 500, 1)], [0.1, 99.9])
+    every_y, every_x = (max(side // 500, 1) for side in image.shape)
+    low, high = np.percentile(image[::every_y, ::every_x], [0.1, 99.9])
     edge = EXTREME * (high - low)
     dark, bright = image <= low + edge, image >= high - edge
     top, left, (bottom, right) = 0, 0, image.shape

@@ -8,7 +8,7 @@ from scipy.sparse.csgraph import connected_components
 
 from lib.radiographs.geometry import Picture
 
-SIDE = 1024  # pixels of the longer side at which it is looked for; smaller images as they are
+SIDE = 640  # pixels of the longer side at which it is looked for; smaller images as they are
 STROKE = 0.012  # of the longer side: what is thinner than this may be writing
 CONTRASTS = (0.25, 0.12)  # from its surroundings, of the grey scale: letters that touch, and letters on bone
 NOISE = 7  # the same in median deviations of the grain, at least
@@ -31,8 +31,9 @@ def text_lines(image: np.ndarray) -> list[tuple[int, int, int, int]]:
     for polarity in (small, 1 - small):
         stroke = max(round(STROKE * side), 3)
         above = polarity - maximum_filter(minimum_filter(polarity, stroke), stroke)  # what is wider than a stroke is 0
-        noise = np.median(above)
-        grain = noise + NOISE * np.median(abs(above - noise))
+        sample = above[::3, ::3]
+        noise = np.median(sample)
+        grain = noise + NOISE * np.median(abs(sample - noise))
         for contrast in CONTRASTS:
             patches, _ = label(above > max(contrast, grain), np.ones((3, 3)))
             boxes = np.array([(y.start, x.start, y.stop, x.stop) for y, x in find_objects(patches)]).reshape(-1, 4)
