@@ -38,6 +38,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 from lib import pages
+from lib.radiographs.table import RadiographsError, read_csv
 from lib.runs import ROOT, Damaged, Run, code_files, from_root, shown, write_text
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -168,19 +169,21 @@ def choose_parameters(notebooks: list[Notebook], profile: dict, given: list[tupl
             if where == "-p":
                 value = typed(name, value, known[name])
                 if name.endswith("_csv") and value:
-                    value = within_repository(Path(value))
+                    value = os.path.abspath(Path(value).expanduser())
             values[name] = cast(name, value, known[name])
     for name, value in values.items():
-        if name.endswith("_csv") and value and not from_root(value).is_file():
-            raise Mistake(f"parameter {name}: there is no file {value}")
+        if name.endswith("_csv") and value:
+            if not from_root(value).is_file():
+                raise Mistake(f"parameter {name}: there is no file {value}")
+            values[name] = within_repository(from_root(value))
     return values
 
 
 def within_repository(csv: Path) -> str:
     """A table's path as the run records it. One that lies elsewhere is reached through a link in data/: no path of this
     machine, which may name somebody, gets into the run."""
-    csv = Path(os.path.abspath(csv.expanduser()))
-    if csv.is_file() and not csv.is_relative_to(ROOT):
+    csv = Path(os.path.abspath(csv))
+    if not csv.is_relative_to(ROOT):
         folder = hashlib.sha256(str(csv.parent.resolve()).encode()).hexdigest()[:8]
         link = ROOT / "data" / f"linked-{folder}"
         with suppress(OSError):  # there already, or a system without links: then the path stays
@@ -226,16 +229,33 @@ def cast(name: str, value, default):
 
 def fingerprint(notebook: Notebook, parameters: dict, before: list[str | None]) -> str:
     """sha256 of all that a notebook's results follow from: its code, what that imports of lib, its parameters,
-    the table of radiographs, and the fingerprints of the notebooks before it. Prose does not count."""
+    the table of radiographs and sizes and times of its files, and the fingerprints of the notebooks before it. Prose
+    does not count."""
     try:
         files = code_files(notebook.code)
     except SyntaxError:  # the notebook will say so itself
         files = []
     tables = [from_root(value) for name, value in parameters.items() if name.endswith("_csv") and value]
     content = [file.read_bytes() for file in files + tables]
-    parts = [notebook.code, json.dumps(parameters, sort_keys=True), repr(before)]
+    pictures = [file_state(path) for table in tables for path in named_files(table)]
+    parts = [notebook.code, json.dumps(parameters, sort_keys=True), repr(before), repr(pictures)]
     digests = [hashlib.sha256(part).hexdigest() for part in [*(part.encode() for part in parts), *content]]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def named_files(table: Path) -> list[Path]:
+    """The files that a table of radiographs names, as well as it can be read."""
+    try:
+        return [table.parent / path for path in read_csv(table, ("path",), ())[0].path]
+    except RadiographsError:  # the notebook will say so itself
+        return []
+
+
+def file_state(path: Path) -> tuple[int, int] | None:
+    try:
+        return path.stat().st_size, path.stat().st_mtime_ns
+    except (OSError, ValueError):
+        return None
 
 
 def check_run_folder(notebooks: list[Notebook], past: dict, parameters: dict, redone: set[str], name: str) -> None:
@@ -357,9 +377,8 @@ def execute(notebook: Notebook, parameters: dict, copy: Path, live: Live) -> Non
 def without_paths(text: str) -> str:
     """Text that tells nothing of this machine's folders, and who works there."""
     for folder, instead in ((ROOT, "."), (Path(sys.prefix), "python"), (Path.home(), "~")):
-        if len(folder.parts) < 2:
-            continue
-        text = re.sub(re.escape(json.dumps(str(folder))[1:-1]) + r"(?![\w.-])", instead, text)
+        for written in {str(folder), json.dumps(str(folder))[1:-1]} if len(folder.parts) > 1 else ():
+            text = re.sub(re.escape(written) + r"(?![\w-]|\.\w)", instead, text)
     return text
 
 

@@ -17,7 +17,7 @@ from lib.cohort import Cohort
 from lib.controls import CONTROL_GENERATORS
 from lib.duplicates import duplicates
 from lib.runs import write_text
-from lib.splits import PARTS, cell_name, cells
+from lib.splits import PARTS, cell_name, cells, with_windows
 from lib.training import cohort_hash, patients_hash, weights_metadata
 
 COLUMNS = ("check", "where", "compared", "found", "example", "passed")
@@ -119,6 +119,23 @@ def preprocessing_check(cohort: Cohort, splits: pd.DataFrame, prepare: Callable[
     differ = abs(prepare(rows).images() - cohort.take(rows).images()).max(axis=(1, 2, 3)) > 1e-6
     ids = cohort.table.image_id.iloc[rows[differ]]
     return _table([_check("images that change when prepared alone", "test part", len(rows), ids)])
+
+
+def window_checks(cohort: Cohort, splits: pd.DataFrame, percentiles: tuple[float, float]) -> pd.DataFrame:
+    """Each cell's window is that of its training images, whatever the others look like.
+
+    Parameters
+    ----------
+    percentiles : of `lib.splits.with_windows`
+    """
+    strangers = []
+    for (repeat, fold), cell in splits.groupby(["repeat", "fold"]):
+        others = cohort.table.patient_id.isin(cell.patient_id[cell.part != "train"]).to_numpy()
+        inverted = np.where(others[:, None, None], np.iinfo(cohort.pixels.dtype).max - cohort.pixels, cohort.pixels)
+        fitted = with_windows(cell, Cohort(cohort.table, inverted), percentiles)
+        if not np.allclose(fitted[["black", "white"]], cell[["black", "white"]]):
+            strangers.append(cell_name(repeat, fold))
+    return _table([_check("windows fitted to other images", "all cells", len(cells(splits)), strangers)])
 
 
 # Fitted things -------------------------------------------------------------------------------------------------------

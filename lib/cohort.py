@@ -16,7 +16,7 @@ from lib.runs import write_text, written
 
 LABELS = ("NFF", "AFF")  # a label's position is the number networks are trained on: AFF is the positive class
 COLUMNS = ("image_id", "patient_id", "label", "view", "side")
-BOX = ("box_top", "box_left", "box_bottom", "box_right")  # of the image in its square, in fractions; else it is padding
+CROP = ("crop_top", "crop_left", "crop_bottom", "crop_right")  # what is shown of the file's image, in its pixels
 TO_SOURCE = ("xx", "xy", "x0", "yx", "yy", "y0")  # x in the file is xx · x + xy · y + x0, in pixels; y likewise
 MEASURES = ("height", "width", "bits", "cropped", "contrast", "inversion", "metal", "writing")  # of quality control
 
@@ -149,13 +149,18 @@ class Cohort:
 
     @property
     def padding(self) -> np.ndarray:
-        """(N, H, W) bool: where a square is black since its image was not square; nowhere, without columns `BOX`."""
-        if not set(BOX) <= set(self.table):
-            return np.zeros((len(self), 1, 1), bool)
-        top, left, bottom, right = (self.table[list(BOX)].to_numpy().T * self.size).round()[:, :, None]
-        along = np.arange(self.size)
-        outside_y, outside_x = (along < top) | (along >= bottom), (along < left) | (along >= right)
-        return outside_y[:, :, None] | outside_x[:, None, :]
+        """(N, H, W) bool: where a square shows nothing of its file's image; nowhere, without columns `CROP`."""
+        outside = np.zeros((len(self), self.size, self.size), bool)
+        if not set(CROP) <= set(self.table):
+            return outside
+        middles = np.arange(self.size) + 0.5
+        x, y = middles, middles[:, None]
+        for image, (top, left, bottom, right), (xx, xy, x0, yx, yy, y0) in zip(
+            outside, self.table[list(CROP)].to_numpy(), self.table[list(TO_SOURCE)].to_numpy(), strict=True
+        ):
+            source_x, source_y = xx * x + xy * y + x0, yx * x + yy * y + y0
+            image[:] = (source_x < left) | (source_x > right) | (source_y < top) | (source_y > bottom)
+        return outside
 
     def windowed(self, black: float, white: float) -> Cohort:
         """Grey levels stretched so that `black` and `white`, shares of the full range, become its ends."""

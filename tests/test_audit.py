@@ -18,6 +18,7 @@ from lib.audit import (
     preprocessing_check,
     synthetic_checks,
     weights_checks,
+    window_checks,
 )
 from lib.cohort import Cohort, to_images
 from lib.controls import with_canary
@@ -27,7 +28,7 @@ from lib.cyclegan import CycleGAN, Settings
 from lib.duplicates import duplicate_pairs
 from lib.judge import Judge
 from lib.phantom import Phantom
-from lib.splits import cell_name, make_splits
+from lib.splits import cell_name, make_splits, with_windows
 from lib.synthesis import copies
 from lib.training import patients_hash
 
@@ -102,6 +103,15 @@ def test_an_image_in_two_parts_is_found_however_it_was_saved(cohort, splits, cha
 
 
 # Preprocessing
+
+
+def test_a_window_that_was_fitted_to_all_images_is_found(cohort, splits):
+    windowed = with_windows(splits, cohort, (10, 90))
+    assert window_checks(cohort, windowed, (10, 90)).passed.all()
+    held_out = cohort.table.patient_id.isin(splits.patient_id[splits.part != "train"]).to_numpy()
+    darker = Cohort(cohort.table, np.where(held_out[:, None, None], cohort.pixels // 4, cohort.pixels))
+    leaky = with_windows(splits.assign(part="train"), darker, (10, 90)).assign(part=splits.part)
+    assert not window_checks(darker, leaky, (10, 90)).passed.any()
 
 
 def test_preprocessing_that_looks_at_other_images_is_found(cohort, splits):

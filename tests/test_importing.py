@@ -11,8 +11,10 @@ import pytest
 from made_files import RAMP8, RAMP16, write_dicom
 from PIL import Image, ImageDraw, ImageFont
 
+from lib.cohort import TO_SOURCE
 from lib.radiographs import Radiograph, RadiographsError, importing, read_image, read_radiographs
 from lib.radiographs.__main__ import main
+from lib.radiographs.geometry import moved
 from lib.radiographs.importing import import_folder, pseudonym, read_key
 
 # Nothing that a hash is likely to hold by chance
@@ -79,12 +81,13 @@ def test_a_folder_becomes_a_table_that_names_nobody(hospital):
 def test_key_and_linkage_are_their_owners_alone(hospital):
     folder, labels, out, key = hospital
     import_folder(folder, labels, out, key)
-    linkage = key.with_name("key-linkage.csv")
+    linkage = importing.linkage_of(key, out)
+    assert linkage.parent == key.parent
     assert [stat.S_IMODE(path.stat().st_mode) for path in (key, linkage)] == [0o600, 0o600]
     who = pd.read_csv(linkage, dtype=str, keep_default_na=False)
     table = pd.read_csv(out / "radiographs.csv", dtype=str)
     ids = who[who.problem == ""].set_index("id").loc[table.image_id.str[1:]]
-    again = ["P" + pseudonym(key.read_text().encode(), "", number) for number in ids.patient_number]
+    again = ["P" + pseudonym(key.read_text().encode(), number) for number in ids.patient_number]
     assert again == list(table.patient_id)
     with pytest.raises(RadiographsError, match="lies in the output folder"):
         import_folder(folder, labels, out, out / "key")
@@ -112,11 +115,11 @@ def test_a_second_call_reads_only_what_is_new(hospital, monkeypatch):
     original = importing._import
     monkeypatch.setattr(importing, "_import", lambda file, **how: read.append(file[0].name) or original(file, **how))
     import_folder(folder, labels, out, key)
-    assert read == [] and before == {path: path.stat().st_mtime_ns for path in (out / "images").iterdir()}
+    assert read == ["labels.csv"] and before == {path: path.stat().st_mtime_ns for path in (out / "images").iterdir()}
     write_dicom(folder / "new.dcm", RAMP8, 8, PatientID="19000101-0", SOPInstanceUID="1.2.826.9")
     next((out / "images").iterdir()).unlink()
     import_folder(folder, labels, out, key)
-    assert len(read) == 2 and len(pd.read_csv(out / "radiographs.csv")) == 13
+    assert len(read) == 1 + 3 and len(pd.read_csv(out / "radiographs.csv")) == 13
 
 
 def test_interrupted_imports_go_on(hospital, monkeypatch):
@@ -134,7 +137,7 @@ def test_interrupted_imports_go_on(hospital, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         import_folder(folder, labels, out, key)
     import_folder(folder, labels, out, key)
-    assert len(read) == 5 + 13 - 4 and len(pd.read_csv(out / "radiographs.csv")) == 12
+    assert len(read) == 5 + 13 - 3 and len(pd.read_csv(out / "radiographs.csv")) == 12
 
 
 def test_what_is_left_out_says_why(hospital, capsys):
@@ -176,10 +179,10 @@ def test_labels_that_cannot_be_used_are_named_by_row_alone(hospital, text, messa
 
 def test_pictures_are_square_pixelled_and_never_enlarged():
     read = importing.Radiograph(np.linspace(0, 1, 200 * 100, dtype=np.float32).reshape(200, 100), 12, (0.1, 0.2))
-    assert importing.picture(read, 1024).size == (200, 200)
-    assert importing.picture(read, 50).size == (50, 50)
-    assert np.asarray(importing.picture(read, 50)).dtype == np.uint16
-    assert importing.picture(read._replace(bits=8), 50).mode == "L"
+    assert importing.picture(read, 1024)[0].size == (200, 200)
+    assert importing.picture(read, 50)[0].size == (50, 50)
+    assert np.asarray(importing.picture(read, 50)[0]).dtype == np.uint16
+    assert importing.picture(read._replace(bits=8), 50)[0].mode == "L"
 
 
 def test_another_size_makes_other_pictures_of_the_same_names(hospital):
@@ -206,6 +209,100 @@ def test_pictures_are_head_up_and_writing_can_be_hidden():
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), 16)
     ImageDraw.Draw(page).text((5, 5), "MEIER HANS 1943", font=font, fill=255)
     lying = Radiograph(np.asarray(page, np.float32) / 255, 8, (1, 2), quarters=1)
-    assert importing.picture(lying, 800).size == (300, 800)
-    assert np.asarray(importing.picture(lying, 800))[:, :30].max() > 200
-    assert np.asarray(importing.picture(lying, 800, hide_text=True)).max() < 100
+    assert importing.picture(lying, 800)[0].size == (300, 800)
+    assert np.asarray(importing.picture(lying, 800)[0])[:, :30].max() > 200
+    assert np.asarray(importing.picture(lying, 800, hide_text=True)[0]).max() < 100
+
+
+def test_what_was_filled_into_the_table_by_hand_stays(hospital):
+    folder, labels, out, key = hospital
+    import_folder(folder, labels, out, key)
+    table = pd.read_csv(out / "radiographs.csv", dtype=str, keep_default_na=False)
+    table = table.assign(exclude="", zone_top="0.4", zone_bottom="0.6", side="left").iloc[::-1]
+    table.iloc[3, table.columns.get_loc("exclude")] = "no consent"
+    table.to_csv(out / "radiographs.csv", index=False)
+    write_dicom(folder / "new.dcm", RAMP8, 8, PatientID="19000101-0", SOPInstanceUID="1.2.826.9")
+    import_folder(folder, labels, out, key)
+    after = pd.read_csv(out / "radiographs.csv", dtype=str, keep_default_na=False).set_index("image_id")
+    assert len(after) == 13 and after.exclude[table.image_id.iloc[3]] == "no consent"
+    old = after.loc[table.image_id]
+    assert (old.exclude != "").sum() == 1 and set(old.zone_top) == {"0.4"} and set(old.side) == {"left"}
+    assert len(read_radiographs(out / "radiographs.csv", 16)) == 12
+
+
+def test_two_outputs_with_one_key_do_not_mix(hospital, tmp_path):
+    folder, labels, out, key = hospital
+    import_folder(folder, labels, out, key, size=32)
+    import_folder(folder, labels, tmp_path / "other" / "out", key, size=48)
+    import_folder(folder, labels, out, key, size=48)
+    assert {Image.open(path).size for path in (out / "images").iterdir()} == {(48, 48)}
+
+
+def test_a_second_folder_joins_the_first_and_what_is_gone_goes(hospital, tmp_path):
+    folder, labels, out, key = hospital
+    import_folder(folder, labels, out, key)
+    second = tmp_path / "second"
+    second.mkdir()
+    write_dicom(second / "x.dcm", RAMP8, 8, PatientID="77", SOPInstanceUID="1.2.826.77")
+    (second / "labels.csv").write_text("patient_number,label\n77,NFF\n")
+    import_folder(second, second / "labels.csv", out, key)
+    assert len(pd.read_csv(out / "radiographs.csv")) == len(list((out / "images").iterdir())) == 13
+    (folder / "Doe_Jane_0" / "20190203-0.dcm").unlink()
+    import_folder(folder, labels, out, key)
+    assert len(pd.read_csv(out / "radiographs.csv")) == len(list((out / "images").iterdir())) == 12
+
+
+def test_no_picture_is_made_of_anybody_else(hospital):
+    folder, labels, out, key = hospital
+    write_dicom(folder / "unlabelled.dcm", RAMP8, 8, PatientID="19000101-77")
+    write_dicom(folder / "slice.dcm", RAMP8, 8, PatientID="19000101-0", Modality="CT")
+    write_dicom(folder / "raw.dcm", RAMP8, 8, PatientID="19000101-0", PresentationIntentType="FOR PROCESSING")
+    flow = import_folder(folder, labels, out, key).set_index("what").images
+    assert flow[["no label", "no radiograph (CT)", "raw data, not for presentation"]].tolist() == [1, 1, 1]
+    assert len(list((out / "images").iterdir())) == 12
+
+
+def test_one_patient_with_and_without_an_issuer_is_one_and_a_number_of_two_issuers_is_nobodys(hospital):
+    folder, labels, out, key = hospital
+    more = {"PatientID": "19000101-0", "IssuerOfPatientID": "NORD"}
+    write_dicom(folder / "a.dcm", RAMP8, 8, SOPInstanceUID="1.2.826.50", **more)
+    import_folder(folder, labels, out, key)
+    assert pd.read_csv(out / "radiographs.csv").patient_id.nunique() == 6
+    write_dicom(folder / "b.dcm", RAMP8, 8, SOPInstanceUID="1.2.826.51", **(more | {"IssuerOfPatientID": "SUED"}))
+    flow = import_folder(folder, labels, out, key).set_index("what").images
+    assert flow["a patient number that two issuers use"] == 4
+    assert pd.read_csv(out / "radiographs.csv").patient_id.nunique() == 5
+
+
+def test_names_of_old_systems_and_odd_files_stop_nothing(hospital):
+    folder, labels, out, key = hospital
+    data = (folder / "Doe_Jane_0" / "20190203-0.dcm").read_bytes()
+    Path(os.fsdecode(os.fsencode(folder) + b"/M\xfcller.dcm")).write_bytes(data.replace(b"1.2.826.0.0", b"1.2.826.0.7"))
+    flow = import_folder(folder, labels, out, key).set_index("what").images
+    assert flow["in the table: NFF"] + flow["in the table: AFF"] == 13
+    key.write_bytes("ü".encode("latin-1") * 40)
+    import_folder(folder, labels, out, key)
+
+
+def test_what_could_not_be_read_is_tried_again(hospital, monkeypatch):
+    folder, labels, out, key = hospital
+    original = importing.read_dicom
+    monkeypatch.setattr(importing, "read_dicom", lambda ds: (_ for _ in ()).throw(OSError("network")))
+    assert import_folder(folder, labels, out, key).set_index("what").images["unreadable"] == 12
+    monkeypatch.setattr(importing, "read_dicom", original)
+    import_folder(folder, labels, out, key)
+    assert len(pd.read_csv(out / "radiographs.csv")) == 12
+
+
+def test_what_the_files_say_is_counted_and_the_linkage_leads_back_to_their_pixels(hospital):
+    folder, labels, out, key = hospital
+    lying = {"PatientOrientation": ["H", "L"], "PixelSpacing": [0.2, 0.1], "BurnedInAnnotation": "YES"}
+    write_dicom(folder / "a.dcm", RAMP16[:40], 16, PatientID="19000101-0", SOPInstanceUID="1.2.826.60", **lying)
+    flow = import_folder(folder, labels, out, key, size=32).set_index("what").images
+    assert flow["of these: DICOM says that something identifying is burned into the pixels"] == 1
+    found = pd.read_csv(importing.linkage_of(key, out)).query("file == 'a.dcm'").iloc[0]
+    assert (found.height, found.width, found.spacing) == (40, 64, "0.2 0.1")
+    picture = read_image(out / "images" / f"{found['id']}.png").image
+    assert picture.shape == (26, 32)
+    x, y = moved([(0, 0)], found[list(TO_SOURCE)].to_numpy(float).reshape(2, 3))[0]
+    assert (x, y) == (64, 0)  # the head lay to the right: the picture's upper left corner is the file's upper right one

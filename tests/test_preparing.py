@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from made_files import write_dicom
 from PIL import Image, ImageDraw, ImageFont
 
-from lib.cohort import BOX, Cohort
+from lib.cohort import CROP, TO_SOURCE, Cohort
 from lib.duplicates import duplicate_pairs
 from lib.phantom import Phantom
 from lib.quality import quality
@@ -230,8 +230,21 @@ def test_percentiles_that_are_none_are_refused(percentiles):
 
 def test_nothing_is_translated_into_the_padding():
     cohort = cohort_of(np.full((2, 8, 8), 0.5))
-    cohort.table.loc[:, list(BOX)] = [[0, 0.25, 1, 0.75], [0, 0, 1, 1]]
+    cohort.table.loc[:, list(CROP)] = [[0, 0, 16, 8], [0, 0, 8, 8]]
+    cohort.table.loc[:, list(TO_SOURCE)] = [[2, 0, -4, 0, 2, 0], [1, 0, 0, 0, 1, 0]]
     translated = cohort.translated(np.ones((2, 1, 8, 8), np.float32), "AFF", "cyclegan")
     assert not translated.pixels[0][:, [0, 1, 6, 7]].any()
     assert (translated.pixels[0][:, 2:6] == 255).all() and (translated.pixels[1] == 255).all()
     assert np.array_equal(translated.padding, cohort.padding)
+
+
+@pytest.mark.parametrize("how", [Preparation(upright=True), Preparation(quarters=1, one_side=True, side="right")])
+def test_padding_is_what_the_image_does_not_reach(how):
+    image = Picture(thigh(240, 150) * 0.4 + 0.5).rotated(-15).image
+    steps, crop, _ = prepare(Radiograph(np.maximum(image, 0.3), 8), 64, how)
+    square = steps["square"]
+    cohort = cohort_of([np.clip(square.image, 0, 1)])
+    cohort.table.loc[0, list(CROP)] = crop
+    cohort.table.loc[0, list(TO_SOURCE)] = square.to_source[:2].ravel()
+    assert cohort.padding[0].any() and (square.image[cohort.padding[0]] < 0.3).all()
+    assert (square.image[~cohort.padding[0]] < 0.1).mean() < 0.01

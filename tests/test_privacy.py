@@ -1,8 +1,12 @@
 """The scan of a run for what leads to a patient: everything planted is found, and nothing else."""
 
 import base64
+import gzip
 import io
 import json
+import struct
+import zipfile
+import zlib
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,12 +21,15 @@ from safetensors.numpy import save_file
 
 from lib import privacy
 from lib.privacy import Identifiers, main, words
+from lib.radiographs.importing import pseudonym
 from lib.runs import ROOT, Run
 from run_all import within_repository
 
 PERSON = {
     "PatientName": "Meyerbeer^Giacomo", "PatientID": "4711082", "PatientBirthDate": "17910905",
     "AccessionNumber": "ACX-99012", "StudyDate": "20260102", "InstitutionName": "Haus Edelweiss",
+    "ReferringPhysicianName": "Müller", "OperatorsName": "Ria Meyer-Lüdenscheidt", "SpecificCharacterSet": "ISO_IR 192",
+    "SeriesInstanceUID": "1.2.3.4711", "PatientComments": "rufe Tante",
 }  # fmt: skip
 
 
@@ -64,6 +71,18 @@ def notebook(text):
     return json.dumps({"cells": [{"outputs": [{"data": {"image/png": encoded(text)}}]}]})
 
 
+def svg(text):
+    return base64.b64encode(f"<svg><text>{text}</text>{'<g/>' * 60}</svg>".encode()).decode()
+
+
+def late(text):
+    """A PNG with a comment behind its pixels."""
+    data, comment = png("nothing"), b"tEXtComment\0" + text.encode()
+    end = data.index(b"IEND") - 4
+    chunk = struct.pack(">I", len(comment) - 4) + comment + struct.pack(">I", zlib.crc32(comment))
+    return data[:end] + chunk + data[end:]
+
+
 PLANT = {
     "table.csv": lambda path, text: path.write_text(f"image_id,who\n1,{text}\n"),
     "log.txt": lambda path, text: path.write_text(f"could not read '{text}'"),
@@ -75,6 +94,19 @@ PLANT = {
     "figure.pdf": pdf,
     "weights.safetensors": lambda path, text: save_file({"a": np.zeros(3)}, path, {"json": text}),
     "checkpoint.pt": lambda path, text: torch.save({"patient": text}, path),
+    "error.json": lambda path, text: path.write_text(json.dumps({"error": f"row 3\n{text}\tis no label"})),
+    "error.ipynb": lambda path, text: path.write_text(json.dumps({"evalue": f"\x1b[0;31m{text}\x1b[0m"})),
+    "lines.ipynb": lambda path, text: path.write_text(json.dumps({"source": ["a\n", text]})),
+    "strings.npy": lambda path, text: np.save(path, np.array([text, "b"])),
+    "objects.npy": lambda path, text: np.save(path, np.array([text, None], object), allow_pickle=True),
+    "arrays.npz": lambda path, text: np.savez(path, a=np.array([text])),
+    "log.txt.gz": lambda path, text: path.write_bytes(gzip.compress(text.encode())),
+    "files.zip": lambda path, text: zipfile.ZipFile(path, "w").writestr("a.txt", text),
+    "svg.html": lambda path, text: path.write_text(f"<img src='data:image/svg+xml;base64,{svg(text)}'>"),
+    "late.png": lambda path, text: path.write_bytes(late(text)),
+    "western.txt": lambda path, text: path.write_bytes(f"für {text}".encode("cp1252")),
+    "wide.txt": lambda path, text: path.write_bytes(text.encode("utf-16")),
+    "link.html": lambda path, text: path.write_text("<a href='" + "".join(f"%{ord(c):02x}" for c in text) + "'>"),
     "array.npy": lambda path, text: np.save(path, np.zeros(2, [(text, "f4")])),
 }  # fmt: skip
 
@@ -101,17 +133,25 @@ def test_a_name_is_found_in_every_kind_of_file(run, capsys, kind):
         ("MEYERBEER, GIACOMO", "PatientName"), ("giacomo_meyerbeer.png", "PatientName"),
         ("number 4711082.", "PatientID"),
         ("born 05.09.1791", "PatientBirthDate"), ("1791-09-05T00:00", "PatientBirthDate"),
-        ("acx 99012", "AccessionNumber"), ("in Haus Edelweiss", "InstitutionName"), ("vontrapp-maria", "file name"),
+        ("acx 99012", "AccessionNumber"), ("4711082.0", "PatientID"), ("4711082.1.png", "PatientID"),
+        ("0004711082", "PatientID"), ("5.9.1791", "PatientBirthDate"), ("05-Sep-1791", "PatientBirthDate"),
+        ("September 5, 1791", "PatientBirthDate"), ("Müller", "ReferringPhysicianName"),
+        ("Mueller", "ReferringPhysicianName"), ("Lüdenscheidt", "OperatorsName"), ("1.2.3.4711", "SeriesInstanceUID"),
+        ("Kommentar: rufe Tante", "PatientComments"),
+        ("in Haus Edelweiss", "InstitutionName"), ("vontrapp-maria", "file name"),
         ("station  nord", "column 'ward'"), (str(ROOT), "path of this machine"), ("/PACS_4711/x", None),
     ],
 )  # fmt: skip
 def test_what_leads_to_a_patient_is_found_however_it_is_written(run, capsys, text, kind):
     (run / "log.txt").write_text(text)
     status, printed = scanned(run, capsys)
-    assert status == (kind is not None) and (kind or "Found none") in printed.split("Found")[-1] + printed
+    assert status == (kind is not None) and (kind or " none of them") in printed.split("Found")[-1]
 
 
-@pytest.mark.parametrize("text", ["0.4711082", "14711082", "Meyerbeerstrasse", "2026-01-02", "P1 AP AFF", "17910906"])
+@pytest.mark.parametrize(
+    "text",
+    ["0.4711082", "14711082", "Meyerbeerstrasse", "2026-01-02", "P1 AP AFF", "17910906", "Iabc4711082de"],
+)
 def test_what_only_looks_alike_is_not(run, capsys, text):
     (run / "log.txt").write_text(text)
     assert scanned(run, capsys)[0] == 0
@@ -153,3 +193,42 @@ def test_what_is_looked_for_is_found_between_anything_that_is_no_word(text, befo
     found = identifiers.found(f"{before} | {text} | {after}")
     assert set(found) == set(identifiers.kinds)
     assert all(words(" ".join(sequence)) == sequence for sequence in identifiers.kinds)
+
+
+def test_the_authors_own_files_make_nothing_ordinary(run, capsys, monkeypatch, tmp_path):
+    (run / "log.txt").write_text("Meyerbeer 4711082")
+    labels = ROOT / "labels_of_a_test.csv"
+    labels.write_text("patient_number,label\n4711082,AFF\n")
+    try:
+        status, printed = scanned(run, capsys)
+    finally:
+        labels.unlink()
+    assert status == 1 and "PatientID" in printed.split("Found")[1]
+
+
+def test_without_anything_to_look_for_nothing_is_proved(run, capsys, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(RAMP8).save(folder / "p1-1.png")
+    pd.DataFrame([{"path": "p1-1.png", "patient_id": "p1", "label": "AFF"}]).to_csv(folder / "t.csv", index=False)
+    run.record(parameters={"radiographs_csv": within_repository(folder / "t.csv")})
+    assert scanned(run, capsys)[0] == 2
+
+
+def test_nothing_of_a_file_gets_to_the_terminal(run, capfd, tmp_path):
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    with pytest.warns(UserWarning):
+        write_dicom(odd / "x.dcm", RAMP8, 8, StudyInstanceUID="1.2.0004711.1")
+    capfd.readouterr()
+    main([str(run.folder), "--source", str(odd)])
+    printed = capfd.readouterr()
+    assert "0004711" not in printed.out + printed.err
+
+
+def test_an_imports_ids_are_no_numbers():
+    identifiers = Identifiers()
+    for number in range(10_000, 12_000):
+        identifiers.add("number", str(number))
+    ids = " ".join(f"I{pseudonym(b'k' * 32, str(k))}" for k in range(4000))
+    assert not identifiers.found(ids)

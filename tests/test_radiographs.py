@@ -21,13 +21,16 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
     RLELossless,
 )
 
 from benchmarks import fuzz_radiographs
-from lib.cohort import BOX, COLUMNS, MEASURES, TO_SOURCE
+from lib.cohort import COLUMNS, CROP, MEASURES, TO_SOURCE
 from lib.radiographs import Radiograph, RadiographsError, files, preparing, read_image, read_radiographs
 from lib.radiographs.files import window
+from lib.radiographs.geometry import moved
 from lib.radiographs.preparing import Preparation, prepare
 from lib.radiographs.table import flow, steps
 from lib.runs import ROOT
@@ -217,8 +220,8 @@ def test_dicom_pixels_that_are_not_square(tmp_path, tags):
 def test_nothing_of_a_dicom_file_is_carried_on(tmp_path):
     write_dicom(tmp_path / "Jane_Doe.dcm", RAMP8, 8)
     cohort = read_radiographs(write_csv(tmp_path, [row("Jane_Doe.dcm", name="Jane Doe")]), SIDE)
-    assert list(cohort.table) == [*COLUMNS, *BOX, *TO_SOURCE, *MEASURES]
-    assert all(pd.api.types.is_numeric_dtype(cohort.table[name]) for name in (*BOX, *TO_SOURCE, *MEASURES))
+    assert list(cohort.table) == [*COLUMNS, *CROP, *TO_SOURCE, *MEASURES]
+    assert all(pd.api.types.is_numeric_dtype(cohort.table[name]) for name in (*CROP, *TO_SOURCE, *MEASURES))
     assert not cohort.table.astype(str).apply(lambda c: c.str.contains("Doe|1900|dcm")).any(axis=None)
 
 
@@ -310,7 +313,7 @@ def test_what_was_left_out_is_said(tmp_path, capsys):
     for _ in range(2):  # the second time from the cache
         read_radiographs(csv, SIDE, cache=tmp_path / "cache")
         said = capsys.readouterr().out
-        for note in ("the first of 3 frames", "the first of 2 windows", "the first of 2 pages"):
+        for note in ("the first of 3 frames", "the first of 2 windows", "the first of several pages"):
             assert f"1 of 3 files: {note}" in said
 
 
@@ -392,8 +395,11 @@ def test_a_table_reached_by_a_link_reads_the_files_beside_it(folder, tmp_path):
 
 
 def letterbox(image, size, spacing=(1, 1)):
-    steps, box, _ = prepare(Radiograph(image, 8, spacing), size)
-    return steps["square"].image, box
+    """The square, and (top, left, bottom, right) of the image in it."""
+    steps, *_ = prepare(Radiograph(image, 8, spacing), size)
+    square, (height, width) = steps["square"], image.shape
+    (left, top), (right, bottom) = moved([(0, 0), (width, height)], np.linalg.inv(square.to_source)).round().astype(int)
+    return square.image, (top, left, bottom, right)
 
 
 @settings(deadline=None)
@@ -528,9 +534,12 @@ def test_bad_zones(folder, zone, reason):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("path;patient;label\na;b;AFF\n", "mine.csv lacks the column patient_id; it has path, patient, label;"),
-        ("file\na\n", "lacks the columns path, patient_id, label; it has file;"),
-        ("", "it has none"),
+        (
+            "path;patient;label\na;b;AFF\n",
+            "needed are path, patient_id, label; its first row has path, label, and 1 others",
+        ),
+        ("file\na\n", "its first row has none of them, and 1 others"),
+        ("", "its first row has none of them, and 0 others"),
         ("path,patient_id,label\n\n", "a header and no rows"),
         ("path,patient_id,label,Label\na,b,AFF,NFF\n", "column label more than once"),
         ("path,patient_id,label\nimages/0.png,Doe, Jane,AFF\n", "row 2: 4 fields where the header has 3"),
@@ -728,3 +737,86 @@ def test_a_script_without_a_main_guard_reads_over_all_cores(tmp_path):
     done = subprocess.run([sys.executable, script], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.stdout.strip() == "130", done.stderr
+
+
+# What reviewers broke -------------------------------------------------------------------------------------------------
+
+
+def test_a_table_without_a_header_is_not_quoted(tmp_path):
+    (tmp_path / "mine.csv").write_text("Meyer_Hans/1.png,4711,AFF\nMeyer_Hans/2.png,4711,AFF\n")
+    with pytest.raises(RadiographsError, match="lacks the columns path, patient_id, label") as caught:
+        read_radiographs(tmp_path / "mine.csv", 8)
+    assert "Meyer" not in str(caught.value) and "4711" not in str(caught.value)
+
+
+def test_a_quote_that_is_never_closed_swallows_no_rows(folder):
+    lines = ["path,patient_id,label,remark", *(f"images/{k}.png,p{k},AFF," for k in range(6))]
+    lines[3] += '"old nail'
+    (folder / "mine.csv").write_text("\n".join(lines))
+    with pytest.raises(RadiographsError, match=r"mine\.csv is no CSV file, after its row 3"):
+        read_radiographs(folder / "mine.csv", 8)
+
+
+def test_a_slope_of_zero_makes_no_image(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", RAMP16, 16, RescaleSlope=0, RescaleIntercept=5)
+    with pytest.raises(ValueError, match="a modality transform that makes all values one"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_pixels_with_spare_bits_on_the_right(tmp_path, signed):
+    stored = (RAMP16 >> 4).astype(np.int16) - 2048 if signed else RAMP16 >> 4
+    plain = read_image(write_dicom(tmp_path / "a.dcm", stored, 12)).image
+    shifted = (stored << 4).astype(stored.dtype)
+    assert np.array_equal(read_image(write_dicom(tmp_path / "b.dcm", shifted, 12, HighBit=15)).image, plain)
+
+
+@pytest.mark.parametrize("spacing", [0.15, None, ["nan", "0.1"], [0.1, 0.0]])
+def test_odd_pixel_spacings_are_square_pixels(tmp_path, spacing):
+    path = write_dicom(tmp_path / "a.dcm", RAMP8, 8)
+    ds = pydicom.dcmread(path)
+    ds.add_new(0x00280030, "DS", spacing)
+    ds.save_as(path)
+    assert read_image(path).spacing == (1, 1)
+
+
+def test_empty_rescale_is_none(tmp_path):
+    plain = read_image(write_dicom(tmp_path / "a.dcm", RAMP16, 16)).image
+    empty = write_dicom(tmp_path / "b.dcm", RAMP16, 16, RescaleSlope=None, RescaleIntercept=None)
+    assert np.array_equal(read_image(empty).image, plain)
+
+
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEG2000Lossless])
+def test_a_small_dicom_may_not_hold_a_giant_codestream(tmp_path, syntax):
+    if syntax == JPEG2000Lossless:
+        codestream = b"\xff\x4f\xff\x51\x00\x29\x00\x00" + struct.pack(">4I", 20_000, 20_000, 0, 0) + bytes(40)
+    else:
+        codestream = b"\xff\xd8\xff\xe0\x00\x04ab\xff\xc0\x00\x0b\x08" + struct.pack(">2H", 20_000, 20_000) + bytes(40)
+    path = write_dicom(tmp_path / "a.dcm", RAMP8, 8)
+    ds = pydicom.dcmread(path)
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.PixelData = pydicom.encaps.encapsulate([codestream])
+    ds["PixelData"].is_undefined_length = True
+    ds.save_as(path)
+    with pytest.raises(ValueError, match="20000 × 20000 pixels are more than the 150,000,000 allowed"):
+        read_image(path)
+
+
+def test_sides_in_other_words_are_mirrored_too(folder):
+    sides = ["rechts", "R", "right", "left", "links", ""]
+    plain = read_radiographs(write_csv(folder, six()), 40)
+    found = read_radiographs(write_csv(folder, six(side=sides)), 40, how=Preparation(one_side=True))
+    assert np.array_equal(found.pixels[:3], plain.pixels[:3, :, ::-1]) and np.array_equal(
+        found.pixels[3:], plain.pixels[3:]
+    )
+
+
+def test_thousands_of_bad_rows_take_no_memory(tmp_path):
+    csv = write_csv(tmp_path, [row(f"{k}.png", f"p{k}") for k in range(3000)])
+    with pytest.raises(RadiographsError, match="3000 of 3000 rows"):
+        read_radiographs(csv, 20_000)
+
+
+def test_somebody_elses_excluded_csv_does_not_matter(folder):
+    (folder / "excluded.csv").write_text("who,why\nx,y\n")
+    assert flow(write_csv(folder, six())).images.sum() == 6

@@ -327,12 +327,16 @@ def test_values_take_the_type_of_the_default(study):
     linked = values["radiographs_csv"]
     assert linked.startswith("data/linked-") and run_all.from_root(linked).samefile(table)
     assert run_all.within_repository(run_all.ROOT / linked) == linked
+    of_profile = run_all.choose_parameters(notebooks, {"radiographs_csv": str(table)}, [])
+    assert of_profile["radiographs_csv"] == linked
 
 
-def test_paths_of_this_machine_are_forgotten(study):
+def test_paths_of_this_machine_are_forgotten(study, monkeypatch):
     text = f'File "{run_all.ROOT}/lib/x.py", in {Path.home()}/data and {sys.prefix}/lib: {run_all.ROOT}-other'
     forgotten = run_all.without_paths(text)
     assert 'File "./lib/x.py", in ~/data and python/lib: ' in forgotten
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/jörg"))
+    assert run_all.without_paths("in /home/jörg/x and /home/jörg. " + json.dumps("/home/jörg")) == 'in ~/x and ~. "~"'
 
 
 def test_a_failed_notebook_tells_no_paths(study):
@@ -380,3 +384,12 @@ def test_two_runs_side_by_side(study, capsys):
     assert page.count('<img alt="Nothing in it."') == 2 and 'src="http' not in page
     assert command(study, "--compare", "a", "c") == 2
     assert "there is no run 'c'; there are a, b" in capsys.readouterr().err
+
+
+def test_another_picture_is_another_fingerprint(study):
+    notebook = run_all.read_notebooks(study / "notebooks")[0]
+    (study / "a.png").write_bytes(b"one")
+    (study / "t.csv").write_text("path,patient_id,label\na.png,p,AFF\n")
+    marks = [run_all.fingerprint(notebook, {"radiographs_csv": str(study / "t.csv")}, []) for _ in range(2)]
+    (study / "a.png").write_bytes(b"another")
+    assert marks[0] == marks[1] != run_all.fingerprint(notebook, {"radiographs_csv": str(study / "t.csv")}, [])

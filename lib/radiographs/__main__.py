@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lib.radiographs.importing import TABLE, import_folder
+from lib.radiographs.importing import TABLE, import_folder, linkage_of
 from lib.radiographs.table import EXCLUDED, RadiographsError
 
 KEY = Path.home() / ".config" / "aff-augmentation" / "key"
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2 if isinstance(error, RadiographsError) else 1
     print(flow.to_string(index=False))
     print(f"\ntable: {options.out / TABLE}\nleft out, and why: {options.out / EXCLUDED}")
-    print(f"who is who: beside the key, {options.key}. Keep both to yourself.")
+    print(f"who is who: {linkage_of(options.key, options.out)}. Keep it, and the key beside it, to yourself.")
     return 0
 
 

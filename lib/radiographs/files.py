@@ -7,6 +7,7 @@ a small file cannot unfold into one that fills the memory.
 from __future__ import annotations
 
 import re
+import struct
 import warnings
 import zlib
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pydicom
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydicom.datadict import tag_for_keyword
+from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, pixel_array
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -28,6 +30,7 @@ MAX_BYTES = 2**30  # of a file, and of what a deflated one unfolds into; a radio
 MAX_PIXELS = 150_000_000  # of an image, 12,000 × 12,500; the largest detectors have 20 million
 MAX_RATIO = 1000  # of the longer to the shorter side
 
+START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 VIEWS = {"AP": "AP", "PA": "AP", "LL": "lateral", "RL": "lateral", "LAT": "lateral", "LATERAL": "lateral"}
 SIDES = {"L": "left", "R": "right"}
 
@@ -87,6 +90,8 @@ def reason(error: Exception, path: Path) -> str:
 
 
 def _not_empty(radiograph: Radiograph) -> Radiograph:
+    if not np.isfinite(radiograph.image).all():
+        raise Unusable("pixels that are no numbers, after its tags' transforms")
     if np.ptp(radiograph.image) == 0:
         raise Unusable("every pixel has the same value")
     return radiograph
@@ -115,13 +120,23 @@ def _read_picture(path: Path) -> Radiograph:
         bits = tags.get(258, (16,))[0] if picture.mode.startswith("I;16") else 8
         if picture.mode in ("I", "F"):
             raise Unusable("signed, 32-bit or floating-point pixels have no white level: save it with 8 or 16 bits")
-        pages = getattr(picture, "n_frames", 1)
+        pages = _more_pages(picture)
         picture = ImageOps.exif_transpose(picture)
         # Pillow's convert("L") would cut 16 bits off at 255, so they go to numpy as they are.
         image = np.asarray(picture if bits > 8 else picture.convert("L"), np.float32) / (2**bits - 1)
     if bits > 8 and tags.get(262) == 0:  # WhiteIsZero: Pillow inverts it at 8 bits, not at 16
         image = 1 - image
-    return Radiograph(image, bits, notes=(f"the first of {pages} pages",) if pages > 1 else ())
+    return Radiograph(image, bits, notes=("the first of several pages",) if pages else ())
+
+
+def _more_pages(picture: Image.Image) -> bool:
+    """Whether there is a second one; to count them all, Pillow would read the file as often as it has pages."""
+    try:
+        picture.seek(1)
+    except EOFError:
+        return False
+    picture.seek(0)
+    return True
 
 
 # DICOM ---------------------------------------------------------------------------------------------------------------
@@ -144,7 +159,10 @@ def read_dicom(ds: pydicom.Dataset) -> Radiograph:
             notes.append("DICOM says that something identifying is burned into the pixels")
         if (frames := int(ds.get("NumberOfFrames") or 1)) > 1:
             notes.append(f"the first of {frames} frames")
-        pixels = pixel_array(ds, index=0)
+        if ds.file_meta.TransferSyntaxUID.is_compressed:
+            _check_codestream(ds)
+        left = int(ds.get("HighBit") or ds.BitsStored - 1) + 1 - ds.BitsStored
+        pixels = pixel_array(ds, index=0, correct_unused_bits=not left)
         if ds.PhotometricInterpretation == "PALETTE COLOR":
             pixels = apply_color_lut(pixels, ds)  # (h, w, 3)
         if pixels.ndim == 3:
@@ -152,6 +170,8 @@ def read_dicom(ds: pydicom.Dataset) -> Radiograph:
             image = pixels[..., :3] @ (np.array([0.299, 0.587, 0.114], np.float32) / (2**bits - 1))
         else:
             bits = ds.BitsStored
+            if left > 0:  # old files have bits to spare on the right
+                pixels = pixels >> left
             stored, shown = presentation(ds)
             image = shown[np.clip(pixels, stored[0], stored[-1]).astype(np.int32) - stored[0]]
             if isinstance(ds.get("WindowCenter"), pydicom.multival.MultiValue) and len(ds.WindowCenter) > 1:
@@ -199,6 +219,21 @@ def _check_deflated(path: Path) -> None:
                 raise Unusable(f"a deflated file that unfolds into more than {MAX_BYTES / 2**20:,.0f} MiB")
 
 
+def _check_codestream(ds: pydicom.Dataset) -> None:
+    """Raise Unusable where the compressed image itself is too large, whatever Rows and Columns say."""
+    data = get_frame(ds.PixelData, 0, number_of_frames=int(ds.get("NumberOfFrames") or 1))
+    if (at := data.find(b"\xff\x4f\xff\x51", 0, 4096)) >= 0:  # JPEG 2000: SIZ
+        width, height, left, top = struct.unpack(">4I", data[at + 8 : at + 24])
+        _check_size(height - top, width - left)
+    elif data[:2] == b"\xff\xd8":  # JPEG and JPEG-LS: marker after marker until a start of frame
+        at = 2
+        while at + 9 < len(data) and data[at] == 0xFF:
+            if data[at + 1] in START_OF_FRAME:
+                _check_size(*struct.unpack(">2H", data[at + 5 : at + 9]))
+                return
+            at += 2 + int.from_bytes(data[at + 2 : at + 4])
+
+
 def presentation(ds: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """What each stored value of a grey image is shown as: one table, since no step looks at a pixel's neighbours.
 
@@ -212,11 +247,16 @@ def presentation(ds: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """
     if not 1 <= ds.BitsStored <= 16:
         raise Unusable(f"{ds.BitsStored} bits stored per pixel: 1 to 16 can be read")
+    for keyword, neutral in (("RescaleSlope", 1), ("RescaleIntercept", 0)):
+        if keyword in ds and ds.get(keyword) is None:  # there, and empty
+            setattr(ds, keyword, neutral)
     lowest = -(2 ** (ds.BitsStored - 1)) if ds.PixelRepresentation else 0
     stored = np.arange(lowest, lowest + 2**ds.BitsStored, dtype=np.int32)
     highest = _widen(ds.ModalityLUTSequence[0]) if ds.get("ModalityLUTSequence") else None
     values = apply_modality_lut(stored, ds)
     extremes = (values.min(), values.max()) if highest is None else (0, highest)
+    if not extremes[0] < extremes[1]:
+        raise Unusable("a modality transform that makes all values one")
 
     center, width = _first(ds.get("WindowCenter")), _first(ds.get("WindowWidth"))
     if ds.get("VOILUTSequence"):
@@ -271,8 +311,11 @@ def _first(value) -> float | None:
 def _pixel_spacing(ds: pydicom.Dataset) -> tuple[float, float]:
     """Height and width of a pixel: at the patient, else at the detector, else their bare ratio, else square."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
-        if (spacing := ds.get(keyword)) and min(map(float, spacing)) > 0:
-            return float(spacing[0]), float(spacing[1])
+        spacing = ds.get(keyword)
+        if isinstance(spacing, pydicom.multival.MultiValue) and len(spacing) == 2:
+            height, width = map(float, spacing)
+            if 0 < height < np.inf and 0 < width < np.inf:
+                return height, width
     return 1.0, 1.0
 
 

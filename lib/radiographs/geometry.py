@@ -67,13 +67,13 @@ class Picture:
         image = image.transform((w, h), Image.Transform.AFFINE, back[:2].ravel(), Image.Resampling.BILINEAR)
         return Picture(np.asarray(image), self.to_source @ back)
 
-    def padded(self, size: int) -> tuple[Picture, tuple[int, int, int, int]]:
-        """In the middle of a black square, and its (top, left, bottom, right) there."""
+    def padded(self, size: int) -> Picture:
+        """In the middle of a black square."""
         height, width = self.image.shape
         top, left = (size - height) // 2, (size - width) // 2
         square = np.zeros((size, size), np.float32)
         square[top : top + height, left : left + width] = self.image
-        return Picture(square, self.to_source @ _affine(x0=-left, y0=-top)), (top, left, top + height, left + width)
+        return Picture(square, self.to_source @ _affine(x0=-left, y0=-top))
 
 
 def _affine(xx: float = 1, yy: float = 1, x0: float = 0, y0: float = 0) -> np.ndarray:

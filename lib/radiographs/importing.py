@@ -4,8 +4,8 @@
 
 leaves in `--out` what `radiographs_csv` takes: `radiographs.csv` and `images/`, with ids that are keyed hashes (HMAC,
 RFC 2104) of patient and image numbers, and `excluded.csv`, which says what was left out and why. The key, and the table
-that leads from ids back to numbers and files, stay outside of it, where only their owner can read them. A second call
-reads only files that are new or changed.
+that leads from ids back to numbers, files and pixels, stay outside of it, where only their owner can read them. Another
+call reads only files that are new, changed, or could not be used before; what was filled into the table by hand stays.
 """
 
 from __future__ import annotations
@@ -15,28 +15,31 @@ import hashlib
 import hmac
 import os
 import secrets
+import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from lib.cohort import LABELS
+from lib.cohort import LABELS, TO_SOURCE
 from lib.radiographs.files import Radiograph, is_dicom, read_dataset, read_dicom, reason
 from lib.radiographs.geometry import Picture
-from lib.radiographs.preparing import over_cores
-from lib.radiographs.table import EXCLUDED, RadiographsError, read_csv
+from lib.radiographs.preparing import CODE, over_cores
+from lib.radiographs.table import EXCLUDED, OPTIONAL, RadiographsError, read_csv
 from lib.radiographs.writing import without_text
 from lib.runs import progress, write_text, written
 
 TABLE, LINKAGE = "radiographs.csv", "linkage.csv"
-FOUND = ("file", "id", "made", "issuer", "patient_number", "accession", "image_number", "institution", "view", "side",
-         "notes", "problem")  # fmt: skip
-JOINS = ("accession", "patient_number")  # what labels are found by, in this order
 TAGS = {
     "issuer": "IssuerOfPatientID", "patient_number": "PatientID", "accession": "AccessionNumber",
-    "image_number": "SOPInstanceUID", "institution": "InstitutionName",
+    "image_number": "SOPInstanceUID", "institution": "InstitutionName", "modality": "Modality",
 }  # fmt: skip
+JOINS = ("accession", "patient_number")  # what labels are found by, in this order
+FOUND = ("folder", "file", "id", "made", *TAGS, "label", "view", "side", "height", "width", "spacing", *TO_SOURCE,
+         "notes", "problem")  # fmt: skip
+MODALITIES = ("", "CR", "DX", "RG", "RF", "XA", "SC", "OT")  # projections, and captures of them
 EVERY = 200  # files between two savings of what is known so far
 
 
@@ -54,7 +57,7 @@ def read_key(path: Path, out: Path) -> bytes:
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
-    key = path.read_text(encoding="ascii").strip().encode()
+    key = path.read_bytes().strip()
     if len(key) < 32:
         raise RadiographsError(f"--key {path} holds no key of 32 characters or more")
     return key
@@ -62,13 +65,22 @@ def read_key(path: Path, out: Path) -> bytes:
 
 def pseudonym(key: bytes, *parts: str) -> str:
     """Twelve hexadecimal digits that only the holder of the key can compute again, and nobody can undo."""
-    return hmac.new(key, "\0".join(parts).encode(), hashlib.sha256).hexdigest()[:12]
+    return hmac.new(key, os.fsencode("\0".join(parts)), hashlib.sha256).hexdigest()[:12]
+
+
+def linkage_of(key_file: Path, out: Path) -> Path:
+    """The table that leads back from the ids of one output folder: beside the key."""
+    place = hashlib.sha256(os.fsencode(out.resolve())).hexdigest()[:6]
+    return key_file.with_name(f"{key_file.stem}-{out.resolve().name}-{place}-{LINKAGE}")
 
 
 def import_folder(
     folder: Path, labels: Path, out: Path, key_file: Path, size: int = 1024, hide_text: bool = False
 ) -> pd.DataFrame:
     """Write `radiographs.csv`, `images/` and `excluded.csv` into `out`, and the linkage beside the key.
+
+    Several folders may be imported into one `out`, one after the other. Pictures that the table does not name are
+    deleted.
 
     Parameters
     ----------
@@ -79,7 +91,7 @@ def import_folder(
 
     Returns
     -------
-    The flow: DataFrame `what, images`, every file found and what became of it
+    The flow: DataFrame `what, images`, every file found and what became of it, and what is to be known of those used
 
     Raises
     ------
@@ -88,27 +100,29 @@ def import_folder(
     """
     if not folder.is_dir():
         raise RadiographsError(f"{folder} is no folder")
-    key, labelled = read_key(key_file, out), read_labels(labels)
-    linkage = key_file.with_name(f"{key_file.stem}-{LINKAGE}")
-    known = pd.read_csv(linkage, dtype=str, keep_default_na=False) if linkage.exists() else pd.DataFrame(columns=FOUND)
-    known = {row["id"]: row for row in known.to_dict("records")}
+    key, labelled, linkage = read_key(key_file, out), read_labels(labels), linkage_of(key_file, out)
+    known = {row["id"]: row for row in _read_private(linkage)}
+    made = f"{size} px{', writing hidden' * hide_text}, code {hashlib.sha256(CODE).hexdigest()[:8]}"
+    pictures, source = out / "images", str(folder.resolve())
     files = {_file_id(key, folder, file): file for file in walk(folder)}
-    pictures, made = out / "images", f"{size} px{', writing hidden' * hide_text}"
-    new = [
-        id for id in files
-        if id not in known
-        or not (known[id]["problem"] or (known[id].get("made") == made and (pictures / f"{id}.png").exists()))
-    ]  # fmt: skip
+    gone = [id for id, row in known.items() if row["folder"] == source and id not in files]
+    for id in gone:
+        del known[id]
+    done = {id for id, row in known.items() if row["made"] == made and (pictures / f"{id}.png").exists()}
+    new = [id for id in files if id not in done]
     pictures.mkdir(parents=True, exist_ok=True)
-    one = functools.partial(_import, folder=folder, pictures=pictures, size=size, hide_text=hide_text)
+    how = {"pictures": pictures, "labelled": labelled, "size": size, "hide_text": hide_text}
+    one = functools.partial(_import, folder=folder, **how)
     with progress(len(new), desc="radiographs") as bar:
         for number, found in enumerate(over_cores(one, [(files[id], id) for id in new]), 1):
-            known[found["id"]] = found | {"made": made}
+            known[found["id"]] = found | {"folder": source, "made": "" if found["problem"] else made}
             bar.update()
             if number % EVERY == 0:
                 _save_private(linkage, known)
+    for row in known.values():  # those of other folders keep the label that they had
+        row["label"] = _label(row, labelled) or ("" if row["folder"] == source else row["label"])
     _save_private(linkage, known)
-    return _write_tables(pd.DataFrame([known[id] for id in files], columns=FOUND), labelled, key, out)
+    return _write_tables(pd.DataFrame(list(known.values()), columns=FOUND), key, out)
 
 
 def read_labels(path: Path) -> dict[str, dict[str, str]]:
@@ -129,13 +143,28 @@ def read_labels(path: Path) -> dict[str, dict[str, str]]:
     return {j: {number: label for number, label in zip(table[j], labels, strict=True) if number} for j in joins}
 
 
+def _label(row: dict[str, str], labelled: dict[str, dict[str, str]]) -> str:
+    """The accession's label before the patient's; empty where there is none."""
+    return next((labels[row[column]] for column, labels in labelled.items() if row[column] in labels), "")
+
+
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
 def walk(folder: Path) -> list[Path]:
-    """All files below, sorted; hidden ones, links, and what lies behind links are left alone."""
+    """All files below, sorted; hidden ones, links, and what lies behind links are left alone.
+
+    Raises
+    ------
+    OSError
+        Where a folder cannot be read: what is in it would be missing without a word.
+    """
+
+    def stop(error: OSError):
+        raise error
+
     found = []
-    for above, folders, names in os.walk(folder):
+    for above, folders, names in os.walk(folder, onerror=stop):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = [Path(above, name) for name in sorted(names) if not name.startswith(".") and name != "DICOMDIR"]
         found += [path for path in paths if path.is_file() and not path.is_symlink()]
@@ -148,70 +177,122 @@ def _file_id(key: bytes, folder: Path, path: Path) -> str:
     return pseudonym(key, path.relative_to(folder).as_posix(), str(stat.st_size), str(stat.st_mtime_ns))
 
 
-def _import(file: tuple[Path, str], folder: Path, pictures: Path, size: int, hide_text: bool) -> dict[str, str]:
+def _import(
+    file: tuple[Path, str], folder: Path, pictures: Path, labelled: dict, size: int, hide_text: bool
+) -> dict[str, str]:
+    """What is known of one file; a picture is made of those alone that are wanted."""
     path, id = file
-    found = dict.fromkeys(FOUND, "") | {"file": path.relative_to(folder).as_posix(), "id": id}
+    name = os.fsencode(path.relative_to(folder).as_posix()).decode(errors="backslashreplace")  # names of old systems
+    found = dict.fromkeys(FOUND, "") | {"file": name, "id": id}
     try:
         with open(path, "rb") as opened:
             head = opened.read(132)
         if not is_dicom(head):
             return found | {"problem": "no DICOM file"}
-        ds = read_dataset(path, head)
-        found |= {column: str(ds.get(tag) or "").strip() for column, tag in TAGS.items()}
-        radiograph = read_dicom(ds)
+        ds = read_dataset(path, head, pixels=False)
+        with warnings.catch_warnings():  # pydicom's warnings quote tags
+            warnings.simplefilter("ignore")
+            found |= {column: str(ds.get(tag) or "").strip() for column, tag in TAGS.items()}
+            intent = str(ds.get("PresentationIntentType") or "")
+        if found["modality"] not in MODALITIES:
+            return found | {"problem": f"no radiograph ({found['modality']})"}
+        if intent == "FOR PROCESSING":
+            return found | {"problem": "raw data, not for presentation"}
+        if not found["patient_number"]:
+            return found | {"problem": "no patient number"}
+        if not _label(found, labelled):
+            return found | {"problem": "no label"}
+        radiograph = read_dicom(read_dataset(path, head))
+        image, to_source = picture(radiograph, size, hide_text)
+        with written(pictures / f"{id}.png") as part:
+            image.save(part, format="PNG")
     except Exception as error:  # decoders raise of all kinds
         return found | {"problem": f"unreadable: {reason(error, path)}"}
-    with written(pictures / f"{id}.png") as part:
-        picture(radiograph, size, hide_text).save(part, format="PNG")
+    height, width = radiograph.image.shape
+    found |= {"height": height, "width": width, "spacing": " ".join(map(str, radiograph.spacing))}
+    found |= dict(zip(TO_SOURCE, to_source[:2].ravel().tolist(), strict=True))
     return found | {"view": radiograph.view, "side": radiograph.side, "notes": "; ".join(radiograph.notes)}
 
 
-def picture(radiograph: Radiograph, size: int, hide_text: bool = False) -> Image.Image:
-    """A PNG's worth of a radiograph: head up, square pixels, longest side at most `size`, 8 or 16 bits, and no tag."""
+def picture(radiograph: Radiograph, size: int, hide_text: bool = False) -> tuple[Image.Image, np.ndarray]:
+    """A PNG's worth of a radiograph: head up, square pixels, longest side at most `size`, 8 or 16 bits, and no tag.
+
+    Returns
+    -------
+    the picture
+    to_source : (3, 3), from its (x, y, 1) to the file's
+    """
     image = without_text(radiograph.image) if hide_text else radiograph.image
     spacing = np.roll(radiograph.spacing, radiograph.quarters % 2)
     image = Picture(image).turned(radiograph.quarters)
     extent = np.multiply(image.image.shape, spacing) / spacing.min()
     height, width = (max(1, round(side)) for side in extent * min(1, size / extent.max()))
+    image = image.resized(height, width)
     dtype = np.uint8 if radiograph.bits <= 8 else np.uint16
-    small = np.clip(image.resized(height, width).image, 0, 1)
-    return Image.fromarray(np.rint(small * np.iinfo(dtype).max).astype(dtype))
+    pixels = np.rint(np.clip(image.image, 0, 1) * np.iinfo(dtype).max).astype(dtype)
+    return Image.fromarray(pixels), image.to_source
 
 
 # Tables --------------------------------------------------------------------------------------------------------------
 
 
-def _write_tables(found: pd.DataFrame, labelled: dict, key: bytes, out: Path) -> pd.DataFrame:
+def _write_tables(found: pd.DataFrame, key: bytes, out: Path) -> pd.DataFrame:
     """The table, and what is not in it and why; nothing in either leads back to a person without the key.
 
     Rows are in the order of their hashes, since that of the files may be alphabetical, and what a decoder complained of
-    stands in the linkage alone, since it may quote a tag.
+    stands in the linkage alone.
     """
-    label = pd.Series("", found.index)
-    for column, labels in labelled.items():  # the accession's label before the patient's
-        label = label.where(label != "", found[column].map(labels).fillna(""))
-    problem = found.problem.mask(found.problem.eq("") & found.patient_number.eq(""), "no patient number")
-    problem = problem.mask(problem.eq("") & label.eq(""), "no label")
+    problem = found.problem.str.split(":").str[0].copy()
+    problem = problem.mask(problem.eq("") & found.label.eq(""), "no label")
+    issuers = found[found.issuer != ""].groupby("patient_number").issuer.nunique()
+    shared = found.patient_number.isin(issuers.index[issuers > 1])
+    problem = problem.mask(problem.eq("") & shared, "a patient number that two issuers use")
     numbered = found.image_number[problem.eq("") & found.image_number.ne("")]
     problem[numbered.index[numbered.duplicated()]] = "the same image as another file"
     kept = problem == ""
     table = pd.DataFrame(
         {
             "path": "images/" + found.id + ".png",
-            "patient_id": ["P" + pseudonym(key, *who) for who in zip(found.issuer, found.patient_number, strict=True)],
-            "label": label,
+            "patient_id": ["P" + pseudonym(key, number) for number in found.patient_number],
+            "label": found.label,
             "image_id": "I" + found.id,
             "view": found["view"],
             "side": found.side,
             "hospital": ["H" + pseudonym(key, "hospital", name)[:4] if name else "" for name in found.institution],
         }
     )[kept]
-    problem = problem.str.split(":").str[0]
     excluded = pd.DataFrame({"id": found.id, "problem": problem})[~kept]
+    table = _with_what_was_filled_in(table, out / TABLE)
     for name, rows in ((TABLE, table.sort_values("image_id")), (EXCLUDED, excluded.sort_values("id"))):
         write_text(out / name, rows.to_csv(index=False))
-    kinds = problem.where(~kept, "in the table: " + label)
-    return kinds.value_counts().rename_axis("what").rename("images").reset_index()
+    for path in (out / "images").glob("*.png"):
+        if path.stem not in set(found.id[kept]):
+            path.unlink()
+    kinds = problem.where(~kept, "in the table: " + found.label)
+    counts = kinds.value_counts().to_dict()
+    notes = Counter(note for text in found.notes[kept] if text for note in text.split("; "))
+    counts |= {f"of these: {note}": number for note, number in notes.most_common()}
+    return pd.DataFrame({"what": list(counts), "images": list(counts.values())})
+
+
+def _with_what_was_filled_in(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The new table with the optional columns of the old one, where somebody has filled these in."""
+    if not path.exists() or b"\n" not in path.read_bytes().strip():  # no rows yet
+        return table
+    old, _ = read_csv(path)
+    if "image_id" not in old:
+        return table
+    old, table = old.set_index("image_id"), table.set_index("image_id")
+    for column in (name for name in OPTIONAL if name in old):
+        filled = old[column][old[column] != ""].reindex(table.index)
+        table[column] = filled.fillna(table.get(column, ""))
+    return table.reset_index()[[*table.columns[:3], "image_id", *table.columns[3:]]]
+
+
+def _read_private(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    return pd.read_csv(path, dtype=str, keep_default_na=False).reindex(columns=FOUND, fill_value="").to_dict("records")
 
 
 def _save_private(path: Path, known: dict[str, dict]) -> None:

@@ -59,7 +59,7 @@ def prepare(
     Returns
     -------
     steps : name → the image after this step; the last is the square
-    box : (top, left, bottom, right) of the image within the square, in its pixels
+    crop : (top, left, bottom, right) of what is shown of the file's image, in its pixels
     about : `measures` of the image, `cropped`, the share of it that was taken off, and `writing`, the lines found
 
     Raises
@@ -73,13 +73,15 @@ def prepare(
     writing = len(text_lines(picture.image))
     if how.hide_text and writing:
         steps["writing hidden"] = picture = Picture(without_text(picture.image))
+    top, left, bottom, right = 0, 0, height, width
     if how.region:
         top, left, bottom, right = np.multiply(how.region, [height, width, height, width]).round().astype(int).tolist()
         if top >= bottom or left >= right:
             raise ValueError("its region holds no pixel")
         steps["region"] = picture = picture.cropped(top, left, bottom, right)
     elif how.crop:
-        steps["borders off"] = picture = picture.cropped(*field_of_view(picture.image))
+        top, left, bottom, right = field_of_view(picture.image)
+        steps["borders off"] = picture = picture.cropped(top, left, bottom, right)
     about = {"cropped": 1 - picture.image.size / (height * width), "writing": writing, **measures(picture.image)}
     quarters = radiograph.quarters if how.quarters is None else how.quarters
     extent = np.multiply(picture.image.shape, radiograph.spacing)[:: -1 if quarters % 2 else 1]
@@ -91,8 +93,8 @@ def prepare(
         extent = picture.image.shape
     if how.one_side and (how.side or radiograph.side) == "right":
         steps["as a left side"] = picture = picture.mirrored()
-    steps["square"], box = picture.resized(*_fitting(extent, size)).padded(size)
-    return steps, box, about
+    steps["square"] = picture.resized(*_fitting(extent, size)).padded(size)
+    return steps, (top, left, bottom, right), about
 
 
 def _fitting(extent, size: int) -> tuple[int, int]:
@@ -105,7 +107,7 @@ class Prepared(NamedTuple):
     """One file as networks take it."""
 
     pixels: np.ndarray  # (size, size) uint8, or uint16 where the file has more than 8 bits
-    box: np.ndarray  # (top, left, bottom, right) of the image within the square
+    crop: tuple[int, int, int, int]  # top, left, bottom, right of what is shown of the file's image, in its pixels
     to_source: np.ndarray  # (3, 3): (x, y, 1) in the square to the file's, see `lib.radiographs.geometry`
     view: str
     side: str
@@ -142,7 +144,7 @@ def _prepared_or_error(file: tuple[Path, Preparation], size: int, cache: str | P
     path, how = file
     try:
         radiograph = read_image(path)
-        steps, box, about = prepare(radiograph, size, how)
+        steps, crop, about = prepare(radiograph, size, how)
     except ValueError as error:
         return error
     dtype = np.uint8 if radiograph.bits <= 8 else np.uint16
@@ -150,10 +152,10 @@ def _prepared_or_error(file: tuple[Path, Preparation], size: int, cache: str | P
     pixels = np.rint(np.clip(square.image, 0, 1) * np.iinfo(dtype).max).astype(dtype)
     about |= {"height": radiograph.image.shape[0], "width": radiograph.image.shape[1], "bits": radiograph.bits}
     facts = radiograph.view, radiograph.side, radiograph.notes, about
-    found = Prepared(pixels, np.asarray(box), square.to_source, *facts)
+    found = Prepared(pixels, crop, square.to_source, *facts)
     if entry := _entry(path, size, how, cache):
         entry.parent.mkdir(parents=True, exist_ok=True)
-        head = json.dumps([pixels.dtype.name, box, square.to_source.tolist(), *facts])
+        head = json.dumps([pixels.dtype.name, crop, square.to_source.tolist(), *facts])
         with tempfile.NamedTemporaryFile(dir=entry.parent, suffix=".part", delete=False) as file:
             file.write(head.encode() + b"\n" + pixels.tobytes())
         os.replace(file.name, entry)  # whole or not at all
@@ -165,9 +167,9 @@ def _cached(path: Path, size: int, how: Preparation, cache: str | Path | None) -
     if entry is None or not entry.exists():
         return None
     head, _, data = entry.read_bytes().partition(b"\n")
-    dtype, box, to_source, view, side, notes, about = json.loads(head)
+    dtype, crop, to_source, view, side, notes, about = json.loads(head)
     pixels = np.frombuffer(data, dtype).reshape(size, size)
-    return Prepared(pixels, np.array(box), np.array(to_source), view, side, tuple(notes), about)
+    return Prepared(pixels, tuple(crop), np.array(to_source), view, side, tuple(notes), about)
 
 
 def _entry(path: Path, size: int, how: Preparation, cache: str | Path | None) -> Path | None:

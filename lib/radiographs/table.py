@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib.cohort import BOX, LABELS, MEASURES, TO_SOURCE, Cohort
+from lib.cohort import CROP, LABELS, MEASURES, TO_SOURCE, Cohort
 from lib.radiographs.files import read_image
 from lib.radiographs.geometry import moved
 from lib.radiographs.preparing import DEFAULT, STEPS, Preparation, Prepared, prepare, prepared
@@ -27,6 +27,7 @@ REQUIRED = ("path", "patient_id", "label")
 ZONE = ("zone_top", "zone_bottom")
 REGION = ("region_top", "region_left", "region_bottom", "region_right")
 OPTIONAL = ("image_id", "view", "side", "hospital", "split", *ZONE, *REGION, "turn", "exclude")
+SIDES = {"l": "left", "left": "left", "links": "left", "r": "right", "right": "right", "rechts": "right"}
 TURNS = ("0", "90", "180", "270")  # degrees counter-clockwise
 EXCLUDED = "excluded.csv"  # what an import left out, beside the table
 SHOWN = 100  # bad rows named in an error's message; its `problems` have them all
@@ -68,7 +69,7 @@ def read_radiographs(
         (8-bit images then times 257, which maps 255 to 65535). A missing `image_id` becomes `<patient_id>-<k>`, k
         counting the patient's rows from 1. `split`, `hospital` and the fracture zone are there if the CSV has them, the
         zone in fractions of the square frame. A `view` or `side` that the CSV does not give is taken from DICOM's tags.
-        Further columns: `BOX`, `TO_SOURCE` and `MEASURES` of `lib.cohort`.
+        Further columns: `CROP`, `TO_SOURCE` and `MEASURES` of `lib.cohort`.
 
     Raises
     ------
@@ -87,7 +88,7 @@ def read_radiographs(
             reasons[row].append(str(error))
     rows_read, read = list(files), {}
     hows = [_of_row(table.loc[row], how) for row in rows_read]
-    pixels, deep = np.zeros((len(table), size, size), np.uint16), False
+    pixels, deep = None, False
     with progress(len(files), desc="radiographs") as bar:
         for number, found in prepared(list(files.values()), size, hows, cache):
             bar.update()
@@ -95,6 +96,8 @@ def read_radiographs(
             if isinstance(found, ValueError):
                 reasons[row].append(str(found))
                 continue
+            if pixels is None:
+                pixels = np.zeros((len(table), size, size), np.uint16)
             deep |= found.pixels.dtype == np.uint16
             grey = found.pixels if found.pixels.dtype == np.uint16 else found.pixels.astype(np.uint16) * 257
             pixels[table.index.get_loc(row)] = grey
@@ -125,7 +128,7 @@ def steps(csv: str | Path, rows: Sequence[int], size: int, how: Preparation = DE
     ways = []
     for _, row in table.iloc[rows].iterrows():
         pictures, *_ = prepare(read_image(_inside(csv.parent.resolve(), row.path)), size, _of_row(row, how))
-        ways.append({name: picture.shrunk(size).padded(size)[0].image * 2 - 1 for name, picture in pictures.items()})
+        ways.append({name: picture.shrunk(size).padded(size).image * 2 - 1 for name, picture in pictures.items()})
     shown = [name for name in STEPS if any(name in way for way in ways)]
     for way in ways:
         for before, name in pairwise(shown):
@@ -147,8 +150,8 @@ def flow(csv: str | Path) -> pd.DataFrame:
     what = ("excluded: " + excluded).where(excluded != "", "read: " + label)
     counts = table.groupby(what.rename("what")).patient_id.agg(images="size", patients="nunique")
     left_out = csv.with_name(EXCLUDED)
-    if left_out.exists():
-        problems = "not imported: " + pd.read_csv(left_out, dtype=str).problem
+    if left_out.exists() and "problem" in (found := pd.read_csv(left_out, dtype=str)):
+        problems = "not imported: " + found.problem
         counts = pd.concat([problems.value_counts().rename_axis("what").rename("images").to_frame(), counts])
     order = counts.index.map(lambda what: ("not imported", "excluded", "read").index(what.split(":")[0]))
     return counts.iloc[np.argsort(order, kind="stable")].astype("Int64").reset_index()
@@ -169,7 +172,7 @@ def _of_row(row: pd.Series, how: Preparation) -> Preparation:
     region = tuple(row[name] for name in REGION) if "region_top" in row else (np.nan,)
     region = None if np.isnan(region).any() else region
     quarters = int(row.turn) // 90 if row.get("turn") in TURNS else None
-    return replace(how, region=region, quarters=quarters, side=row.get("side", "").lower())
+    return replace(how, region=region, quarters=quarters, side=SIDES.get(row.get("side", "").lower(), ""))
 
 
 # The table ------------------------------------------------------------------------------------------------------------
@@ -203,16 +206,19 @@ def read_csv(
         text, delimiter = rest, declared[1]
     else:
         delimiter = max(",;\t", key=header.count)
+    lines = []
     try:
-        lines = list(csv_files.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+        for line in csv_files.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True):
+            lines.append(line)
     except csv_files.Error as error:
-        raise RadiographsError(f"{csv.name} is no CSV file: {error}") from None
+        raise RadiographsError(f"{csv.name} is no CSV file, after its row {len(lines)}: {error}") from None
     columns = [name.strip().lower() for name in lines[0]] if lines else []
     n = len(columns)
     if missing := [name for name in needed if name not in columns]:
+        ours = [name for name in columns if name in (*needed, *(known or ()))]  # the others may be a patient's data
         raise RadiographsError(
-            f"{csv.name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; "
-            f"it has {', '.join(columns) or 'none'}; needed are {', '.join(needed)}"
+            f"{csv.name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; needed are "
+            f"{', '.join(needed)}; its first row has {', '.join(ours) or 'none of them'}, and {n - len(ours)} others"
         )
     if repeated := {name for name in columns if name in (*needed, *(known or ())) and columns.count(name) > 1}:
         raise RadiographsError(f"{csv.name} has the column {', '.join(sorted(repeated))} more than once")
@@ -328,7 +334,7 @@ def _cohort_table(table: pd.DataFrame, read: list[Prepared], size: int) -> pd.Da
     for column in ("hospital", "split"):
         if column in table:
             cohort[column] = table[column]
-    cohort[list(BOX)] = np.array([found.box for found in read]) / size
+    cohort[list(CROP)] = np.array([found.crop for found in read])
     cohort[list(TO_SOURCE)] = np.array([found.to_source[:2].ravel() for found in read])
     cohort[list(MEASURES)] = pd.DataFrame([found.about for found in read], table.index)[list(MEASURES)]
     if "zone_top" in table:

@@ -8,7 +8,8 @@ from scipy.sparse.csgraph import connected_components
 
 from lib.radiographs.geometry import Picture
 
-SIDE = 640  # pixels of the longer side at which it is looked for; smaller images as they are
+SIDE = 512  # pixels of the longer side at which it is looked for; smaller images as they are
+STRIP, FINER = 0.1, 1280  # of the height, at the top and at the bottom, where small print stands: looked at more finely
 STROKE = 0.012  # of the longer side: what is thinner than this may be writing
 CONTRASTS = (0.25, 0.12)  # from its surroundings, of the grey scale: letters that touch, and letters on bone
 NOISE = 7  # the same in median deviations of the grain, at least
@@ -25,9 +26,21 @@ def text_lines(image: np.ndarray) -> list[tuple[int, int, int, int]]:
     ----------
     image : (h, w) in [0, 1]
     """
-    small = gaussian_filter(Picture(image).shrunk(min(SIDE, max(image.shape))).image, 0.7)
-    side, scale = max(small.shape), np.divide(image.shape, small.shape)
-    found = []
+    height, width = image.shape
+    strip = max(round(STRIP * height), 1)
+    found = _found(image, SIDE)
+    if max(height, width) > SIDE:
+        for top in (0, height - strip):
+            lines = _found(image[top : top + strip], round(FINER * width / max(height, width)))
+            found += [line + np.array([top, 0, top, 0]) for line in lines]
+    boxes = np.clip(np.rint(np.array(found).reshape(-1, 4)), 0, np.tile(image.shape, 2))
+    return [tuple(box) for box in boxes.astype(int).tolist()]
+
+
+def _found(image: np.ndarray, side: int) -> list[np.ndarray]:
+    """`text_lines` of an image that is looked at with so many pixels of its longer side, before they are rounded."""
+    small = gaussian_filter(Picture(image).shrunk(min(side, max(image.shape))).image, 0.7)
+    scale, side, found = np.divide(image.shape, small.shape), min(max(small.shape), SIDE), []
     for polarity in (small, 1 - small):
         stroke = max(round(STROKE * side), 3)
         above = polarity - maximum_filter(minimum_filter(polarity, stroke), stroke)  # what is wider than a stroke is 0
@@ -40,8 +53,7 @@ def text_lines(image: np.ndarray) -> list[tuple[int, int, int, int]]:
             heights, widths = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
             letters = (heights >= max(0.006 * side, 5)) & (heights <= 0.06 * side) & (widths <= 1.5 * heights)
             found += _lines(boxes[letters], *small.shape)
-    boxes = np.array(found).reshape(-1, 4) * np.tile(scale, 2)
-    return [tuple(box) for box in np.clip(np.rint(boxes), 0, np.tile(image.shape, 2)).astype(int).tolist()]
+    return [line * np.tile(scale, 2) for line in found]
 
 
 def _lines(letters: np.ndarray, height: int, width: int) -> list[np.ndarray]:
