@@ -173,7 +173,8 @@ def read_dicom(ds: pydicom.Dataset) -> Radiograph:
             if left > 0:  # old files have bits to spare on the right
                 pixels = pixels >> left
             stored, shown = presentation(ds)
-            image = shown[np.clip(pixels, stored[0], stored[-1]).astype(np.int32) - stored[0]]
+            places = pixels if stored[0] == 0 else pixels.astype(np.int32) - stored[0]
+            image = shown.take(places, mode="clip")
             if isinstance(ds.get("WindowCenter"), pydicom.multival.MultiValue) and len(ds.WindowCenter) > 1:
                 notes.append(f"the first of {len(ds.WindowCenter)} windows")
     image = image.astype(np.float32, copy=False)
