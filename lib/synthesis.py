@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 
 from lib.cohort import Cohort
 from lib.training import generator
 from lib.translator import Translator
+
+VERDICTS = "verdicts.csv"  # image_id, keep, reason: what was decided by hand
 
 
 def images_needed(training: Cohort, ratio: float) -> int:
@@ -49,3 +54,22 @@ def both_ways(translator: Translator, cohort: Cohort) -> Cohort:
     return translator.translate(cohort.select(label="NFF"), "AFF").join(
         translator.translate(cohort.select(label="AFF"), "NFF")
     )
+
+
+def read_verdicts(path: Path) -> pd.DataFrame:
+    """`image_id, keep, reason` of synthetic images that somebody looked at; no rows where there is no file yet."""
+    columns = {"image_id": str, "keep": bool, "reason": str}
+    if not Path(path).exists():
+        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in columns.items()})
+    return pd.read_csv(path, dtype=columns, keep_default_na=False)
+
+
+def without_rejected(synthetic: dict[str, Cohort], path: Path) -> dict[str, Cohort]:
+    """The synthetic images without those rejected by hand, and equally many of each method: the first ones."""
+    verdicts = read_verdicts(path)
+    rejected = verdicts.image_id[~verdicts.keep]
+    kept = {
+        method: images.take(~images.table.image_id.isin(rejected).to_numpy()) for method, images in synthetic.items()
+    }
+    fewest = min((len(images) for images in kept.values()), default=0)
+    return {method: images.first(fewest) for method, images in kept.items()}

@@ -1,8 +1,10 @@
 import numpy as np
+import pandas as pd
 import pytest
 
+from lib.cohort import Cohort
 from lib.phantom import Phantom
-from lib.synthesis import both_ways, chosen_sources, images_needed
+from lib.synthesis import VERDICTS, both_ways, chosen_sources, images_needed, without_rejected
 
 COHORT = Phantom(patients=30, size=16, aff_share=0.2).cohort()
 
@@ -40,3 +42,15 @@ def test_both_ways_exchanges_the_labels_and_keeps_the_provenance():
     assert (translated.table.patient_id.to_numpy() == source.patient_id.to_numpy()).all()
     rows = COHORT.table.reset_index().set_index("image_id")["index"].loc[translated.table.source_image_id]
     np.testing.assert_array_equal(translated.pixels, 255 - COHORT.pixels[rows])
+
+
+def test_rejected_images_are_left_out_and_methods_stay_equally_many(tmp_path):
+    cohort = Phantom(patients=8, size=16, aff_share=0.4, seed=4).cohort().first(6)
+    made = {m: Cohort(cohort.table.assign(image_id=m + cohort.table.image_id), cohort.pixels) for m in ("a", "b")}
+    path = tmp_path / VERDICTS
+    assert [len(images) for images in without_rejected(made, path).values()] == [6, 6]
+    rejected = made["a"].table.image_id.iloc[[1, 4]]
+    pd.DataFrame({"image_id": rejected, "keep": False, "reason": "artefact"}).to_csv(path, index=False)
+    kept = without_rejected(made, path)
+    assert [len(images) for images in kept.values()] == [4, 4]
+    assert not set(rejected) & set(kept["a"].table.image_id)

@@ -1,0 +1,128 @@
+"""The tools, clicked without a browser; and their pictures where nobody is there to click."""
+
+import ipywidgets as w
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import readers, widgets
+from lib.cohort import Cohort
+from lib.phantom import Phantom
+from lib.synthesis import read_verdicts
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    return Phantom(patients=20, size=16, aff_share=0.4, seed=4).cohort()
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What is displayed, as a notebook would have it."""
+    found = []
+    monkeypatch.setattr(widgets, "headless", lambda: False)
+    monkeypatch.setattr(widgets, "display", found.append)
+    monkeypatch.setattr(plt, "close", lambda *_: None)
+    yield found
+    plt.close("all")
+
+
+def controls(tool, kind=w.Widget):
+    """All widgets inside of a tool."""
+    inside = [tool]
+    for child in getattr(tool, "children", ()):
+        inside += controls(child)
+    return [one for one in inside if isinstance(one, kind)]
+
+
+def control(tool, name):
+    return next(one for one in controls(tool) if getattr(one, "description", None) == name)
+
+
+def pages(shown):
+    return [one for one in shown if isinstance(one, plt.Figure)]
+
+
+def titles(figure):
+    return [ax.get_title() for ax in figure.axes if ax.get_title()]
+
+
+def test_the_browser_shows_what_was_chosen(cohort, shown):
+    tool = widgets.browse(cohort)
+    assert titles(pages(shown)[-1]) == list(cohort.table.image_id[: widgets.PAGE])
+    control(tool, "label").value = "AFF"
+    aff = cohort.table[cohort.table.label == "AFF"]
+    assert titles(pages(shown)[-1]) == list(aff.image_id[: widgets.PAGE])
+    control(tool, "large (0: none)").value = 2
+    assert titles(pages(shown)[-1])[0].startswith(aff.image_id.iloc[1])
+    control(tool, "page").value = control(tool, "page").max  # beyond the last page of AFF: the last one
+    control(tool, "large (0: none)").value = 0
+    assert titles(pages(shown)[-1])[-1] == aff.image_id.iloc[-1]
+
+
+def test_before_and_after(cohort, shown):
+    inverted = Cohort(cohort.table, 255 - cohort.pixels)
+    tool = widgets.before_after(cohort, {"cyclegan": inverted, "same": cohort})
+    assert titles(pages(shown)[-1]) == ["before", "50 %", "cyclegan", "difference"]
+    control(tool, "method").value = "same"
+    difference = pages(shown)[-1].axes[3].images[0].get_array()
+    assert np.ptp(difference) == 0
+    control(tool, "image").value = 3
+    assert np.allclose(pages(shown)[-1].axes[0].images[0].get_array(), cohort.images()[2, 0], atol=1e-5)
+
+
+def test_thresholds_count_patients(shown):
+    table = pd.DataFrame({"condition": "real", "patient_id": list("aabcd"), "label": ["AFF"] * 3 + ["NFF"] * 2,
+                          "probability": [0.2, 0.8, 0.9, 0.6, 0.1]})  # fmt: skip
+    tool = widgets.thresholds(table)
+    assert pages(shown)[-1]._suptitle.get_text() == "sensitivity 100.0%, specificity 50.0%"  # the first has 0.5
+    control(tool, "threshold").value = 0.7
+    assert pages(shown)[-1]._suptitle.get_text() == "sensitivity 50.0%, specificity 100.0%"
+
+
+def test_steps_along_a_way(cohort, shown):
+    pictures = {"source": np.stack([cohort.images()[:2]] * 3), "target": np.zeros((3, 2, 1, 16, 16))}
+    tool = widgets.along(np.array([0.1, 0.5, 1.0]), pictures)
+    control(tool, "step").value = 2
+    assert titles(pages(shown)[-1]) == ["t = 0.5"]
+
+
+def test_curation_is_saved_with_every_click_and_taken_up_again(cohort, shown, tmp_path):
+    path = tmp_path / "verdicts.csv"
+    tool = widgets.curate(cohort.first(3), path)
+    control(tool, "why").value = "artefact"
+    control(tool, "reject").click()
+    assert read_verdicts(path).values.tolist() == [[cohort.table.image_id[0], False, "artefact"]]
+    tool = widgets.curate(cohort.first(3), path)
+    control(tool, "keep").click()
+    control(tool, "keep").click()
+    assert control(tool, "keep").disabled and len(read_verdicts(path)) == 3
+    assert read_verdicts(path).keep.tolist() == [False, True, True]
+
+
+def test_a_sheet_is_read_to_its_end_and_analysed(cohort, shown, tmp_path):
+    made = Cohort(cohort.table.assign(image_id="g" + cohort.table.image_id), 255 - cohort.pixels)
+    images, path = readers.sheet(cohort, {"cyclegan": made}, each=2, repeats=1, seed=0), tmp_path / "answers.csv"
+    tool = widgets.read_sheet(images, path, "reader 1")
+    for number in range(1, len(images) + 1):
+        assert control(tool, "next").disabled
+        if number == 4:  # closed and opened again
+            tool = widgets.read_sheet(images, path, "reader 1")
+        truth = images.table.iloc[number - 1]
+        for name, value in {"origin": truth.origin, "label": truth.label, "plausibility": 5, "confidence": 3}.items():
+            control(tool, name).value = value
+        control(tool, "next").click()
+        assert len(readers.read_answers(path)) == number
+    assert control(tool, "next").disabled
+    found = readers.accuracy(readers.read_answers(path), images)
+    assert found.accuracy.tolist() == [1] and found.n.tolist() == [8]
+
+
+def test_without_anybody_there_each_tool_is_a_picture(cohort, monkeypatch, tmp_path):
+    shown = []
+    monkeypatch.setattr(widgets, "display", shown.append)
+    assert widgets.headless()
+    assert widgets.browse(cohort) is widgets.before_after(cohort, {"same": cohort}) is None
+    assert widgets.curate(cohort, tmp_path / "v.csv") is None and not (tmp_path / "v.csv").exists()
+    assert len(shown) == 3 and all(isinstance(one, plt.Figure) for one in shown)
