@@ -193,6 +193,27 @@ def within_repository(csv: Path) -> str:
     return shown(csv)
 
 
+def check_choices(values: dict[str, object]) -> None:
+    """Refuse conditions, methods and run folders that notebooks 04 and 05 would refuse after hours of training."""
+    if not {"conditions", "methods", "learning_curve"} & set(values):
+        return
+    from lib.controls import CONTROL_GENERATORS  # here, since torch takes seconds to load
+    from lib.trials import GENERATORS, condition
+
+    try:
+        for name in values.get("conditions", ()):
+            condition(name)
+    except ValueError as error:
+        raise Mistake(f"parameter conditions: {error}") from error
+    known = [*GENERATORS, *CONTROL_GENERATORS]
+    for name in values.get("methods", ()):
+        if name not in known:
+            raise Mistake(f"parameter methods: unknown {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+    for folder in values.get("learning_curve", ()):
+        if not (from_root(folder) / "trials" / "metrics.csv").is_file():
+            raise Mistake(f"parameter learning_curve: {folder} is no run with trials (trials/metrics.csv)")
+
+
 def nearest(name: str, known) -> str:
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return f", did you mean {match[0]!r}?" if match else ""
@@ -538,6 +559,7 @@ def main(arguments: list[str] | None = None, notebooks_folder: Path = NOTEBOOKS,
             state = past.get(notebook.name, {}).get("state", "not run")
             if state != "finished" and not (options.only and state == "not run"):  # it says itself what it misses
                 raise Mistake(f"{notebook.name} is {state} in runs/{name}: start with --from {notebook.name[:2]}")
+        check_choices(parameters)
         run = Run(runs_folder / name)
         finished = run_notebooks(notebooks, selected, parameters, run, options.profile, options.force)
     except (Mistake, Damaged, OSError) as error:

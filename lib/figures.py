@@ -20,6 +20,7 @@ from lib.runs import Run, write_text
 WIDTH = 6.3  # inches: the text width of the thesis
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
 
+pd.set_option("display.max_colwidth", None)
 plt.rcParams.update(
     {
         "figure.figsize": (WIDTH, WIDTH * 0.6),

@@ -47,7 +47,7 @@ details.code > summary { cursor: pointer; color: var(--soft); font-size: .8rem; 
 .stderr pre { color: var(--soft); }
 .error pre { color: var(--bad); background: var(--box); padding: .6rem .8rem; border-left: 3px solid var(--bad); }
 table { border-collapse: collapse; font-size: .9rem; margin: .8rem 0; font-variant-numeric: tabular-nums;
-  display: block; overflow-x: auto; max-width: 100%; }
+  display: block; overflow-x: auto; width: fit-content; max-width: 100%; border: 0; }
 th, td { padding: .25rem .7rem; text-align: right; border: 0; }
 th:first-child, td:first-child, tbody th { text-align: left; font-weight: normal; }
 thead { border-top: 2px solid var(--text); border-bottom: 1px solid var(--text); }
@@ -55,7 +55,7 @@ tbody { border-bottom: 2px solid var(--text); }
 table.facts, table.facts tbody { border: 0; }
 table.facts th { font-weight: 600; vertical-align: top; }
 table.facts td { text-align: left; overflow-wrap: anywhere; }
-math[display=block] { margin: 1em 0; overflow-x: auto; }
+math[display=block] { margin: 1em 0; overflow: auto hidden; }
 ol.notebooks { list-style: none; padding: 0; }
 ol.notebooks li { border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem; margin: .7rem 0; }
 ol.notebooks p { margin: .2rem 0 0; }

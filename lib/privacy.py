@@ -330,7 +330,7 @@ def _of_pdf(data: bytes) -> Iterator[str]:
     """A PDF's own words and the letters that it draws, those of a line together."""
     before = b""
     for piece in re.split(rb"stream\r?\n|endstream", data):
-        picture, before = b"/Subtype /Image" in before[-500:], piece
+        picture, before = b"/Subtype /Image" in before[before.rfind(b" obj") :], piece
         if picture:
             continue
         with suppress(zlib.error):

@@ -93,7 +93,8 @@ def before_after(source: Cohort, outputs: Mapping[str, Cohort]) -> w.Widget | No
         before, after = source.take([image - 1]).images(), outputs[method].take([image - 1]).images()
         mixed = before + (after - before) * mixture / 100
         rows = np.concatenate([before, mixed, after, np.clip((after - before) / 2, -1, 1)])
-        return image_page(rows, ["before", f"{mixture} %", method, "difference"], columns=4)
+        about = source.table.image_id.iloc[image - 1]
+        return image_page(rows, [f"before: {about}", f"{mixture} %", method, "difference"], columns=4)
 
     return explore(
         draw,
@@ -118,12 +119,13 @@ def along(times: np.ndarray, pictures: Mapping[str, np.ndarray], image: int = 0)
     return explore(draw, step=w.IntSlider(1, min=1, max=len(times), description="step"))
 
 
-def thresholds(predictions: pd.DataFrame) -> w.Widget | None:
+def thresholds(predictions: pd.DataFrame, start: float = 0.5) -> w.Widget | None:
     """What a threshold does: probabilities of patients by class, confusion matrix, sensitivity, specificity.
 
     Parameters
     ----------
     predictions : `condition, patient_id, label, probability`; the mean over a patient's images, seeds and cells is used
+    start : the threshold to begin with
     """
     means = by_patient(predictions[["condition", "patient_id", "label", "probability"]])
 
@@ -139,17 +141,23 @@ def thresholds(predictions: pd.DataFrame) -> w.Widget | None:
         left.legend()
         right.imshow(matrix, cmap="Blues", aspect="auto")
         for (row, column), count in np.ndenumerate(matrix.to_numpy()):
-            right.annotate(f"{count}", (column, row), ha="center", va="center", color="C1" if count else "0.5")
+            right.annotate(
+                f"{count}",
+                (column, row),
+                ha="center",
+                va="center",
+                color="white" if 2 * count > matrix.to_numpy().max() else "black",
+            )
         right.set(xticks=[0, 1], xticklabels=["called NFF", "called AFF"], yticks=[0, 1], yticklabels=LABELS)
         sensitivity, specificity = matrix.loc["AFF", True] / max(matrix.loc["AFF"].sum(), 1), matrix.loc["NFF", False]
         specificity = specificity / max(matrix.loc["NFF"].sum(), 1)
-        fig.suptitle(f"sensitivity {sensitivity:.1%}, specificity {specificity:.1%}", fontsize=9)
+        fig.suptitle(f"{condition}: sensitivity {sensitivity:.1%}, specificity {specificity:.1%}", fontsize=9)
         return fig
 
     return explore(
         draw,
         condition=w.Dropdown(options=list(dict.fromkeys(means.condition)), description="condition"),
-        threshold=w.FloatSlider(0.5, min=0, max=1, step=0.01, description="threshold"),
+        threshold=w.FloatSlider(start, min=0, max=1, step=0.01, description="threshold"),
     )
 
 
@@ -165,7 +173,7 @@ def _text(words: str) -> Figure:
 def curate(synthetic: Cohort, path: Path) -> w.Widget | None:
     """Keep or reject synthetic images, one after the other, with a reason; saved with every click."""
     if headless():
-        show(image_page(synthetic.first(8), columns=8))
+        show(image_page(synthetic.first(8), list(synthetic.first(8).table.method), columns=8))
         return None
     output, progress = w.Output(), w.Label()
     reason = w.Dropdown(options=REASONS, description="why")

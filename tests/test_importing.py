@@ -306,3 +306,10 @@ def test_what_the_files_say_is_counted_and_the_linkage_leads_back_to_their_pixel
     assert picture.shape == (26, 32)
     x, y = moved([(0, 0)], found[list(TO_SOURCE)].to_numpy(float).reshape(2, 3))[0]
     assert (x, y) == (64, 0)  # the head lay to the right: the picture's upper left corner is the file's upper right one
+
+
+def test_labels_may_not_lie_in_the_output(hospital):
+    folder, labels, out, key = hospital
+    out.mkdir()
+    with pytest.raises(RadiographsError, match="lies in the output folder, where nobody's number is to be"):
+        import_folder(folder, labels.rename(out / "labels.csv"), out, key)

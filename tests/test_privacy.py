@@ -232,3 +232,15 @@ def test_an_imports_ids_are_no_numbers():
         identifiers.add("number", str(number))
     ids = " ".join(f"I{pseudonym(b'k' * 32, str(k))}" for k in range(4000))
     assert not identifiers.found(ids)
+
+
+def test_pixels_of_a_figure_are_no_numbers(run, capsys):
+    fig, ax = plt.subplots()
+    ax.imshow(np.full((64, 64), ord("4")), cmap="gray", vmin=0, vmax=255)  # drawn with a long palette
+    fig.savefig(run / "figure.pdf")
+    plt.close(fig)
+    numbers = Identifiers()
+    numbers.add("number", "4" * 64)
+    texts = privacy.texts("figure.pdf", (run / "figure.pdf").read_bytes())
+    assert not any(numbers.found(text) for text in texts)
+    assert scanned(run, capsys)[0] == 0

@@ -393,3 +393,17 @@ def test_another_picture_is_another_fingerprint(study):
     marks = [run_all.fingerprint(notebook, {"radiographs_csv": str(study / "t.csv")}, []) for _ in range(2)]
     (study / "a.png").write_bytes(b"another")
     assert marks[0] == marks[1] != run_all.fingerprint(notebook, {"radiographs_csv": str(study / "t.csv")}, [])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"conditions": ["real", "oversamplin@0.25"]}, "unknown condition 'oversamplin', did you mean 'oversampling'"),
+        ({"methods": ["cyclegam"]}, "unknown 'cyclegam', did you mean 'cyclegan'"),
+        ({"learning_curve": ["runs/nothere"]}, "runs/nothere is no run with trials"),
+    ],
+)
+def test_what_a_late_notebook_would_refuse_is_refused_at_once(values, message):
+    with pytest.raises(run_all.Mistake, match=message):
+        run_all.check_choices(values)
+    run_all.check_choices({"conditions": ["real", "cyclegan@0.5", "fake"], "methods": ["noise"], "learning_curve": []})

@@ -64,7 +64,7 @@ def test_the_browser_shows_what_was_chosen(cohort, shown):
 def test_before_and_after(cohort, shown):
     inverted = Cohort(cohort.table, 255 - cohort.pixels)
     tool = widgets.before_after(cohort, {"cyclegan": inverted, "same": cohort})
-    assert titles(pages(shown)[-1]) == ["before", "50 %", "cyclegan", "difference"]
+    assert titles(pages(shown)[-1]) == [f"before: {cohort.table.image_id[0]}", "50 %", "cyclegan", "difference"]
     control(tool, "method").value = "same"
     difference = pages(shown)[-1].axes[3].images[0].get_array()
     assert np.ptp(difference) == 0
@@ -76,9 +76,9 @@ def test_thresholds_count_patients(shown):
     table = pd.DataFrame({"condition": "real", "patient_id": list("aabcd"), "label": ["AFF"] * 3 + ["NFF"] * 2,
                           "probability": [0.2, 0.8, 0.9, 0.6, 0.1]})  # fmt: skip
     tool = widgets.thresholds(table)
-    assert pages(shown)[-1]._suptitle.get_text() == "sensitivity 100.0%, specificity 50.0%"  # the first has 0.5
+    assert pages(shown)[-1]._suptitle.get_text() == "real: sensitivity 100.0%, specificity 50.0%"  # the first has 0.5
     control(tool, "threshold").value = 0.7
-    assert pages(shown)[-1]._suptitle.get_text() == "sensitivity 50.0%, specificity 100.0%"
+    assert pages(shown)[-1]._suptitle.get_text() == "real: sensitivity 50.0%, specificity 100.0%"
 
 
 def test_steps_along_a_way(cohort, shown):
@@ -124,5 +124,6 @@ def test_without_anybody_there_each_tool_is_a_picture(cohort, monkeypatch, tmp_p
     monkeypatch.setattr(widgets, "display", shown.append)
     assert widgets.headless()
     assert widgets.browse(cohort) is widgets.before_after(cohort, {"same": cohort}) is None
-    assert widgets.curate(cohort, tmp_path / "v.csv") is None and not (tmp_path / "v.csv").exists()
+    made = Cohort(cohort.table.assign(method="cyclegan"), cohort.pixels)
+    assert widgets.curate(made, tmp_path / "v.csv") is None and not (tmp_path / "v.csv").exists()
     assert len(shown) == 3 and all(isinstance(one, plt.Figure) for one in shown)

@@ -32,7 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2 if isinstance(error, RadiographsError) else 1
     print(flow.to_string(index=False))
     print(f"\ntable: {options.out / TABLE}\nleft out, and why: {options.out / EXCLUDED}")
-    print(f"who is who: {linkage_of(options.key, options.out)}. Keep it, and the key beside it, to yourself.")
+    linkage = linkage_of(options.key, options.out)
+    print(f"which person and which file an id is: {linkage}. Keep it, and the key beside it, to yourself.")
+    print(f"to check a run: python -m lib.privacy runs/NAME --source {options.folder} --linkage {linkage}")
     return 0
 
 

@@ -100,6 +100,8 @@ def import_folder(
     """
     if not folder.is_dir():
         raise RadiographsError(f"{folder} is no folder")
+    if labels.resolve().is_relative_to(out.resolve()):
+        raise RadiographsError(f"--labels {labels} lies in the output folder, where nobody's number is to be: move it")
     key, labelled, linkage = read_key(key_file, out), read_labels(labels), linkage_of(key_file, out)
     known = {row["id"]: row for row in _read_private(linkage)}
     made = f"{size} px{', writing hidden' * hide_text}, code {hashlib.sha256(CODE).hexdigest()[:8]}"

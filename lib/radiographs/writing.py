@@ -13,6 +13,7 @@ STRIP, FINER = 0.1, 1280  # of the height, at the top and at the bottom, where s
 STROKE = 0.012  # of the longer side: what is thinner than this may be writing
 CONTRASTS = (0.25, 0.12)  # from its surroundings, of the grey scale: letters that touch, and letters on bone
 NOISE = 7  # the same in median deviations of the grain, at least
+GAP = 12  # heights between two parts of a line
 GLYPHS = 3  # so many letters in a line are writing: a single L or R is a side marker
 
 
@@ -33,8 +34,26 @@ def text_lines(image: np.ndarray) -> list[tuple[int, int, int, int]]:
         for top in (0, height - strip):
             lines = _found(image[top : top + strip], round(FINER * width / max(height, width)))
             found += [line + np.array([top, 0, top, 0]) for line in lines]
-    boxes = np.clip(np.rint(np.array(found).reshape(-1, 4)), 0, np.tile(image.shape, 2))
+    boxes = np.clip(np.rint(_joined(found)), 0, np.tile(image.shape, 2))
     return [tuple(box) for box in boxes.astype(int).tolist()]
+
+
+def _joined(lines: list[np.ndarray]) -> np.ndarray:
+    """Boxes of one line as one: it may be found twice, and in parts where bone lies between them."""
+    boxes = np.array(lines, float).reshape(-1, 4)
+    while len(boxes) > 1:
+        top, left, bottom, right = boxes.T
+        height = bottom - top
+        lower = np.minimum(height[:, None], height)
+        overlap = np.minimum(bottom[:, None], bottom) - np.maximum(top[:, None], top)
+        gap = np.maximum(left[:, None], left) - np.minimum(right[:, None], right)
+        _, line = connected_components((overlap > 0.5 * lower) & (gap < GAP * lower))
+        joined = [boxes[line == number] for number in range(line.max() + 1)]
+        joined = np.array([np.concatenate([own[:, :2].min(0), own[:, 2:].max(0)]) for own in joined])
+        if len(joined) == len(boxes):
+            break
+        boxes = joined
+    return boxes
 
 
 def _found(image: np.ndarray, side: int) -> list[np.ndarray]:
@@ -70,7 +89,7 @@ def _lines(letters: np.ndarray, height: int, width: int) -> list[np.ndarray]:
     boxes = []
     for number in np.flatnonzero((counts >= GLYPHS) & (np.bincount(line, outer) >= 0.5 * counts)):
         members = line == number
-        margin = heights[members].max() * np.array([0.4, 1.5])  # for commas, and for letters that were not found
+        margin = heights[members].max() * np.array([0.4, 3.0])  # for commas, and for letters that were not found
         top_left, bottom_right = letters[members, :2].min(0), letters[members, 2:].max(0)
         boxes.append(np.concatenate([top_left - margin, bottom_right + margin]))
     return boxes
