@@ -216,15 +216,15 @@ def test_own_radiographs_through_all_notebooks(tmp_path):
     cohort, rows = phantom.cohort(), []
     for number, (row, pixels) in enumerate(zip(cohort.table.itertuples(), cohort.pixels, strict=True)):
         kind = ("png", "jpg", "tif", "dcm", "16.png")[number % 5]
-        path = tmp_path / "files" / f"{number}.{kind}"
-        path.parent.mkdir(exist_ok=True)
+        path = tmp_path / "hospital" / "files" / f"{number}.{kind}"
+        path.parent.mkdir(parents=True, exist_ok=True)
         if kind == "dcm":
             write_dicom(path, pixels.astype(np.uint16) * 257)
         else:
             Image.fromarray(pixels.astype(np.uint16) * 257 if kind == "16.png" else pixels).save(path)
         rows.append({"path": f"files/{path.name}", "patient_id": row.patient_id, "label": row.label})
         rows[-1] |= {"name": "Meier, Hans", "born": "17.05.1943"}
-    csv = tmp_path / "cohort.csv"
+    csv = tmp_path / "hospital" / "cohort.csv"
     pd.DataFrame(rows).to_csv(csv, index=False)
     hidden = ["-p", "training_aff_share", "0.7", "-p", "methods", "[cyclegan, cyclediff, noise, oracle]"]
     hidden += ["-p", "conditions", "[real, oversampling, cyclegan, oracle]", "-p", "cyclediff_ablations", "[]"]
@@ -240,4 +240,4 @@ def test_own_radiographs_through_all_notebooks(tmp_path):
         if path.is_file():
             content = path.read_bytes()
             assert b"Secret" not in content and b"19400101" not in content, path
-    assert privacy.main([str(run), "--source", str(tmp_path / "files")]) == 0
+    assert privacy.main([str(run), "--source", str(csv.parent / "files")]) == 0
