@@ -114,8 +114,9 @@ def words(text: str) -> Words:
     Numbers with two points or more (dates, UIDs) are taken apart, and 4711.0 is 4711. But 0.12345 is one word, and so
     is a hash: there is no 12345 in them.
     """
-    text = unicodedata.normalize("NFC", text.casefold()).translate(UMLAUTS)
+    text = unicodedata.normalize("NFKC", text).casefold().translate(UMLAUTS)
     text = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    text = text.casefold()
     found = []
     for word in WORD.findall(text):
         if "." in word and (word.count(".") > 1 or not word.rpartition(".")[2].strip("0")):

@@ -228,6 +228,7 @@ def test_own_radiographs_through_all_notebooks(tmp_path):
     pd.DataFrame(rows).to_csv(csv, index=False)
     hidden = ["-p", "training_aff_share", "0.7", "-p", "methods", "[cyclegan, cyclediff, noise, oracle]"]
     hidden += ["-p", "conditions", "[real, oversampling, cyclegan, oracle]", "-p", "cyclediff_ablations", "[]"]
+    hidden += ["-p", "simulations", "1", "-p", "bootstrap_draws", "100", "-p", "sampling_trials", "[euler 1]"]
     assert main(["--profile", "smoke", "-p", "radiographs_csv", str(csv), *hidden], NOTEBOOKS, tmp_path / "runs") == 0
     run = tmp_path / "runs" / "smoke"
     loaded = Cohort.load(run / "cohort")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from made_files import RAMP8, write_dicom
 from PIL import Image, PngImagePlugin
@@ -186,6 +186,7 @@ def test_a_request_that_makes_no_sense_is_said(run, capsys, arguments, monkeypat
     assert "missing" in capsys.readouterr().err
 
 
+@example("0A𝕊0", "", "")
 @given(st.text(min_size=1), st.text(), st.text())
 def test_what_is_looked_for_is_found_between_anything_that_is_no_word(text, before, after):
     identifiers = Identifiers()
