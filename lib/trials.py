@@ -44,7 +44,7 @@ ERRORS = 8  # a trial keeps this many test images that it is most confidently wr
 UNLIKE_MAY_BE = (  # parameters in which the points of a learning curve may differ: no classifier is trained by them
     *("run_dir", "training_aff_share", "conditions", "methods", "learning_curve", "sampling_trials", "judge_steps"),
     *("inception_weights", "cyclediff_ablations", "cyclediff_ablation_seeds"),
-    *("margin", "worthwhile", "bootstrap_draws", "simulations"),
+    *("margin", "worthwhile", "bootstrap_draws", "simulations", "reader", "reader_each"),
 )
 
 

@@ -366,7 +366,10 @@ def finished_run(folder, share, auroc, images="i0 i1", **parameters):
 
 
 def test_a_learning_curve_takes_the_auroc_and_the_share_of_each_run(tmp_path):
-    run, other = finished_run(tmp_path / "all", 1.0, 0.9), finished_run(tmp_path / "quarter", 0.25, 0.8, margin=0.1)
+    run, other = (
+        finished_run(tmp_path / "all", 1.0, 0.9),
+        finished_run(tmp_path / "quarter", 0.25, 0.8, margin=0.1, reader="b"),
+    )
     points = learning_curve_of(run, [str(other.folder)], ["real", "cyclegan"])
     assert points[["condition", "share", "value"]].values.tolist() == [["real", 1.0, 0.9], ["real", 0.25, 0.8]]
 

@@ -32,7 +32,7 @@ MAX_RATIO = 1000  # of the longer to the shorter side
 
 START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 VIEWS = {"AP": "AP", "PA": "AP", "LL": "lateral", "RL": "lateral", "LAT": "lateral", "LATERAL": "lateral"}
-SIDES = {"L": "left", "R": "right"}
+SIDES = {"l": "left", "left": "left", "links": "left", "r": "right", "right": "right", "rechts": "right"}
 
 
 class Unusable(ValueError):
@@ -323,7 +323,7 @@ def _pixel_spacing(ds: pydicom.Dataset) -> tuple[float, float]:
 def _view_and_side(ds: pydicom.Dataset) -> tuple[str, str]:
     """By View Position and (Image) Laterality; empty where a tag is missing or says something else."""
     side = ds.get("ImageLaterality") or ds.get("Laterality") or ""
-    return VIEWS.get(str(ds.get("ViewPosition") or "").upper(), ""), SIDES.get(str(side).upper(), "")
+    return VIEWS.get(str(ds.get("ViewPosition") or "").upper(), ""), SIDES.get(str(side).lower(), "")
 
 
 def _quarters(ds: pydicom.Dataset) -> int:

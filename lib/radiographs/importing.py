@@ -28,7 +28,7 @@ from lib.radiographs.files import Radiograph, is_dicom, read_dataset, read_dicom
 from lib.radiographs.geometry import Picture
 from lib.radiographs.preparing import CODE, over_cores
 from lib.radiographs.table import EXCLUDED, OPTIONAL, RadiographsError, read_csv
-from lib.radiographs.writing import without_text
+from lib.radiographs.writing import text_lines, without_text
 from lib.runs import progress, write_text, written
 
 TABLE, LINKAGE = "radiographs.csv", "linkage.csv"
@@ -224,7 +224,7 @@ def picture(radiograph: Radiograph, size: int, hide_text: bool = False) -> tuple
     the picture
     to_source : (3, 3), from its (x, y, 1) to the file's
     """
-    image = without_text(radiograph.image) if hide_text else radiograph.image
+    image = without_text(radiograph.image, text_lines(radiograph.image)) if hide_text else radiograph.image
     spacing = np.roll(radiograph.spacing, radiograph.quarters % 2)
     image = Picture(image).turned(radiograph.quarters)
     extent = np.multiply(image.image.shape, spacing) / spacing.min()

@@ -70,9 +70,9 @@ def prepare(
     picture = Picture(radiograph.image)
     steps = {"decoded": picture}
     height, width = picture.image.shape
-    writing = len(text_lines(picture.image))
-    if how.hide_text and writing:
-        steps["writing hidden"] = picture = Picture(without_text(picture.image))
+    lines = text_lines(picture.image)
+    if how.hide_text and lines:
+        steps["writing hidden"] = picture = Picture(without_text(picture.image, lines))
     top, left, bottom, right = 0, 0, height, width
     if how.region:
         top, left, bottom, right = np.multiply(how.region, [height, width, height, width]).round().astype(int).tolist()
@@ -82,7 +82,7 @@ def prepare(
     elif how.crop:
         top, left, bottom, right = field_of_view(picture.image)
         steps["borders off"] = picture = picture.cropped(top, left, bottom, right)
-    about = {"cropped": 1 - picture.image.size / (height * width), "writing": writing, **measures(picture.image)}
+    about = {"cropped": 1 - picture.image.size / (height * width), "writing": len(lines), **measures(picture.image)}
     quarters = radiograph.quarters if how.quarters is None else how.quarters
     extent = np.multiply(picture.image.shape, radiograph.spacing)[:: -1 if quarters % 2 else 1]
     if quarters:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from lib.cohort import CROP, LABELS, MEASURES, TO_SOURCE, Cohort
-from lib.radiographs.files import read_image
+from lib.radiographs.files import SIDES, read_image
 from lib.radiographs.geometry import moved
 from lib.radiographs.preparing import DEFAULT, STEPS, Preparation, Prepared, prepare, prepared
 from lib.runs import progress
@@ -27,7 +27,6 @@ REQUIRED = ("path", "patient_id", "label")
 ZONE = ("zone_top", "zone_bottom")
 REGION = ("region_top", "region_left", "region_bottom", "region_right")
 OPTIONAL = ("image_id", "view", "side", "hospital", "split", *ZONE, *REGION, "turn", "exclude")
-SIDES = {"l": "left", "left": "left", "links": "left", "r": "right", "right": "right", "rechts": "right"}
 TURNS = ("0", "90", "180", "270")  # degrees counter-clockwise
 EXCLUDED = "excluded.csv"  # what an import left out, beside the table
 SHOWN = 100  # bad rows named in an error's message; its `problems` have them all

@@ -95,10 +95,10 @@ def _lines(letters: np.ndarray, height: int, width: int) -> list[np.ndarray]:
     return boxes
 
 
-def without_text(image: np.ndarray) -> np.ndarray:
-    """A copy in which each of `text_lines` has the grey that surrounds it, column by column."""
+def without_text(image: np.ndarray, lines: list[tuple[int, int, int, int]]) -> np.ndarray:
+    """A copy in which each of the `text_lines` found in it has the grey that surrounds it, column by column."""
     hidden = image.copy()
-    for top, left, bottom, right in text_lines(image):
+    for top, left, bottom, right in lines:
         rim = max((bottom - top) // 4, 2)
         above, below = hidden[max(top - rim, 0) : top, left:right], hidden[bottom : bottom + rim, left:right]
         hidden[top:bottom, left:right] = np.median(np.concatenate([above, below]), axis=0)
