@@ -397,7 +397,8 @@ def execute(notebook: Notebook, parameters: dict, copy: Path, live: Live) -> Non
 
 def without_paths(text: str) -> str:
     """Text that tells nothing of this machine's folders, and who works there."""
-    for folder, instead in ((ROOT, "."), (Path(sys.prefix), "python"), (Path.home(), "~")):
+    folders = {ROOT: ".", Path(sys.prefix): "python", Path.home(): "~"}
+    for folder, instead in sorted(folders.items(), key=lambda item: -len(item[0].parts)):  # the innermost first
         for written in {str(folder), json.dumps(str(folder))[1:-1]} if len(folder.parts) > 1 else ():
             text = re.sub(re.escape(written) + r"(?![\w-]|\.\w)", instead, text)
     return text

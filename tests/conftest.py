@@ -1,3 +1,7 @@
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # here and in notebooks' kernels: toys are faster so, and two processes fit
+
 import matplotlib
 import pytest
 import torch
@@ -8,14 +12,18 @@ from lib.runs import ROOT
 matplotlib.use("Agg")
 settings.register_profile("toy", deadline=None, max_examples=30)
 settings.load_profile("toy")
-torch.set_num_threads(1)  # toy networks are faster on one thread, above all on a busy machine
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """The notebooks first: the longest file, so that another process has all others meanwhile (`pytest -n 2`)."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_links_left():
+def no_links_left(tmp_path_factory):
     """Tables in temporary folders are reached by links in data/ (`run_all.within_repository`)."""
-    before = set((ROOT / "data").iterdir())
     yield
-    for path in set((ROOT / "data").iterdir()) - before:
-        if path.is_symlink():
+    for path in (ROOT / "data").iterdir():
+        if path.is_symlink() and path.readlink().is_relative_to(tmp_path_factory.getbasetemp()):
             path.unlink()

@@ -335,6 +335,8 @@ def test_paths_of_this_machine_are_forgotten(study, monkeypatch):
     text = f'File "{run_all.ROOT}/lib/x.py", in {Path.home()}/data and {sys.prefix}/lib: {run_all.ROOT}-other'
     forgotten = run_all.without_paths(text)
     assert 'File "./lib/x.py", in ~/data and python/lib: ' in forgotten
+    monkeypatch.setattr(run_all.sys, "prefix", str(run_all.ROOT / ".venv"))
+    assert run_all.without_paths(f"{run_all.ROOT}/.venv/lib") == "python/lib"
     monkeypatch.setattr(Path, "home", lambda: Path("/home/jörg"))
     assert run_all.without_paths("in /home/jörg/x and /home/jörg. " + json.dumps("/home/jörg")) == 'in ~/x and ~. "~"'
 
