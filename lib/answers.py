@@ -122,7 +122,7 @@ def answer(
 
 
 def trained_how(name: str, folder: Path) -> str:
-    """A sentence on how long a translator was trained, and how long its paper trained it."""
+    """How long a translator was trained, and how long its paper trained it; `folder` is that of one cell."""
     path = Path(folder) / WEIGHTS
     if not path.exists():
         return f"{name} was not trained."
@@ -132,7 +132,12 @@ def trained_how(name: str, folder: Path) -> str:
     if settings.get("autoencoder") == "kl":
         steps -= settings["autoencoder_steps"]  # the published figure is without its own
     batch = _count(settings["batch"], "image")
-    return f"{name} was trained for {steps:,} steps of {batch} of each class (published: {published})."
+    text = f"{name} was trained for {steps:,} steps of {batch} of each class (published: {published})."
+    cells = [weights_metadata(cell) for cell in sorted(path.parent.parent.glob(f"*/{WEIGHTS}"))]
+    if stopped := [cell["stopped_at"] for cell in cells if "stopped_at" in cell]:
+        after = " and ".join(f"{step:,}" for step in stopped)
+        text += f" {_count(len(stopped), 'training')} of {len(cells)} ended before, by hand, after {after} steps."
+    return text
 
 
 def unlike_published(name: str, folder: Path) -> str:

@@ -61,7 +61,7 @@ from lib.training import (
     torch_generator,
     weights_metadata,
 )
-from lib.translator import WEIGHTS, check_size, domains, preview_due, save_preview, translated
+from lib.translator import WEIGHTS, Watch, check_size, domains, preview_due, save_preview, translated
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,11 @@ class Settings:
     discriminator_layers: int = 3  # layers of stride 2: 3 see patches of 70 px; fewer below 64 px
     log_every: int = 50  # steps between two rows of the history
     previews: int = 8  # times that the preview images are translated on the way
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """The steps of each stage, by field: there is one."""
+        return {"steps": self.steps}
 
 
 class Generator(ResNet):
@@ -134,7 +139,9 @@ class CycleGAN:
     def _network(self, network: nn.Module) -> nn.Module:
         return network.to(self.device, memory_format=torch.channels_last)
 
-    def fit(self, cohort: Cohort, folder: Path, seed: int, preview: Cohort | None = None) -> pd.DataFrame:
+    def fit(
+        self, cohort: Cohort, folder: Path, seed: int, preview: Cohort | None = None, watch: Watch | None = None
+    ) -> pd.DataFrame:
         """Train on all images of the cohort and return the history of the losses (see `lib.translator.Translator`).
 
         Columns of the history: `step`, `learning_rate`, the terms of eq. 3, unweighted: `adversarial_G`,
@@ -156,6 +163,7 @@ class CycleGAN:
         optimiser_D = torch.optim.Adam([*D_X.parameters(), *D_Y.parameters()], **adam)
         pool_X, pool_Y, history = ImagePool(s.pool), ImagePool(s.pool), History()
 
+        self.metadata.pop("stopped_at", None)
         self.metadata |= {"seed": seed, "steps": s.steps, "image_size": cohort.size}
         self.metadata |= {"cohort_hash": cohort_hash(cohort), "patients_hash": patients_hash(cohort)}
         checkpoint = Checkpoint(
@@ -234,7 +242,8 @@ class CycleGAN:
             optimiser_D.step()
 
             # Record, show, save.
-            if (step + 1) % s.log_every == 0 or step + 1 == s.steps:
+            recorded = (step + 1) % s.log_every == 0 or step + 1 == s.steps
+            if recorded:
                 terms = {name: term.item() for name, term in (terms | terms_D).items()}
                 history.record(step + 1, learning_rate=learning_rate, **terms)
             if preview is not None and preview_due(step, s.steps, s.previews):
@@ -243,6 +252,10 @@ class CycleGAN:
             if checkpoint.due() or step + 1 == s.steps:
                 checkpoint.save(step + 1)
             bar.update()
+            if recorded and watch and watch(history, folder) and step + 1 < s.steps:
+                checkpoint.save(step + 1)
+                self.metadata["stopped_at"] = step + 1
+                break
         bar.close()
 
         # Keep the averaged generators.

@@ -125,6 +125,15 @@ def image_rows(rows: Mapping[str, np.ndarray], column_titles: Sequence[str] | No
     return fig
 
 
+def loss_panels(history: pd.DataFrame) -> list[list[str]]:
+    """The losses of a history by panel of `loss_curves`: terms that differ only in domain or generator share one."""
+    panels: dict[str, list[str]] = {}
+    for column in history.columns.drop(["step", "stage", "learning_rate"], errors="ignore"):
+        if history[column].notna().any() and history[column].ne(0).any():
+            panels.setdefault(re.sub("_[XYGF]$", "", column), []).append(column)
+    return list(panels.values())
+
+
 def loss_curves(history: pd.DataFrame, columns: Sequence[str | Sequence[str]]) -> Figure:
     """A training's losses over its steps: every value faint, their running mean on top.
 

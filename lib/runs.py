@@ -126,9 +126,10 @@ class Run:
 
 
 def progress(total: int, initial: int = 0, desc: str = "") -> tqdm.tqdm:
-    """A progress bar: a widget in Jupyter, one text line every few seconds in a headless run."""
-    if os.environ.get("LIB_PROGRESS") == "text":
-        return tqdm.tqdm(total=total, initial=initial, desc=desc, mininterval=10, ncols=100)
+    """A progress bar: a widget in Jupyter, one text line every few seconds in a headless run (LIB_PROGRESS=text)."""
+    kind = os.environ.get("LIB_PROGRESS")
+    if kind in ("text", "none"):
+        return tqdm.tqdm(total=total, initial=initial, desc=desc, mininterval=10, ncols=100, disable=kind == "none")
     return tqdm.auto.tqdm(total=total, initial=initial, desc=desc)
 
 

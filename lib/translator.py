@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol, Self
 
 import numpy as np
@@ -15,23 +19,29 @@ import torch
 
 from lib.cohort import LABELS, Cohort, to_pixels
 from lib.runs import progress
+from lib.training import History
 
 WEIGHTS = "weights.safetensors"
+Watch = Callable[[History, Path], bool]  # the losses so far and the training's folder, as each row is recorded → stop?
 
 
 class Translator(Protocol):
     """What every translation method offers. X is the NFF domain, Y the AFF domain; G: X → Y and F: Y → X."""
 
     name: str
-    settings: object  # a dataclass
+    settings: object  # a dataclass, whose `stages` names its numbers of steps: field → steps
     metadata: dict  # method, settings, and after `fit`: seed, steps, image_size, patients_hash, cohort_hash
 
-    def fit(self, cohort: Cohort, folder: Path, seed: int, preview: Cohort | None = None) -> pd.DataFrame:
+    def fit(
+        self, cohort: Cohort, folder: Path, seed: int, preview: Cohort | None = None, watch: Watch | None = None
+    ) -> pd.DataFrame:
         """Train on all images of the cohort and return the history of the losses.
 
         Leaves `history.csv`, `checkpoint.pt` and `weights.safetensors` in the folder and goes on from a checkpoint that
         was made with the same settings, seed, cohort and source. A few times on the way the images of `preview` are
         translated to their other label into `previews/STEP.npy`, (N, H, W) in the cohort's own integer range.
+        Where `watch` wants the training to end, what was learnt is kept, `metadata["stopped_at"]` is the number of
+        steps, and the next call goes on from there.
         """
 
     def translate(self, cohort: Cohort, to: str = "AFF", batch: int = 32) -> Cohort:
@@ -122,3 +132,28 @@ def save_preview(
             pixels[rows] = to_pixels(images.cpu().numpy(), pixels.dtype)
     (folder / "previews").mkdir(parents=True, exist_ok=True)
     np.save(folder / "previews" / f"{step:07d}.npy", pixels)
+
+
+def seconds_needed(make: Callable[..., Translator], settings, cohort: Cohort, timed: int = 3) -> float:
+    """How long `make(settings).fit(cohort)` takes on this machine: a few steps of each stage are timed, none is kept.
+
+    >>> print(f"{seconds_needed(CycleGAN, Settings(), training) / 60:.0f} minutes a cell")  # doctest: +SKIP
+    """
+
+    def took(**steps: int) -> float:
+        with TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            make(replace(settings, **steps)).fit(cohort, Path(folder), seed=0)
+            return time.perf_counter() - start
+
+    before, os.environ["LIB_PROGRESS"] = os.environ.get("LIB_PROGRESS"), "none"
+    try:
+        one = dict.fromkeys(settings.stages, 1)
+        took(**one)  # the first steps of a process are slow
+        base = took(**one)
+        of_step = {stage: (took(**{**one, stage: 1 + timed}) - base) / timed for stage in settings.stages}
+    finally:
+        os.environ.pop("LIB_PROGRESS")
+        if before:
+            os.environ["LIB_PROGRESS"] = before
+    return base + sum(max(of_step[stage], 0) * steps for stage, steps in settings.stages.items())

@@ -10,8 +10,9 @@ import difflib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -212,6 +213,23 @@ def run_trials(
     for name, table in tables.items():
         write_text(Path(folder, f"{name}.csv"), table.to_csv(index=False))
     return tables["predictions"], tables["metrics"]
+
+
+def seconds_needed(cohort: Cohort, splits: pd.DataFrame, settings: Settings, timed: int = 3) -> float:
+    """How long a trial of the first cell takes on this machine: trials of a few steps are timed, none is kept."""
+    parts = [cohort.part(splits, *cells(splits)[0], part) for part in PARTS]
+
+    def took(steps: int, validate_every: int) -> float:
+        with TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            few = replace(settings, steps=steps, validate_every=validate_every)
+            run_trial(condition("real"), *parts, 1.0, few, 0, Path(folder, "trial.json"))
+            return time.perf_counter() - start
+
+    took(1, 1)  # the first steps of a process are slow
+    base, stepped, validated = took(1, 1), took(1 + timed, 1 + timed), took(1 + timed, 1)
+    step, validation = max(stepped - base, 0) / timed, max(validated - stepped, 0) / timed
+    return base + (settings.steps - 1) * step + (settings.steps // settings.validate_every) * validation
 
 
 def run_trial(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -17,13 +18,15 @@ from matplotlib.figure import Figure
 
 from lib import readers
 from lib.cohort import LABELS, Cohort
-from lib.figures import PALETTE, WIDTH, image_page, image_rows
+from lib.figures import PALETTE, WIDTH, image_page, image_rows, loss_curves, loss_panels
 from lib.metrics import by_patient
 from lib.runs import write_text
 from lib.synthesis import read_verdicts
+from lib.training import History
 
 ALL = "all"
 PAGE = 24  # thumbnails
+STOP = "stop and keep"
 REASONS = ("", "no fracture", "two fractures", "anatomy broken", "artefact", "other")  # for rejecting an image
 
 
@@ -165,6 +168,52 @@ def _text(words: str) -> Figure:
     fig = plt.figure(figsize=(WIDTH, 0.5))
     fig.text(0, 0.5, words)
     return fig
+
+
+class Watch:
+    """A training while it runs, for `lib.translator.Translator.fit`: its losses, its newest translations, and a button
+    that ends it and keeps what was learnt.
+
+    Clicks arrive while a cell runs where the front end sends them past it: JupyterLab from 4.4 on. Everywhere, also in
+    a headless run, an empty file named `stop` in the training's folder does the same; it is taken away.
+
+    Parameters
+    ----------
+    every : seconds between two pictures
+    """
+
+    def __init__(self, every: float = 10):
+        self.every, self.drawn_at, self.wanted = every, 0.0, False
+        self.stop = w.Button(description=STOP)
+        self.stop.on_click(self._clicked)
+        self.losses, self.previews = w.Image(format="png"), w.Image(format="png")
+        if not headless():
+            display(w.VBox([self.stop, self.losses, self.previews]))
+
+    def _clicked(self, _) -> None:
+        self.wanted, self.stop.disabled, self.stop.description = True, True, "stops at the next row"
+
+    def __call__(self, history: History, folder: Path) -> bool:
+        """Draw what is new, and say whether to stop."""
+        losses, file = history.frame(), Path(folder, "stop")
+        if not headless() and time.monotonic() - self.drawn_at > self.every:
+            self.losses.value = _png(loss_curves(losses, loss_panels(losses)))
+            if course := sorted(Path(folder, "previews").glob("*.npy")):
+                self.previews.value = _png(image_rows({f"step {int(course[-1].stem):,}": np.load(course[-1])}))
+            self.drawn_at = time.monotonic()
+        wanted = self.wanted or file.exists()
+        if wanted:
+            file.unlink(missing_ok=True)
+            self.wanted, self.stop.disabled, self.stop.description = False, False, STOP
+            print(f"Stopped after step {losses.step.iloc[-1]:,}; what was learnt is kept. The same again goes on.")
+        return wanted
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, dpi=plt.rcParams["figure.dpi"])
+    plt.close(figure)
+    return file.getvalue()
 
 
 # Deciding ------------------------------------------------------------------------------------------------------------

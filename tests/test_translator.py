@@ -1,10 +1,16 @@
+from dataclasses import replace
+
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lib import cyclediff, cyclegan
 from lib.cohort import Cohort
+from lib.cyclediff import CycleDiff
+from lib.cyclegan import CycleGAN
 from lib.phantom import Phantom
-from lib.translator import preview_due, translated
+from lib.translator import WEIGHTS, preview_due, seconds_needed, translated
 
 
 @given(st.integers(1, 500), st.integers(0, 20))
@@ -22,3 +28,54 @@ def test_the_hash_of_the_generators_patients_stays_a_string(tmp_path, generator)
     assert set(Cohort.load(tmp_path).table.generator) == {generator}
     untrained = translated(made, "NFF", "negative", lambda x: -x, batch=4)
     assert "generator" not in untrained.table and "generator" not in sources.table
+
+
+TOYS = {
+    "cyclegan": (CycleGAN, cyclegan.Settings(steps=6, batch=2, width=4, blocks=1, discriminator_width=4, log_every=2)),
+    "cyclediff": (
+        CycleDiff,
+        cyclediff.Settings(
+            autoencoder="pixels", warmup_steps=2, joint_steps=4, batch=2, unet_width=8, unet_multipliers=(1, 1),
+            unet_blocks=1, unet_attention=(), translator_width=4, translator_blocks=1, discriminator_width=4,
+            vgg16_weights="none", log_every=2,
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    return Phantom(patients=12, size=32, aff_share=0.4, seed=2).cohort()
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_a_training_that_was_stopped_keeps_what_it_learnt_and_goes_on_to_the_same_weights(name, cohort, tmp_path):
+    kind, settings = TOYS[name]
+    asked = []
+
+    def watch(history, folder):
+        asked.append(history.frame().step.iloc[-1])
+        return asked[-1] == 4
+
+    stopped = kind(settings)
+    assert stopped.fit(cohort, tmp_path / "stopped", 0, watch=watch).step.iloc[-1] == 4
+    kept = kind.load(tmp_path / "stopped")
+    assert asked == [2, 4] and kept.metadata["stopped_at"] == 4 and kept.metadata["steps"] == 6
+    images = cohort.select(label="NFF").first(2)
+    assert (kept.translate(images, "AFF").pixels == stopped.translate(images, "AFF").pixels).all()
+
+    went_on = kind(settings).fit(cohort, tmp_path / "stopped", 0, watch=watch)
+    whole = kind(settings).fit(cohort, tmp_path / "whole", 0)
+    pd.testing.assert_frame_equal(went_on, whole)
+    weights = [(tmp_path / folder / WEIGHTS).read_bytes() for folder in ("stopped", "whole")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_the_time_needed_grows_with_the_steps_and_nothing_is_kept(name, cohort, tmp_path, monkeypatch, capfd):
+    kind, settings = TOYS[name]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    short = seconds_needed(kind, settings, cohort)
+    long = seconds_needed(kind, replace(settings, **{stage: 1000 * n for stage, n in settings.stages.items()}), cohort)
+    assert 0 < short < long / 20
+    assert not list(tmp_path.iterdir()) and not capfd.readouterr().err, "no bar, no folder"

@@ -10,6 +10,7 @@ from lib import readers, widgets
 from lib.cohort import Cohort
 from lib.phantom import Phantom
 from lib.synthesis import read_verdicts
+from lib.training import History
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,7 @@ def shown(monkeypatch):
     monkeypatch.setattr(widgets, "headless", lambda: False)
     monkeypatch.setattr(widgets, "display", found.append)
     monkeypatch.setattr(plt, "close", lambda *_: None)
+    monkeypatch.setitem(plt.rcParams, "figure.max_open_warning", 0)
     yield found
     plt.close("all")
 
@@ -127,3 +129,24 @@ def test_without_anybody_there_each_tool_is_a_picture(cohort, monkeypatch, tmp_p
     made = Cohort(cohort.table.assign(method="cyclegan"), cohort.pixels)
     assert widgets.curate(made, tmp_path / "v.csv") is None and not (tmp_path / "v.csv").exists()
     assert len(shown) == 3 and all(isinstance(one, plt.Figure) for one in shown)
+
+
+def test_a_training_is_drawn_while_it_runs_and_a_click_ends_it(shown, tmp_path, capsys):
+    (tmp_path / "previews").mkdir()
+    np.save(tmp_path / "previews" / "0000050.npy", np.zeros((3, 16, 16), np.uint8))
+    history, watch = History(), widgets.Watch(every=0)
+    history.record(50, stage="joint", learning_rate=1e-4, adversarial_G=0.5, adversarial_F=0.4, identity_X=0.0)
+    assert not watch(history, tmp_path)
+    assert all(bytes(picture.value).startswith(b"\x89PNG") for picture in controls(shown[0], w.Image))
+    control(shown[0], "stop and keep").click()
+    assert control(shown[0], "stops at the next row").disabled
+    assert watch(history, tmp_path) and "Stopped after step 50" in capsys.readouterr().out
+    assert not control(shown[0], "stop and keep").disabled and not watch(history, tmp_path), "the next cell trains on"
+
+
+def test_a_file_ends_a_training_where_nobody_clicks(tmp_path):
+    history, watch = History(), widgets.Watch()
+    history.record(50, learning_rate=1e-4, D_X=0.25)
+    assert not watch(history, tmp_path)
+    (tmp_path / "stop").touch()
+    assert watch(history, tmp_path) and not (tmp_path / "stop").exists() and not watch(history, tmp_path)

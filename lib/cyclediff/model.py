@@ -32,7 +32,7 @@ from lib.training import (
     torch_generator,
     weights_metadata,
 )
-from lib.translator import WEIGHTS, check_sources, domains, preview_due, save_preview, translated
+from lib.translator import WEIGHTS, Watch, check_sources, domains, preview_due, save_preview, translated
 
 
 @dataclass
@@ -72,7 +72,9 @@ class CycleDiff:
         self.metadata["precision"] = self.accelerator.mixed_precision  # "bf16", or "no": float32
         self._check_times()
 
-    def fit(self, cohort: Cohort, folder: Path, seed: int, preview: Cohort | None = None) -> pd.DataFrame:
+    def fit(
+        self, cohort: Cohort, folder: Path, seed: int, preview: Cohort | None = None, watch: Watch | None = None
+    ) -> pd.DataFrame:
         """Train on all images of the cohort and return the history of the losses (see `lib.translator.Translator`).
 
         Columns of the history: `step` over all stages, `stage` ("autoencoder", "warm-up", "joint"), `learning_rate`,
@@ -88,6 +90,7 @@ class CycleDiff:
         training, history = Training(self.networks, s, X, Y, seed, self.accelerator), History()
         steps, joint_from = training.steps, training.ends[1]
 
+        self.metadata.pop("stopped_at", None)
         self.metadata |= {"seed": seed, "steps": steps, "image_size": cohort.size, "perceptual": training.perceptual}
         self.metadata |= {"cohort_hash": cohort_hash(cohort), "patients_hash": patients_hash(cohort)}
         inputs = self.metadata | {"source_hash": source_hash("cyclediff")}
@@ -99,7 +102,8 @@ class CycleDiff:
         bar = progress(steps, done, desc=self.name)
         for step in range(done, steps):
             terms, learning_rate = training.step(step)
-            if (step + 1) % s.log_every == 0 or step + 1 in (*training.ends, steps):
+            recorded = (step + 1) % s.log_every == 0 or step + 1 in (*training.ends, steps)
+            if recorded:
                 terms = {name: term.item() for name, term in terms.items()}
                 history.record(step + 1, stage=training.stage(step), learning_rate=learning_rate, **terms)
             joint = step - joint_from
@@ -110,6 +114,10 @@ class CycleDiff:
                 checkpoint.save(step + 1)
             bar.set_postfix_str(training.stage(step), refresh=False)
             bar.update()
+            if recorded and watch and watch(history, folder) and step + 1 < steps:
+                checkpoint.save(step + 1)
+                self.metadata["stopped_at"] = step + 1
+                break
         bar.close()
 
         for name, network in vars(training.averaged()).items():

@@ -99,6 +99,12 @@ class Settings:
             raise ValueError("joint='frozen' keeps the U-Nets as the warm-up left them: warmup_steps must not be 0")
 
     @property
+    def stages(self) -> dict[str, int]:
+        """The steps of each stage that is trained, by field."""
+        names = ("autoencoder_steps",) * (self.autoencoder == "kl") + ("warmup_steps", "joint_steps")
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
+
+    @property
     def factor(self) -> int:
         """Side of an image in sides of its latent."""
         return 2 if self.autoencoder == "pixels" else self.autoencoder_factor
