@@ -116,7 +116,7 @@ def answer(
     if controls := _controls(comparisons):
         sections += ["## Controls", *controls]
     return "\n\n".join(
-        ["# Answers", _setting(facts), "\n".join(short), *sections, "## Scores", _scores(metrics, facts),
+        ["# Answers", "\n".join(short), _setting(facts), *sections, "## Scores", _scores(metrics, facts),
          "## How to read this", _reading(facts)]
     ) + "\n"  # fmt: skip
 

@@ -13,6 +13,7 @@ from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 
+from lib import latex
 from lib.cohort import LABELS, Cohort
 from lib.metrics import METRICS
 from lib.runs import Run, write_text
@@ -57,19 +58,15 @@ def save_figure(fig: Figure, run: Run, name: str, caption: str) -> None:
 
 
 def save_table(frame: pd.DataFrame, run: Run, name: str, caption: str, digits: int = 3) -> None:
-    """Write `tables/NAME.csv` (all digits) and `.tex` (booktabs, rounded) into the run, and show the table once.
+    """Write `tables/NAME.csv` (all digits) and `.tex` (`lib.latex.table`) into the run, and show the table once.
 
-    The index is printed where it has a name, or one of its levels has. LaTeX needs the packages booktabs and multirow.
+    The index is printed where it has a name, or one of its levels has.
     """
     named = any(level is not None for level in frame.index.names)
     write_text(run.path("tables", f"{name}.csv"), frame.to_csv(index=named))
-    escaped = frame.rename_axis([name and _latex(name) for name in frame.index.names])
-    style = escaped.style.format(precision=digits, escape="latex", na_rep="–").format_index(escape="latex", axis=1)
-    style = style.format_index(_index, escape="latex", axis=0) if named else style.hide(axis="index")
-    latex = style.to_latex(hrules=True, position_float="centering", caption=_latex(caption), label=f"tab:{name}")
-    write_text(run.path("tables", f"{name}.tex"), latex)
+    write_text(run.path("tables", f"{name}.tex"), latex.table(frame, name, caption, digits))
     if get_ipython() is not None:
-        shown = frame.style.format(precision=digits, na_rep="–").format_index(_index, axis=0).set_caption(caption)
+        shown = frame.style.format(precision=digits, na_rep="–").format_index(latex.label, axis=0).set_caption(caption)
         display(shown if named else shown.hide(axis="index"))
 
 
@@ -345,18 +342,6 @@ def forest_plot(comparisons: pd.DataFrame, margin: float) -> Figure:
     ax.set(yticks=range(len(names)), yticklabels=names, xlabel="difference in AUROC")
     ax.set_ylim(len(names) - 0.5, -0.5)
     return fig
-
-
-def _index(value) -> str:
-    """A row's label; numbers without trailing zeros."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _latex(text: str) -> str:
-    """Text with LaTeX's special characters escaped, outside $equations$."""
-    parts = text.split("$")
-    parts[::2] = [re.sub(r"(?<!\\)[&%#_]", r"\\\g<0>", part) for part in parts[::2]]
-    return "$".join(parts)
 
 
 def _pixels(images) -> np.ndarray:

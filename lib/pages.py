@@ -1,6 +1,7 @@
 """Pages: a run's executed notebooks as HTML that a supervisor reads in a browser, without Jupyter and offline.
 
-Everything lies in the file itself: images as data, equations as MathML, code folded away, no script at all.
+Everything lies in the file itself: images as data, equations as MathML, code folded away, no script at all. The first
+page, `index.html`, holds the answers and all notebooks, so that it can be sent alone; each notebook is a page too.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ body { margin: 0 auto; padding: 2rem 1.25rem 5rem; max-width: 52rem; background:
   font: 1rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1, h2, h3 { line-height: 1.25; margin: 2.2em 0 .6em; text-wrap: balance; }
 h1 { font-size: 1.8rem; margin-top: .5em; }
-h2 { font-size: 1.3rem; border-bottom: 1px solid var(--line); padding-bottom: .2em; }
-h3 { font-size: 1.08rem; }
+h2, .notebook h3 { font-size: 1.3rem; border-bottom: 1px solid var(--line); padding-bottom: .2em; }
+h3, .notebook h4 { font-size: 1.08rem; }
 a { color: var(--link); }
 nav, footer, .soft, figcaption { color: var(--soft); font-size: .9rem; }
 img { max-width: 100%; height: auto; }
@@ -43,11 +44,12 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0; }
 :not(pre) > code { background: var(--box); padding: .1em .3em; border-radius: 3px; }
 details.code { margin: .3rem 0; }
 details.code > summary { cursor: pointer; color: var(--soft); font-size: .8rem; width: max-content; }
-.highlight { background: var(--box); padding: .5rem .8rem; border-radius: 4px; }
+.highlight { background: var(--page); border: 1px solid var(--line); padding: .5rem .8rem; border-radius: 4px; }
 .stderr pre { color: var(--soft); }
 .error pre { color: var(--bad); background: var(--box); padding: .6rem .8rem; border-left: 3px solid var(--bad); }
-table { border-collapse: collapse; font-size: .9rem; margin: .8rem 0; font-variant-numeric: tabular-nums;
-  display: block; overflow-x: auto; width: fit-content; max-width: 100%; border: 0; }
+.wide { overflow-x: auto; margin: .8rem 0; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; border: 0; }
+caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
 th, td { padding: .25rem .7rem; text-align: right; border: 0; }
 th:first-child, td:first-child, tbody th { text-align: left; font-weight: normal; }
 thead { border-top: 2px solid var(--text); border-bottom: 1px solid var(--text); }
@@ -55,16 +57,17 @@ tbody { border-bottom: 2px solid var(--text); }
 table.facts, table.facts tbody { border: 0; }
 table.facts th { font-weight: 600; vertical-align: top; }
 table.facts td { text-align: left; overflow-wrap: anywhere; }
-math[display=block] { margin: 1em 0; overflow: auto hidden; }
-ol.notebooks { list-style: none; padding: 0; }
-ol.notebooks li { border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem; margin: .7rem 0; }
-ol.notebooks p { margin: .2rem 0 0; }
+.notebook { border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem; margin: .7rem 0; }
+.notebook > summary { cursor: pointer; }
+.notebook[open] > summary { border-bottom: 1px solid var(--line); padding-bottom: .8rem; }
+.contents ol { columns: 16rem; padding-left: 1.4rem; margin: 1rem 0; }
 table.pair td { width: 50%; padding: .2rem; vertical-align: top; } table.pair tbody { border: 0; }
 .state { float: right; font-size: .85rem; color: var(--soft); }
 .finished { color: var(--good); } .failed { color: var(--bad); }
 @media (prefers-color-scheme: dark) { :root { --text: #dfe3e6; --soft: #98a2aa; --page: #15181b; --box: #1f2427;
   --line: #343b40; --link: #76b7f2; --good: #5fcf95; --bad: #ff8a80; } }
-@media print { details.code { display: none; } body { max-width: none; padding: 0; } }
+@media print { details.code, nav { display: none; } body { max-width: none; padding: 0; }
+  figure, img, tr { break-inside: avoid; } h1, h2, h3, h4 { break-after: avoid; } }
 """
 
 OPENING = ("06_forest", "05_conditions", "04_translations_to_aff", "04_fidelity")  # the figures that show the answers
@@ -109,11 +112,27 @@ def render(notebook: Path) -> Path:
     """Write the page of an executed notebook beside it."""
     nb = nbformat.read(notebook, as_version=4)
     body, _ = _Exporter().from_notebook_node(nb)
+    body = re.sub(r'src="data:image/png;base64,([^"]+)"', lambda found: _source(base64.b64decode(found[1])), body)
+    body = _with_contents(body, prefix=notebook.stem)
     page = notebook.with_suffix(".html")
     heading = next((c.source for c in nb.cells if c.cell_type == "markdown" and c.source.startswith("# ")), page.stem)
     title = heading.splitlines()[0].lstrip("# ")
-    _write(page, title, f'<nav><a href="index.html">All notebooks and answers</a></nav>\n{body}')
+    _write(page, title, f'<nav><a href="index.html">All notebooks and answers</a></nav>\n<main>{body}</main>')
     return page
+
+
+def _with_contents(body: str, prefix: str) -> str:
+    """A notebook's page with its sections' headings made targets, and listed below the first paragraphs."""
+    sections = []
+
+    def target(heading: re.Match) -> str:
+        sections.append(f'<li><a href="#{prefix}-{len(sections) + 1}">{heading[1]}</a></li>')
+        return f'<h2 id="{prefix}-{len(sections)}">{heading[1]}</h2>'
+
+    body = re.sub(r"<h2>(.*?)</h2>", target, body, flags=re.DOTALL)
+    contents = f'<nav class="contents" aria-label="Contents"><ol>{"".join(sections)}</ol></nav>\n'
+    begin = re.search('<details class="code"|<h2 |$', body).start()
+    return f"{body[:begin]}{contents}{body[begin:]}" if sections else body
 
 
 def index(run: Run) -> Path:
@@ -142,8 +161,12 @@ def index(run: Run) -> Path:
         "versions": ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items()),
     }
     page = run.path("notebooks", "index.html")
+    rendered = [name for name, _ in notebooks if (run / f"notebooks/{name}.html").exists()]
+    alone = ", ".join(f'<a href="{name}.html">{name}</a>' for name in rendered) or "none yet"
     body = (
-        f"{opening}\n<h2>Notebooks</h2>\n<ol class='notebooks'>\n{entries}\n</ol>\n<h2>This run</h2>\n{_table(facts)}"
+        f"<main>{opening}\n<h2>Notebooks</h2>\n{entries}\n"
+        f'<p class="soft">In the run\'s folder, each is a page of its own too: {alone}.</p>\n'
+        f"<h2>This run</h2>\n{_table(facts)}</main>"
     )
     _write(page, f"Answers of run {run.folder.name}", body)
     return page
@@ -184,12 +207,17 @@ def _caption(path: Path) -> str:
 
 
 def _picture(path: Path) -> str:
-    """A figure in the page itself, as wide as screens show it."""
+    return f'<img alt="{_caption(path)}" {_source(path.read_bytes())}>'
+
+
+def _source(picture: bytes) -> str:
+    """A picture in the page itself, as wide as screens show it, with its size, so that nothing moves while it loads."""
     file = io.BytesIO()
-    with Image.open(path) as picture:
-        picture.thumbnail((1000, 4000))
-        picture.convert("RGB").quantize(256).save(file, "PNG", optimize=True)
-    return f'<img alt="{_caption(path)}" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    with Image.open(io.BytesIO(picture)) as image:
+        image.thumbnail((1000, 4000))
+        image.convert("RGB").quantize(256).save(file, "PNG")
+        data = base64.b64encode(file.getvalue()).decode()
+        return f'width="{image.width}" height="{image.height}" src="data:image/png;base64,{data}"'
 
 
 def markdown(source: str, attachments: dict | None = None) -> str:
@@ -243,11 +271,19 @@ def _mathml(latex: str, display: str) -> str:
 
 
 def _entry(run: Run, name: str, record: dict) -> str:
-    title = html.escape(record["title"])
-    link = f'<a href="{name}.html">{title}</a>' if (run / f"notebooks/{name}.html").exists() else title
+    """A notebook's question and state; behind them, where it was rendered, all of its page."""
     took = f", {record['seconds'] / 60:.1f} min" if "seconds" in record else ""
     state = f'<span class="state"><span class="{record["state"]}">{record["state"]}</span>{took}</span>'
-    return f"<li>{state}<b>{link}</b>{markdown(record['question'])}</li>"
+    question = markdown(record["question"]).strip().removeprefix("<p>").removesuffix("</p>")
+    summary = f"{state}<b>{html.escape(record['title'])}</b><br>{question}"
+    page = run / f"notebooks/{name}.html"
+    if not page.exists():
+        return f'<div class="notebook">{summary}</div>'
+    inside = re.search("<main>(.*)</main>", page.read_text(encoding="utf-8"), re.DOTALL)[1]
+    inside = re.sub(r"<h1>.*?</h1>\s*<p>.*?</p>", "", inside, count=1, flags=re.DOTALL)  # title and question again
+    inside = re.sub(r"(</?h)(\d)", lambda tag: f"{tag[1]}{int(tag[2]) + 1}", inside)  # below this page's own headings
+    inside = re.sub(r'href="(\d\d_\w+)\.html"', r'href="#\1"', inside)
+    return f'<details class="notebook" id="{name}"><summary>{summary}</summary>\n{inside}</details>'
 
 
 def _table(facts: dict) -> str:
@@ -259,4 +295,6 @@ def _write(page: Path, title: str, body: str) -> None:
     light = HtmlFormatter(style="default").get_style_defs(".highlight")
     dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
     style = f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n{STYLE}"
+    wide = r'<table\b.*?</table>|<math display="block".*?</math>'  # what keys must reach to scroll it on a phone
+    body = re.sub(wide, r'<div class="wide" tabindex="0">\g<0></div>', body, flags=re.DOTALL)
     write_text(page, PAGE.format(title=html.escape(title), style=style, body=body))

@@ -125,6 +125,17 @@ class Run:
         return {name: (here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)}
 
 
+def duration(seconds: float) -> str:
+    """How long that is, in the unit one would say it in.
+
+    >>> duration(20), duration(420), duration(9000)
+    ('20 seconds', '7.0 minutes', '2.5 hours')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.1f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
 def progress(total: int, initial: int = 0, desc: str = "") -> tqdm.tqdm:
     """A progress bar: a widget in Jupyter, one text line every few seconds in a headless run (LIB_PROGRESS=text)."""
     kind = os.environ.get("LIB_PROGRESS")

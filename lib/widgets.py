@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython import get_ipython
-from IPython.display import display
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from lib import readers
@@ -35,20 +35,31 @@ def headless() -> bool:
     return get_ipython() is None or os.environ.get("LIB_PROGRESS") == "text"
 
 
-def explore(draw: Callable[..., Figure], **controls: w.Widget) -> w.Widget | None:
-    """Show the figure that `draw` makes of the controls' values, again whenever one changes; headless: once."""
+def explore(draw: Callable[..., Figure], about: str, **controls: w.Widget) -> w.Widget | None:
+    """Show the figure that `draw` makes of the controls' values, again whenever one changes; headless: once.
+
+    Parameters
+    ----------
+    about : what there is to see, the picture's caption
+    """
     if headless():
-        show(draw(**{name: control.value for name, control in controls.items()}))
+        picture(draw(**{name: control.value for name, control in controls.items()}), about)
         return None
-    output = w.interactive_output(lambda **values: show(draw(**values)), controls)
+    output = w.interactive_output(lambda **values: show(draw(**values), about), controls)
     tool = w.VBox([w.HBox(list(controls.values()), layout=w.Layout(flex_flow="row wrap")), output])
     display(tool)
     return tool
 
 
-def show(figure: Figure) -> None:
-    display(figure)
+def show(figure: Figure, about: str) -> None:
+    display(figure, metadata={"image/png": {"alt": about}})
     plt.close(figure)
+
+
+def picture(figure: Figure, about: str) -> None:
+    """What a headless run shows of a tool."""
+    show(figure, about)
+    display(Markdown(f"*{about} A tool to click, where the notebook runs in Jupyter.*"))
 
 
 # Looking -------------------------------------------------------------------------------------------------------------
@@ -81,7 +92,7 @@ def browse(cohort: Cohort, splits: pd.DataFrame | None = None) -> w.Widget | Non
         "image": w.BoundedIntText(0, min=0, max=len(cohort), description="large (0: none)"),
         "window": w.IntRangeSlider(value=(0, 100), min=0, max=100, description="window %"),
     }
-    return explore(draw, **controls)
+    return explore(draw, "Radiographs of the cohort, a page of thumbnails.", **controls)
 
 
 def before_after(source: Cohort, outputs: Mapping[str, Cohort]) -> w.Widget | None:
@@ -101,6 +112,7 @@ def before_after(source: Cohort, outputs: Mapping[str, Cohort]) -> w.Widget | No
 
     return explore(
         draw,
+        "A radiograph, a mixture of it and its translation, the translation, and what it changed.",
         method=w.Dropdown(options=list(outputs), description="method"),
         image=w.IntSlider(1, min=1, max=len(source), description="image"),
         mixture=w.IntSlider(50, min=0, max=100, description="mixture %"),
@@ -119,7 +131,8 @@ def along(times: np.ndarray, pictures: Mapping[str, np.ndarray], image: int = 0)
         shown = {name: picture[step - 1 : step, image].clip(-1, 1) for name, picture in pictures.items()}
         return image_rows(shown, [f"t = {times[step - 1]:.2g}"])
 
-    return explore(draw, step=w.IntSlider(1, min=1, max=len(times), description="step"))
+    about = "One image on its way through time, as both diffusion models and the translator see it."
+    return explore(draw, about, step=w.IntSlider(1, min=1, max=len(times), description="step"))
 
 
 def thresholds(predictions: pd.DataFrame, start: float = 0.5) -> w.Widget | None:
@@ -159,6 +172,7 @@ def thresholds(predictions: pd.DataFrame, start: float = 0.5) -> w.Widget | None
 
     return explore(
         draw,
+        "Probabilities of test patients by class, the threshold, and the decisions that it makes.",
         condition=w.Dropdown(options=list(dict.fromkeys(means.condition)), description="condition"),
         threshold=w.FloatSlider(start, min=0, max=1, step=0.01, description="threshold"),
     )
@@ -222,7 +236,8 @@ def _png(figure: Figure) -> bytes:
 def curate(synthetic: Cohort, path: Path) -> w.Widget | None:
     """Keep or reject synthetic images, one after the other, with a reason; saved with every click."""
     if headless():
-        show(image_page(synthetic.first(8), list(synthetic.first(8).table.method), columns=8))
+        about = "Synthetic images to be kept or rejected."
+        picture(image_page(synthetic.first(8), list(synthetic.first(8).table.method), columns=8), about)
         return None
     output, progress = w.Output(), w.Label()
     reason = w.Dropdown(options=REASONS, description="why")
@@ -238,7 +253,7 @@ def curate(synthetic: Cohort, path: Path) -> w.Widget | None:
         with output:
             output.clear_output(wait=True)
             if rows:
-                show(image_page(synthetic.take(rows[:1]), columns=1))
+                show(image_page(synthetic.take(rows[:1]), columns=1), "The synthetic image to decide on.")
 
     def decide(button: w.Button) -> None:
         verdict = {"image_id": synthetic.table.image_id[left()[0]], "keep": button is keep, "reason": reason.value}
@@ -265,7 +280,8 @@ def read_sheet(images: Cohort, path: Path, reader: str) -> w.Widget | None:
     reader : a pseudonym
     """
     if headless():
-        show(image_page(images.first(8), [f"{number}" for number in images.table.number[:8]], columns=8))
+        about = "The first images of the reader study, real and synthetic."
+        picture(image_page(images.first(8), [f"{number}" for number in images.table.number[:8]], columns=8), about)
         return None
     output, progress, done = w.Output(), w.Label(), w.Button(description="next")
     answers = {
@@ -283,7 +299,7 @@ def read_sheet(images: Cohort, path: Path, reader: str) -> w.Widget | None:
         with output:
             output.clear_output(wait=True)
             if number is not None:
-                show(image_page(images.take([number - 1]), columns=1))
+                show(image_page(images.take([number - 1]), columns=1), f"Image {number} of the sheet.")
         since["start"] = time.monotonic()
 
     def check(_) -> None:

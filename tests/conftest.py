@@ -2,10 +2,13 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in notebooks' kernels: toys are faster so, and two processes fit
 
+import shutil
+
 import matplotlib
 import pytest
 import torch
 from hypothesis import settings
+from playwright.sync_api import sync_playwright
 
 from lib.runs import ROOT
 
@@ -27,3 +30,15 @@ def no_links_left(tmp_path_factory):
     for path in (ROOT / "data").iterdir():
         if path.is_symlink() and path.readlink().is_relative_to(tmp_path_factory.getbasetemp()):
             path.unlink()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """The installed Chromium, headless."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not found:
+        pytest.skip("no Chromium: install the package chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()

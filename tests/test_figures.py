@@ -46,7 +46,7 @@ def test_save_table_is_booktabs_and_keeps_all_digits(tmp_path):
         r"\bottomrule",
         r"method\_name & KID \\",
         r"a \& b & 0.123 \\",
-        r"100 \% & – \\",
+        r"100 \% & -- \\",
         r"\label{tab:kid}",
         r"\caption{KID of both\_methods, $x_1$, 95 \% intervals}",
     ):

@@ -1,17 +1,22 @@
 """The six notebooks, executed in the smoke profile: on the phantom, and on files of one's own."""
 
 import json
+import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from lib import privacy
 from lib.cohort import Cohort
+from lib.pages import OPENING
 from lib.phantom import Phantom
 from lib.training import patients_hash, weights_metadata
 from run_all import NOTEBOOKS, main
@@ -160,20 +165,42 @@ def test_answers_and_figures(run):
     stems = {path.stem for path in (run / "figures").glob("*.png")}
     assert len(stems) >= 15
     for stem in stems:
-        assert (run / "figures" / f"{stem}.pdf").stat().st_size > 0
+        pdf = (run / "figures" / f"{stem}.pdf").read_bytes()
+        assert (b"/Type /Font " in pdf) == (b"/FontFile2" in pdf), f"{stem}: fonts are not embedded"
         assert (run / "figures" / f"{stem}.txt").read_text(encoding="utf-8").strip()
-    assert list((run / "tables").glob("*.tex"))
+    tables = {path.stem for path in (run / "tables").iterdir()}
+    assert len(tables) >= 15
+    assert {path.name for path in (run / "tables").iterdir()} == {
+        f"{t}.{kind}" for t in tables for kind in ("csv", "tex")
+    }
+    document = (run / "study.tex").read_text(encoding="utf-8")
+    assert {*re.findall(r"figures/(.*)\.pdf", document)} == stems
+    assert {*re.findall(r"tables/(.*)\.tex", document)} == tables
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex: install TeX Live")
+def test_a_document_of_all_figures_tables_and_numbers_compiles(run, tmp_path):
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", f"-output-directory={tmp_path}", "study.tex"]
+    for _ in range(2):  # longtable measures first
+        done = subprocess.run(command, cwd=run, capture_output=True, text=True, errors="replace")
+        assert done.returncode == 0, done.stdout[-2000:]
+    log = (tmp_path / "study.log").read_text(errors="replace")
+    assert not re.findall("undefined|Float too large|Missing character", log)
+    numbers = (run / "results.tex").read_text().count("newcommand")
+    assert numbers > 100 and (run / "study.tex").read_text(encoding="utf-8").count("textbackslash") == numbers
 
 
 class Links(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.loaded, self.followed = [], []
+        self.loaded, self.followed, self.targets = [], [], []
 
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
         if tag in ("script", "link", "img", "iframe"):
             self.loaded += [attributes[key] for key in ("src", "href") if attributes.get(key)]
+        if "id" in attributes:
+            self.targets.append(attributes["id"])
         if tag == "a":
             self.followed.append(attributes.get("href", ""))
 
@@ -186,8 +213,48 @@ def test_pages_are_self_contained_and_their_links_lead_somewhere(run):
         links.feed(page.read_text(encoding="utf-8"))
         assert all(source.startswith("data:") for source in links.loaded), page.name
         for target in links.followed:
-            if not target.startswith(("http", "#")):
+            if target.startswith("#"):
+                assert target[1:] in links.targets, (page.name, target)
+            elif not target.startswith("http"):
                 assert (page.parent / target.split("#")[0]).exists(), (page.name, target)
+        assert len(links.targets) == len(set(links.targets)), page.name
+
+
+def test_the_first_page_sent_alone_has_all_notebooks(run):
+    page = (run / "notebooks" / "index.html").read_text(encoding="utf-8")
+    assert all(f'<details class="notebook" id="{name}">' in page for name in NAMES)
+    own = [(run / "notebooks" / f"{name}.html").read_text(encoding="utf-8").count("<img ") for name in NAMES]
+    assert min(own) > 0 and page.count("<img ") == sum(own) + len(OPENING)
+    assert page.count("<h1") == 1 and page.index("RQ3:") < page.index("<img "), "the answers come first"
+
+
+def test_pages_open_offline_at_once_and_are_accessible(run, browser):
+    """axe-core in light and dark, code unfolded on one page; no console message, no request."""
+    for scheme in ("light", "dark"):
+        context = browser.new_context(offline=True, color_scheme=scheme, viewport={"width": 390, "height": 844})
+        for file in sorted((run / "notebooks").glob("*.html")):
+            page, messages, requests = context.new_page(), [], []
+            page.on("console", lambda message, m=messages: m.append(message.text))
+            page.on("pageerror", lambda error, m=messages: m.append(str(error)))
+            page.on("request", lambda request, r=requests: r.append(request.url))
+            page.goto(file.as_uri())
+            if file.stem == "02_cyclegan":
+                page.evaluate("document.querySelectorAll('details.code').forEach(one => one.open = true)")
+            rules = None if scheme == "light" else {"runOnly": ["color-contrast"]}
+            found = Axe().run(page, options=rules).response["violations"]
+            serious = [
+                (rule["id"], rule["nodes"][0]["html"]) for rule in found if rule["impact"] in ("serious", "critical")
+            ]
+            assert not serious, (file.name, scheme, serious)
+            assert not messages and all(url.startswith(("file:", "data:")) for url in requests), file.name
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{file.name} is too wide"
+            page.close()
+        context.close()
+    index = run / "notebooks" / "index.html"
+    assert index.stat().st_size < 10e6
+    page = browser.new_page()
+    page.goto(index.as_uri() + "#05_classifier_trials-2")
+    assert page.locator("#\\30 5_classifier_trials").get_attribute("open") is not None, "links unfold their notebook"
 
 
 def test_a_second_run_does_nothing(run, capsys):

@@ -23,7 +23,7 @@ def shown(monkeypatch):
     """What is displayed, as a notebook would have it."""
     found = []
     monkeypatch.setattr(widgets, "headless", lambda: False)
-    monkeypatch.setattr(widgets, "display", found.append)
+    monkeypatch.setattr(widgets, "display", lambda thing, **_: found.append(thing))
     monkeypatch.setattr(plt, "close", lambda *_: None)
     monkeypatch.setitem(plt.rcParams, "figure.max_open_warning", 0)
     yield found
@@ -122,13 +122,14 @@ def test_a_sheet_is_read_to_its_end_and_analysed(cohort, shown, tmp_path):
 
 
 def test_without_anybody_there_each_tool_is_a_picture(cohort, monkeypatch, tmp_path):
-    shown = []
-    monkeypatch.setattr(widgets, "display", shown.append)
+    shown, alts = [], []
+    monkeypatch.setattr(widgets, "display", lambda thing, metadata=None: (shown.append(thing), alts.append(metadata)))
     assert widgets.headless()
     assert widgets.browse(cohort) is widgets.before_after(cohort, {"same": cohort}) is None
     made = Cohort(cohort.table.assign(method="cyclegan"), cohort.pixels)
     assert widgets.curate(made, tmp_path / "v.csv") is None and not (tmp_path / "v.csv").exists()
-    assert len(shown) == 3 and all(isinstance(one, plt.Figure) for one in shown)
+    assert [isinstance(one, plt.Figure) for one in shown] == [True, False] * 3
+    assert all(len(alt["image/png"]["alt"]) > 20 for alt in alts[::2])
 
 
 def test_a_training_is_drawn_while_it_runs_and_a_click_ends_it(shown, tmp_path, capsys):

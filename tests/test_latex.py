@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.macros import macro, number, write_results
+from lib.latex import macro, number, write_results
 from lib.runs import Run
 
 
