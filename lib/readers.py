@@ -16,8 +16,8 @@ from scipy.stats import binom, binomtest
 from sklearn.metrics import cohen_kappa_score
 
 from lib.cohort import LABELS, Cohort
-from lib.runs import write_text
-from lib.training import generator
+from lib.runs import shown, write_text
+from lib.training import cohort_hash, generator
 
 ORIGINS = ("real", "synthetic")
 SCALE = (1, 2, 3, 4, 5)  # of plausibility and confidence
@@ -67,6 +67,17 @@ def sheet(real: Cohort, synthetic: dict[str, Cohort], each: int, repeats: int, s
     shown = once.join(twice)
     numbers = {"number": np.arange(1, len(shown) + 1), "first": np.concatenate([np.zeros(n, int), again + 1])}
     return Cohort(shown.table.assign(**numbers), shown.pixels)
+
+
+def begun_or(images: Cohort, folder: Path) -> Cohort:
+    """The sheet of a study that has begun in the folder: answers belong to its images; else these, saved there."""
+    if not len(read_answers(folder / "answers.csv")):
+        images.save(folder)
+        return images
+    begun = Cohort.load(folder)
+    if cohort_hash(begun) != cohort_hash(images):
+        print(f"The reader study goes on with the images it began with; delete {shown(folder)} to draw others.")
+    return begun
 
 
 def read_answers(path: Path) -> pd.DataFrame:

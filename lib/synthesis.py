@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from lib.cohort import Cohort
 from lib.training import generator
 from lib.translator import Translator
 
-VERDICTS = "verdicts.csv"  # image_id, keep, reason: what was decided by hand
+VERDICTS = "verdicts.csv"  # image_id, pixels, keep, reason: what was decided by hand
 
 
 def images_needed(training: Cohort, ratio: float) -> int:
@@ -56,9 +57,17 @@ def both_ways(translator: Translator, cohort: Cohort) -> Cohort:
     )
 
 
+def pixel_hashes(images: Cohort) -> list[str]:
+    """Of each image sixteen hexadecimal digits: a verdict is on these pixels, whatever is later made under their id."""
+    return [hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()[:16] for pixels in images.pixels]
+
+
 def read_verdicts(path: Path) -> pd.DataFrame:
-    """`image_id, keep, reason` of synthetic images that somebody looked at; no rows where there is no file yet."""
-    columns = {"image_id": str, "keep": bool, "reason": str}
+    """`image_id, pixels, keep, reason` of synthetic images that somebody looked at; no rows where there is no file yet.
+
+    `pixels` are those of `pixel_hashes`.
+    """
+    columns = {"image_id": str, "pixels": str, "keep": bool, "reason": str}
     if not Path(path).exists():
         return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in columns.items()})
     return pd.read_csv(path, dtype=columns, keep_default_na=False)
@@ -67,9 +76,10 @@ def read_verdicts(path: Path) -> pd.DataFrame:
 def without_rejected(synthetic: dict[str, Cohort], path: Path) -> dict[str, Cohort]:
     """The synthetic images without those rejected by hand, and equally many of each method: the first ones."""
     verdicts = read_verdicts(path)
-    rejected = verdicts.image_id[~verdicts.keep]
+    rejected = set(verdicts.pixels[~verdicts.keep])
     kept = {
-        method: images.take(~images.table.image_id.isin(rejected).to_numpy()) for method, images in synthetic.items()
+        method: images.take([found not in rejected for found in pixel_hashes(images)])
+        for method, images in synthetic.items()
     }
     fewest = min((len(images) for images in kept.values()), default=0)
     return {method: images.first(fewest) for method, images in kept.items()}

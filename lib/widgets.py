@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,12 +23,12 @@ from lib.cohort import LABELS, Cohort
 from lib.figures import PALETTE, WIDTH, image_page, image_rows, loss_curves, loss_panels
 from lib.metrics import by_patient
 from lib.runs import write_text
-from lib.synthesis import read_verdicts
+from lib.synthesis import pixel_hashes, read_verdicts
 from lib.training import History
 
 ALL = "all"
 PAGE = 24  # thumbnails
-STOP = "stop and keep"
+KEEP = "Interrupt the kernel (■) to end this training and keep what was learnt."
 REASONS = ("", "no fracture", "two fractures", "anatomy broken", "artefact", "other")  # for rejecting an image
 
 
@@ -89,7 +91,9 @@ def browse(cohort: Cohort, splits: pd.DataFrame | None = None) -> w.Widget | Non
     controls = {name: w.Dropdown(options=[ALL, *sorted(set(table[name]))], description=name) for name in columns}
     controls |= {
         "page": w.BoundedIntText(1, min=1, max=-(-len(cohort) // PAGE), description="page"),
-        "image": w.BoundedIntText(0, min=0, max=len(cohort), description="large (0: none)"),
+        "image": w.BoundedIntText(
+            0, min=0, max=len(cohort), description="large (0: none)", style={"description_width": "initial"}
+        ),
         "window": w.IntRangeSlider(value=(0, 100), min=0, max=100, description="window %"),
     }
     return explore(draw, "Radiographs of the cohort, a page of thumbnails.", **controls)
@@ -185,11 +189,11 @@ def _text(words: str) -> Figure:
 
 
 class Watch:
-    """A training while it runs, for `lib.translator.Translator.fit`: its losses, its newest translations, and a button
-    that ends it and keeps what was learnt.
+    """A training while it runs, for `lib.translator.Translator.fit`: its losses and its newest translations.
 
-    Clicks arrive while a cell runs where the front end sends them past it: JupyterLab from 4.4 on. Everywhere, also in
-    a headless run, an empty file named `stop` in the training's folder does the same; it is taken away.
+    Interrupting the kernel (■) ends the training and keeps what was learnt; a second time, it interrupts as usual. So
+    does, also in a headless run, an empty file named `stop` in the training's folder; it is taken away. (A button would
+    be clicked in vain: ipykernel 7.4 hands clicks on what a running cell has displayed to that cell.)
 
     Parameters
     ----------
@@ -198,29 +202,36 @@ class Watch:
 
     def __init__(self, every: float = 10):
         self.every, self.drawn_at, self.wanted = every, 0.0, False
-        self.stop = w.Button(description=STOP)
-        self.stop.on_click(self._clicked)
-        self.losses, self.previews = w.Image(format="png"), w.Image(format="png")
+        self.note, self.losses, self.previews = w.Label(KEEP), w.Image(format="png"), w.Image(format="png")
         if not headless():
-            display(w.VBox([self.stop, self.losses, self.previews]))
+            display(w.VBox([self.note, self.losses, self.previews]))
+            self._listen()
 
-    def _clicked(self, _) -> None:
-        self.wanted, self.stop.disabled, self.stop.description = True, True, "stops at the next row"
+    def _listen(self) -> None:
+        """Until the notebook's cell ends; then ipykernel takes interrupts back."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._interrupted)
+
+    def _interrupted(self, *_) -> None:
+        if self.wanted:
+            raise KeyboardInterrupt
+        self.wanted, self.note.value = True, "Ends with the next row of losses; interrupt again to end now."
 
     def __call__(self, history: History, folder: Path) -> bool:
         """Draw what is new, and say whether to stop."""
         losses, file = history.frame(), Path(folder, "stop")
         if not headless() and time.monotonic() - self.drawn_at > self.every:
+            self._listen()
             self.losses.value = _png(loss_curves(losses, loss_panels(losses)))
             if course := sorted(Path(folder, "previews").glob("*.npy")):
                 self.previews.value = _png(image_rows({f"step {int(course[-1].stem):,}": np.load(course[-1])}))
             self.drawn_at = time.monotonic()
-        wanted = self.wanted or file.exists()
-        if wanted:
+        stop = self.wanted or file.exists()
+        if stop:
             file.unlink(missing_ok=True)
-            self.wanted, self.stop.disabled, self.stop.description = False, False, STOP
+            self.wanted, self.note.value = False, KEEP
             print(f"Stopped after step {losses.step.iloc[-1]:,}; what was learnt is kept. The same again goes on.")
-        return wanted
+        return stop
 
 
 def _png(figure: Figure) -> bytes:
@@ -243,8 +254,10 @@ def curate(synthetic: Cohort, path: Path) -> w.Widget | None:
     reason = w.Dropdown(options=REASONS, description="why")
     keep, reject = (w.Button(description=word) for word in ("keep", "reject"))
 
+    hashes = np.array(pixel_hashes(synthetic))
+
     def left() -> list[int]:
-        return np.flatnonzero(~synthetic.table.image_id.isin(read_verdicts(path).image_id)).tolist()
+        return np.flatnonzero(~np.isin(hashes, read_verdicts(path).pixels.to_list())).tolist()
 
     def advance() -> None:
         rows = left()
@@ -256,7 +269,9 @@ def curate(synthetic: Cohort, path: Path) -> w.Widget | None:
                 show(image_page(synthetic.take(rows[:1]), columns=1), "The synthetic image to decide on.")
 
     def decide(button: w.Button) -> None:
-        verdict = {"image_id": synthetic.table.image_id[left()[0]], "keep": button is keep, "reason": reason.value}
+        row = left()[0]
+        verdict = {"image_id": synthetic.table.image_id.iloc[row], "pixels": hashes[row]}
+        verdict |= {"keep": button is keep, "reason": reason.value}
         table = pd.concat([read_verdicts(path), pd.DataFrame([verdict])], ignore_index=True)
         write_text(path, table.to_csv(index=False))
         reason.value = ""

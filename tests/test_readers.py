@@ -9,7 +9,17 @@ from scipy.stats import binomtest
 
 from lib import readers
 from lib.cohort import Cohort
-from lib.readers import accuracy, agreement, confusion, fleiss_kappa, images_needed, next_number, record, sheet
+from lib.readers import (
+    accuracy,
+    agreement,
+    begun_or,
+    confusion,
+    fleiss_kappa,
+    images_needed,
+    next_number,
+    record,
+    sheet,
+)
 
 
 def images(prefix, n=20):
@@ -52,6 +62,15 @@ def test_a_sheet_is_balanced_shuffled_and_repeats_late(study):
 def test_a_sheet_that_cannot_be_is_refused(each, repeats, message):
     with pytest.raises(ValueError, match=message):
         sheet(images("r", 20), SYNTHETIC, each, repeats, 0)
+
+
+def test_answers_stay_with_the_images_they_were_given_on(tmp_path, study, capsys):
+    other = sheet(images("r", 40), SYNTHETIC, each=5, repeats=6, seed=4)
+    assert begun_or(other, tmp_path) is other and begun_or(study, tmp_path) is study, "nobody has answered yet"
+    record(tmp_path / "answers.csv", "a", 1, 2.0, origin="real", label="AFF", plausibility=3, confidence=1)
+    assert begun_or(study, tmp_path).table.image_id.equals(study.table.image_id) and not capsys.readouterr().out
+    assert begun_or(other, tmp_path).table.image_id.equals(study.table.image_id)
+    assert "the images it began with" in capsys.readouterr().out
 
 
 def test_a_reader_goes_on_where_he_stopped(tmp_path, study):

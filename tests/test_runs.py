@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lib import runs
-from lib.runs import ROOT, Damaged, NotYet, Run, code_files, environment, write_text
+from lib.runs import ROOT, Damaged, NotYet, Run, code_files, duration, environment, write_text
 
 
 def test_relative_run_folder_counts_from_the_repository(tmp_path, monkeypatch):
@@ -155,3 +155,10 @@ def test_commit_and_changes_come_from_this_repository_alone(tmp_path, monkeypatc
 def test_messages_show_paths_from_the_repository(tmp_path):
     assert runs.shown(ROOT / "runs/quick/answers.md") == "runs/quick/answers.md"
     assert runs.shown(tmp_path) == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 seconds"), (89, "89 seconds"), (420, "7.0 minutes"), (9000, "2.5 hours")]
+)
+def test_durations_are_said_in_a_fitting_unit(seconds, said):
+    assert duration(seconds) == said

@@ -1,5 +1,7 @@
 """The tools, clicked without a browser; and their pictures where nobody is there to click."""
 
+import signal
+
 import ipywidgets as w
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from lib import readers, widgets
 from lib.cohort import Cohort
 from lib.phantom import Phantom
-from lib.synthesis import read_verdicts
+from lib.synthesis import pixel_hashes, read_verdicts
 from lib.training import History
 
 
@@ -95,7 +97,9 @@ def test_curation_is_saved_with_every_click_and_taken_up_again(cohort, shown, tm
     tool = widgets.curate(cohort.first(3), path)
     control(tool, "why").value = "artefact"
     control(tool, "reject").click()
-    assert read_verdicts(path).values.tolist() == [[cohort.table.image_id[0], False, "artefact"]]
+    assert read_verdicts(path).values.tolist() == [
+        [cohort.table.image_id[0], pixel_hashes(cohort)[0], False, "artefact"]
+    ]
     tool = widgets.curate(cohort.first(3), path)
     control(tool, "keep").click()
     control(tool, "keep").click()
@@ -132,17 +136,24 @@ def test_without_anybody_there_each_tool_is_a_picture(cohort, monkeypatch, tmp_p
     assert all(len(alt["image/png"]["alt"]) > 20 for alt in alts[::2])
 
 
-def test_a_training_is_drawn_while_it_runs_and_a_click_ends_it(shown, tmp_path, capsys):
+def test_a_training_is_drawn_while_it_runs_and_an_interrupt_ends_it(shown, tmp_path, capsys):
     (tmp_path / "previews").mkdir()
     np.save(tmp_path / "previews" / "0000050.npy", np.zeros((3, 16, 16), np.uint8))
-    history, watch = History(), widgets.Watch(every=0)
-    history.record(50, stage="joint", learning_rate=1e-4, adversarial_G=0.5, adversarial_F=0.4, identity_X=0.0)
-    assert not watch(history, tmp_path)
-    assert all(bytes(picture.value).startswith(b"\x89PNG") for picture in controls(shown[0], w.Image))
-    control(shown[0], "stop and keep").click()
-    assert control(shown[0], "stops at the next row").disabled
-    assert watch(history, tmp_path) and "Stopped after step 50" in capsys.readouterr().out
-    assert not control(shown[0], "stop and keep").disabled and not watch(history, tmp_path), "the next cell trains on"
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        history, watch = History(), widgets.Watch(every=0)
+        history.record(50, stage="joint", learning_rate=1e-4, adversarial_G=0.5, adversarial_F=0.4, identity_X=0.0)
+        assert not watch(history, tmp_path)
+        assert all(bytes(picture.value).startswith(b"\x89PNG") for picture in controls(shown[0], w.Image))
+        signal.raise_signal(signal.SIGINT)
+        assert "next row" in watch.note.value
+        assert watch(history, tmp_path) and "Stopped after step 50" in capsys.readouterr().out
+        assert watch.note.value == widgets.KEEP and not watch(history, tmp_path), "the next training is another"
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_file_ends_a_training_where_nobody_clicks(tmp_path):
