@@ -37,7 +37,7 @@ def audit(path: Path, *checks: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    The checks given, as one table.
+    The checks given, `by_check`.
 
     Raises
     ------
@@ -57,7 +57,13 @@ def audit(path: Path, *checks: pd.DataFrame) -> pd.DataFrame:
             if not c.passed
         ]
         raise LeakError("the leak audit failed, so the run stops here.\n" + "\n".join(failed))
-    return new
+    return by_check(new)
+
+
+def by_check(table: pd.DataFrame) -> pd.DataFrame:
+    """What each check compared and found, over all its rows (cells, parts, methods)."""
+    sums = {"rows": ("where", "size"), "compared": ("compared", "sum"), "found": ("found", "sum")}
+    return table.groupby("check", sort=False).agg(**sums, passed=("passed", "all"))
 
 
 def _check(check: str, where: str, compared: int, offenders) -> dict:
