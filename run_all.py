@@ -43,6 +43,7 @@ from lib.runs import ROOT, Damaged, Run, code_files, from_root, shown, write_tex
 
 NOTEBOOKS = ROOT / "notebooks"
 RUNS = ROOT / "runs"
+BY_HAND = {"05_classifier_trials": "synthetic/verdicts.csv", "06_statistics": "reader_study/answers.csv"}  # and read by
 CLEAR_LINE = "\r\x1b[2K"
 
 
@@ -248,16 +249,17 @@ def cast(name: str, value, default):
 # What is finished
 
 
-def fingerprint(notebook: Notebook, parameters: dict, before: list[str | None]) -> str:
+def fingerprint(notebook: Notebook, parameters: dict, before: list[str | None], run: Run | None = None) -> str:
     """sha256 of all that a notebook's results follow from: its code, what that imports of lib, its parameters,
-    the table of radiographs and sizes and times of its files, and the fingerprints of the notebooks before it. Prose
-    does not count."""
+    the table of radiographs and sizes and times of its files, what was decided by hand in the run, and the fingerprints
+    of the notebooks before it. Prose does not count."""
     try:
         files = code_files(notebook.code)
     except SyntaxError:  # the notebook will say so itself
         files = []
     tables = [from_root(value) for name, value in parameters.items() if name.endswith("_csv") and value]
-    content = [file.read_bytes() for file in files + tables]
+    decided = [run / file for name, file in BY_HAND.items() if run and name == notebook.name and (run / file).exists()]
+    content = [file.read_bytes() for file in files + tables + decided]
     pictures = [file_state(path) for table in tables for path in named_files(table)]
     parts = [notebook.code, json.dumps(parameters, sort_keys=True), repr(before), repr(pictures)]
     digests = [hashlib.sha256(part).hexdigest() for part in [*(part.encode() for part in parts), *content]]
@@ -437,7 +439,7 @@ def run_notebooks(
         past = run.manifest.get("notebooks", {})
         own = {name: parameters[name] for name in notebook.parameters if name != "run_dir"}
         before = [past[earlier.name]["fingerprint"] for earlier in notebooks[: number - 1] if earlier.name in past]
-        mark = fingerprint(notebook, own, before)
+        mark = fingerprint(notebook, own, before, run)
         record = past.get(notebook.name, {})
         unchanged = record.get("state") == "finished" and record["fingerprint"] == mark
         if notebook not in selected:

@@ -129,15 +129,11 @@ def trained_how(name: str, folder: Path) -> str:
     metadata = weights_metadata(path)
     published = {"CycleGAN": "200 epochs of single images", "CycleDiff": "100,000 steps of 24 images"}[name]
     settings, steps = metadata["settings"], metadata["steps"]
-    if settings.get("autoencoder") == "kl":
-        steps -= settings["autoencoder_steps"]  # the published figure is without its own
-    batch = _count(settings["batch"], "image")
-    text = f"{name} was trained for {steps:,} steps of {batch} of each class (published: {published})."
-    cells = [weights_metadata(cell) for cell in sorted(path.parent.parent.glob(f"*/{WEIGHTS}"))]
-    if stopped := [cell["stopped_at"] for cell in cells if "stopped_at" in cell]:
-        after = " and ".join(f"{step:,}" for step in stopped)
-        text += f" {_count(len(stopped), 'training')} of {len(cells)} ended before, by hand, after {after} steps."
-    return text
+    own = settings["autoencoder_steps"] if settings.get("autoencoder") == "kl" else 0  # the published figure is without
+    batch, stopped = _count(settings["batch"], "image"), metadata.get("stopped_at")
+    ended = f"; ended by hand; {steps - own:,} were meant" if stopped else ""
+    done = (stopped or steps) - own
+    return f"{name} was trained for {done:,} steps of {batch} of each class (published: {published}{ended})."
 
 
 def unlike_published(name: str, folder: Path) -> str:

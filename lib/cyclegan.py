@@ -252,7 +252,7 @@ class CycleGAN:
             if checkpoint.due() or step + 1 == s.steps:
                 checkpoint.save(step + 1)
             bar.update()
-            if recorded and watch and watch(history, folder) and step + 1 < s.steps:
+            if recorded and watch and step + 1 < s.steps and watch(history, folder):
                 checkpoint.save(step + 1)
                 self.metadata["stopped_at"] = step + 1
                 break

@@ -18,6 +18,7 @@ SYMBOLS = {  # what pdfLaTeX does not know as a letter
     "σ": r"$\sigma$", "λ": r"$\lambda$", "ε": r"$\varepsilon$", "→": r"$\rightarrow$", "±": r"$\pm$",
     "×": r"$\times$", "−": "$-$", "–": "--", "°": r"$^\circ$", "≤": r"$\leq$", "≥": r"$\geq$", "∞": r"$\infty$",
     "…": r"\dots{}", "½": r"$\frac{1}{2}$",
+    "·": r"$\cdot$", "²": "$^2$", "√": r"$\surd$", "μ": r"$\mu$", "α": r"$\alpha$",
 }  # fmt: skip
 TABLE = r"""\begin{{table}}[htbp]
 \centering
@@ -41,7 +42,7 @@ DOCUMENT = r"""% All that run {run} made for the thesis. Made by lib/latex.py: d
 \section*{{Tables}}
 {tables}
 \clearpage
-\twocolumn[\section*{{Numbers}}]
+\section*{{Numbers}}
 \raggedright\scriptsize
 {numbers}
 \end{{document}}
@@ -59,14 +60,18 @@ COUNTS, P_VALUES = ("n", "patients", "images"), ("p", "p_holm")
 
 def escaped(text: str) -> str:
     """Text with LaTeX's special characters escaped, outside $equations$."""
-    parts = text.split("$")
+    parts = re.split(r"(?<!\\)\$", text)
     parts[::2] = [re.sub(r"(?<!\\)[&%#_]", r"\\\g<0>", part) for part in parts[::2]]
     return symbols("$".join(parts))
 
 
 def symbols(latex: str) -> str:
-    """LaTeX with the characters of `SYMBOLS` as commands."""
-    return latex.translate(str.maketrans(SYMBOLS))
+    """LaTeX with the characters of `SYMBOLS` as commands, inside $equations$ too."""
+    parts = re.split(r"(?<!\\)\$", latex)
+    parts[::2] = [part.translate(str.maketrans(SYMBOLS)) for part in parts[::2]]
+    inside = {symbol: command.strip("$") for symbol, command in SYMBOLS.items()}
+    parts[1::2] = [part.translate(str.maketrans(inside)) for part in parts[1::2]]
+    return "$".join(parts)
 
 
 def table(frame: pd.DataFrame, name: str, caption: str, digits: int) -> str:

@@ -31,8 +31,8 @@ body { margin: 0 auto; padding: 2rem 1.25rem 5rem; max-width: 52rem; background:
   font: 1rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
 h1, h2, h3 { line-height: 1.25; margin: 2.2em 0 .6em; text-wrap: balance; }
 h1 { font-size: 1.8rem; margin-top: .5em; }
-h2, .notebook h3 { font-size: 1.3rem; border-bottom: 1px solid var(--line); padding-bottom: .2em; }
-h3, .notebook h4 { font-size: 1.08rem; }
+h2, .notebook h4 { font-size: 1.3rem; border-bottom: 1px solid var(--line); padding-bottom: .2em; }
+h3, .notebook h5 { font-size: 1.08rem; }
 a { color: var(--link); }
 nav, footer, .soft, figcaption { color: var(--soft); font-size: .9rem; }
 img { max-width: 100%; height: auto; }
@@ -59,6 +59,8 @@ table.facts th { font-weight: 600; vertical-align: top; }
 table.facts td { text-align: left; overflow-wrap: anywhere; }
 .notebook { border: 1px solid var(--line); border-radius: 6px; padding: .8rem 1rem; margin: .7rem 0; }
 .notebook > summary { cursor: pointer; }
+.notebook > summary > h3, div.notebook > h3 { display: inline; }
+.notebook > summary > h3::after { content: "\\A"; white-space: pre; }
 .notebook[open] > summary { border-bottom: 1px solid var(--line); padding-bottom: .8rem; }
 .contents ol { columns: 16rem; padding-left: 1.4rem; margin: 1rem 0; }
 table.pair td { width: 50%; padding: .2rem; vertical-align: top; } table.pair tbody { border: 0; }
@@ -67,7 +69,10 @@ table.pair td { width: 50%; padding: .2rem; vertical-align: top; } table.pair tb
 @media (prefers-color-scheme: dark) { :root { --text: #dfe3e6; --soft: #98a2aa; --page: #15181b; --box: #1f2427;
   --line: #343b40; --link: #76b7f2; --good: #5fcf95; --bad: #ff8a80; } }
 @media print { details.code, nav { display: none; } body { max-width: none; padding: 0; }
-  figure, img, tr { break-inside: avoid; } h1, h2, h3, h4 { break-after: avoid; } }
+  figure, img, tr { break-inside: avoid; } h1, h2, h3, h4 { break-after: avoid; }
+  .notebook::details-content { content-visibility: visible; height: auto; }
+  .wide, .output { overflow: visible; } .wide table { font-size: .62rem; }
+  .wide th, .wide td { padding: .1rem .25rem; } }
 """
 
 OPENING = ("06_forest", "05_conditions", "04_translations_to_aff", "04_fidelity")  # the figures that show the answers
@@ -130,7 +135,7 @@ def _with_contents(body: str, prefix: str) -> str:
         return f'<h2 id="{prefix}-{len(sections)}">{heading[1]}</h2>'
 
     body = re.sub(r"<h2>(.*?)</h2>", target, body, flags=re.DOTALL)
-    contents = f'<nav class="contents" aria-label="Contents"><ol>{"".join(sections)}</ol></nav>\n'
+    contents = f'<nav class="contents" aria-label="Contents of {prefix}"><ol>{"".join(sections)}</ol></nav>\n'
     begin = re.search('<details class="code"|<h2 |$', body).start()
     return f"{body[:begin]}{contents}{body[begin:]}" if sections else body
 
@@ -188,12 +193,15 @@ def compare(a: Run, b: Run) -> Path:
     names = [{path.name for path in (run / "figures").glob("*.png")} for run in (a, b)]
     for name in sorted(names[0] & names[1]):
         caption = _caption(a / "figures" / name)
-        pictures = "".join(f"<td>{_picture(run / 'figures' / name)}</td>" for run in (a, b))
+        pictures = "".join(
+            f'<td><span class="soft">{html.escape(run.folder.name)}</span>{_picture(run / "figures" / name)}</td>'
+            for run in (a, b)
+        )
         parts.append(
             f"<figure><table class='pair'><tr>{pictures}</tr></table><figcaption>{caption}</figcaption></figure>"
         )
     page = a.folder.parent / f"{a.folder.name}-against-{b.folder.name}.html"
-    _write(page, f"{a.folder.name} against {b.folder.name}", "\n".join(parts))
+    _write(page, f"{a.folder.name} against {b.folder.name}", "<main>" + "\n".join(parts) + "</main>")
     return page
 
 
@@ -215,9 +223,9 @@ def _source(picture: bytes) -> str:
     file = io.BytesIO()
     with Image.open(io.BytesIO(picture)) as image:
         image.thumbnail((1000, 4000))
-        image.convert("RGB").quantize(256).save(file, "PNG")
+        image.convert("RGB").save(file, "WEBP", quality=90)
         data = base64.b64encode(file.getvalue()).decode()
-        return f'width="{image.width}" height="{image.height}" src="data:image/png;base64,{data}"'
+        return f'width="{image.width}" height="{image.height}" src="data:image/webp;base64,{data}"'
 
 
 def markdown(source: str, attachments: dict | None = None) -> str:
@@ -275,13 +283,14 @@ def _entry(run: Run, name: str, record: dict) -> str:
     took = f", {record['seconds'] / 60:.1f} min" if "seconds" in record else ""
     state = f'<span class="state"><span class="{record["state"]}">{record["state"]}</span>{took}</span>'
     question = markdown(record["question"]).strip().removeprefix("<p>").removesuffix("</p>")
-    summary = f"{state}<b>{html.escape(record['title'])}</b><br>{question}"
+    summary = f"{state}<h3>{html.escape(record['title'])}</h3> {question}"
     page = run / f"notebooks/{name}.html"
-    if not page.exists():
+    found = page.exists() and re.search("<main>(.*)</main>", page.read_text(encoding="utf-8"), re.DOTALL)
+    if not found:  # not run yet, or rendered by an earlier version
         return f'<div class="notebook">{summary}</div>'
-    inside = re.search("<main>(.*)</main>", page.read_text(encoding="utf-8"), re.DOTALL)[1]
+    inside = found[1]
     inside = re.sub(r"<h1>.*?</h1>\s*<p>.*?</p>", "", inside, count=1, flags=re.DOTALL)  # title and question again
-    inside = re.sub(r"(</?h)(\d)", lambda tag: f"{tag[1]}{int(tag[2]) + 1}", inside)  # below this page's own headings
+    inside = re.sub(r"(</?h)(\d)", lambda tag: f"{tag[1]}{int(tag[2]) + 2}", inside)  # below this page's own headings
     inside = re.sub(r'href="(\d\d_\w+)\.html"', r'href="#\1"', inside)
     return f'<details class="notebook" id="{name}"><summary>{summary}</summary>\n{inside}</details>'
 
@@ -295,6 +304,7 @@ def _write(page: Path, title: str, body: str) -> None:
     light = HtmlFormatter(style="default").get_style_defs(".highlight")
     dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
     style = f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n{STYLE}"
-    wide = r'<table\b.*?</table>|<math display="block".*?</math>'  # what keys must reach to scroll it on a phone
-    body = re.sub(wide, r'<div class="wide" tabindex="0">\g<0></div>', body, flags=re.DOTALL)
+    # what keys must reach to scroll it on a phone, where it is not wrapped yet
+    wide = r'(?<!tabindex="0">)(<table\b.*?</table>|<math display="block".*?</math>)'
+    body = re.sub(wide, r'<div class="wide" tabindex="0">\1</div>', body, flags=re.DOTALL)
     write_text(page, PAGE.format(title=html.escape(title), style=style, body=body))

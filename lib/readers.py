@@ -17,6 +17,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from lib.cohort import LABELS, Cohort
 from lib.runs import shown, write_text
+from lib.synthesis import pixel_hashes
 from lib.training import cohort_hash, generator
 
 ORIGINS = ("real", "synthetic")
@@ -78,6 +79,15 @@ def begun_or(images: Cohort, folder: Path) -> Cohort:
     if cohort_hash(begun) != cohort_hash(images):
         print(f"The reader study goes on with the images it began with; delete {shown(folder)} to draw others.")
     return begun
+
+
+def outdated(images: Cohort, made: dict[str, Cohort]) -> list[str]:
+    """The methods of a sheet whose images are not those that are there now: their generator was trained again since."""
+    old = []
+    for method in sorted(set(images.table.method) & set(made)):
+        shown_then = pixel_hashes(images.take(np.flatnonzero(images.table.method == method)))
+        old += [method] * (not set(shown_then) <= set(pixel_hashes(made[method])))
+    return old
 
 
 def read_answers(path: Path) -> pd.DataFrame:

@@ -102,6 +102,23 @@ class Run:
         except ValueError as error:
             raise Damaged(f"{shown(path)} is damaged ({error}): delete it, and the run starts over") from error
 
+    def keep(self, notebook: str, values: dict) -> None:
+        """Raise ValueError before a notebook run by hand overwrites what the run made with other parameters.
+
+        Parameters
+        ----------
+        values : the notebook's `globals()`; `run_all.py` records what it is about to run with first
+        """
+        past = self.manifest.get("notebooks", {}).get(notebook, {}).get("parameters", {})
+        unlike = [f"{name} = {values[name]!r} (there {old!r})" for name, old in past.items() if values.get(name) != old]
+        if unlike:
+            folder, name = shown(self.folder), self.folder.name
+            raise ValueError(
+                f"{folder} was made with other parameters, and would be overwritten: {', '.join(unlike)}. Set them as "
+                f"there, or work on a copy: `cp -r {folder} {folder}-mine && rm {folder}-mine/manifest.json`, and "
+                f'run_dir = "runs/{name}-mine"'
+            )
+
     def record(self, section: str | None = None, /, **facts) -> None:
         """Merge facts into the manifest, into a section of it where one is named.
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lib.cohort import Cohort
+from lib.runs import shown
 from lib.training import generator
 from lib.translator import Translator
 
@@ -70,7 +71,10 @@ def read_verdicts(path: Path) -> pd.DataFrame:
     columns = {"image_id": str, "pixels": str, "keep": bool, "reason": str}
     if not Path(path).exists():
         return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in columns.items()})
-    return pd.read_csv(path, dtype=columns, keep_default_na=False)
+    table = pd.read_csv(path, dtype=columns, keep_default_na=False)
+    if missing := set(columns) - set(table):
+        raise ValueError(f"{shown(path)} has no column {', '.join(sorted(missing))}: delete it, and decide anew")
+    return table
 
 
 def without_rejected(synthetic: dict[str, Cohort], path: Path) -> dict[str, Cohort]:

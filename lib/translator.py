@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -134,26 +135,32 @@ def save_preview(
     np.save(folder / "previews" / f"{step:07d}.npy", pixels)
 
 
-def seconds_needed(make: Callable[..., Translator], settings, cohort: Cohort, timed: int = 3) -> float:
+class _Timed(Exception):
+    """Ends the training of `seconds_needed`."""
+
+
+def seconds_needed(make: Callable[..., Translator], settings, cohort: Cohort, timed: int = 5) -> float:
     """How long `make(settings).fit(cohort)` takes on this machine: a few steps of each stage are timed, none is kept.
+
+    The median of a stage's steps counts; what grows later in a stage, an adversarial term for example, does not.
 
     >>> print(f"{seconds_needed(CycleGAN, Settings(), training) / 60:.0f} minutes a cell")  # doctest: +SKIP
     """
+    few, stamps = dict.fromkeys(settings.stages, timed), []
 
-    def took(**steps: int) -> float:
-        with TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            make(replace(settings, **steps)).fit(cohort, Path(folder), seed=0)
-            return time.perf_counter() - start
+    def watch(history: History, folder: Path) -> bool:
+        stamps.append(time.perf_counter())
+        if len(stamps) == timed * len(few) - 1:
+            raise _Timed
+        return False
 
     before, os.environ["LIB_PROGRESS"] = os.environ.get("LIB_PROGRESS"), "none"
     try:
-        one = dict.fromkeys(settings.stages, 1)
-        took(**one)  # the first steps of a process are slow
-        base = took(**one)
-        of_step = {stage: (took(**{**one, stage: 1 + timed}) - base) / timed for stage in settings.stages}
+        with TemporaryDirectory() as folder, suppress(_Timed):
+            make(replace(settings, **few, log_every=1)).fit(cohort, Path(folder), seed=0, watch=watch)
     finally:
         os.environ.pop("LIB_PROGRESS")
         if before:
             os.environ["LIB_PROGRESS"] = before
-    return base + sum(max(of_step[stage], 0) * steps for stage, steps in settings.stages.items())
+    of_steps = [np.diff(stamps[first : first + timed]) for first in range(0, len(stamps), timed)]
+    return sum(float(np.median(took)) * n for took, n in zip(of_steps, settings.stages.values(), strict=True))

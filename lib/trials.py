@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from lib import classifier
@@ -215,21 +215,21 @@ def run_trials(
     return tables["predictions"], tables["metrics"]
 
 
-def seconds_needed(cohort: Cohort, splits: pd.DataFrame, settings: Settings, timed: int = 3) -> float:
-    """How long a trial of the first cell takes on this machine: trials of a few steps are timed, none is kept."""
-    parts = [cohort.part(splits, *cells(splits)[0], part) for part in PARTS]
+def seconds_needed(cohort: Cohort, splits: pd.DataFrame, settings: Settings, timed: int = 10) -> float:
+    """About how long a trial of the first cell takes on this machine: a few steps are timed, nothing is kept."""
+    training, validation = (cohort.part(splits, *cells(splits)[0], part) for part in PARTS[:2])
 
-    def took(steps: int, validate_every: int) -> float:
-        with TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            few = replace(settings, steps=steps, validate_every=validate_every)
-            run_trial(condition("real"), *parts, 1.0, few, 0, Path(folder, "trial.json"))
-            return time.perf_counter() - start
+    def took(steps: int) -> tuple[float, torch.nn.Module]:
+        start, few = time.perf_counter(), replace(settings, steps=steps, validate_every=steps)
+        network = classifier.train(training, validation, few, seed=0).network
+        return time.perf_counter() - start, network
 
-    took(1, 1)  # the first steps of a process are slow
-    base, stepped, validated = took(1, 1), took(1 + timed, 1 + timed), took(1 + timed, 1)
-    step, validation = max(stepped - base, 0) / timed, max(validated - stepped, 0) / timed
-    return base + (settings.steps - 1) * step + (settings.steps // settings.validate_every) * validation
+    took(2)  # the first steps of a process are slow
+    (base, network), (more, _) = took(2), took(2 + timed)
+    start = time.perf_counter()
+    predict(network, validation)
+    looks = (settings.steps // settings.validate_every) * (time.perf_counter() - start)
+    return base + settings.steps * max(more - base, 0) / timed + looks
 
 
 def run_trial(

@@ -222,10 +222,12 @@ class Watch:
         losses, file = history.frame(), Path(folder, "stop")
         if not headless() and time.monotonic() - self.drawn_at > self.every:
             self._listen()
-            self.losses.value = _png(loss_curves(losses, loss_panels(losses)))
+            start, few = time.monotonic(), losses.iloc[:: len(losses) // 300 + 1]
+            self.losses.value = _png(loss_curves(few, loss_panels(few)))
             if course := sorted(Path(folder, "previews").glob("*.npy")):
                 self.previews.value = _png(image_rows({f"step {int(course[-1].stem):,}": np.load(course[-1])}))
             self.drawn_at = time.monotonic()
+            self.every = max(self.every, 50 * (self.drawn_at - start))  # two per cent of the time at most
         stop = self.wanted or file.exists()
         if stop:
             file.unlink(missing_ok=True)

@@ -253,6 +253,14 @@ def test_the_steps_of_an_autoencoder_do_not_count(tmp_path):
     assert trained_how("CycleDiff", tmp_path).startswith("CycleDiff was trained for 11 steps of 2 images")
 
 
+def test_a_training_that_was_ended_by_hand_is_told_so(tmp_path):
+    settings = asdict(cyclediff.Settings(autoencoder_steps=10, warmup_steps=5, joint_steps=6, batch=2))
+    metadata = {"steps": 21, "stopped_at": 18, "settings": settings}
+    save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, metadata)
+    assert trained_how("CycleDiff", tmp_path).startswith("CycleDiff was trained for 8 steps of 2 images")
+    assert "ended by hand; 11 were meant" in trained_how("CycleDiff", tmp_path)
+
+
 def test_what_differs_from_the_paper_is_read_from_the_weights(tmp_path):
     settings = asdict(cyclegan.Settings(residual=True, width=8))
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"steps": 5, "settings": settings})

@@ -54,11 +54,13 @@ def lab(tmp_path_factory):
             command, cwd=folder, stdout=log, stderr=log, env=os.environ | settings | {"PYTHONPATH": path}
         )
     address = f"http://127.0.0.1:{port}"
-    until(lambda: kernels(address) == [] or server.poll() is not None)
-    assert server.poll() is None, (folder / "log").read_text()
-    yield address, folder
-    server.terminate()
-    server.wait(20)
+    try:
+        until(lambda: kernels(address) == [] or server.poll() is not None)
+        assert server.poll() is None, (folder / "log").read_text()
+        yield address, folder
+    finally:
+        server.terminate()
+        server.wait(20)
 
 
 def kernels(address: str) -> list[dict] | None:
@@ -104,6 +106,8 @@ def test_notebook_01_runs_and_a_click_shows_other_images(lab, browser):
     before = picture.get_attribute("src")
     tool.get_by_label("label", exact=True).select_option("AFF")
     expect(picture).not_to_have_attribute("src", before)
+    page.locator(".jp-OutputArea-output", has_text="A cell tests on").wait_for()  # the last cell
+    assert not page.locator("[data-mime-type='application/vnd.jupyter.stderr'], .jp-RenderedText .ansi-red-fg").count()
     page.close()
     stop_kernels(address)
     assert (folder / "run" / "cohort" / "splits.csv").exists()

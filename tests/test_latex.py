@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.latex import macro, number, write_results
+from lib.latex import escaped, macro, number, write_results
 from lib.runs import Run
 
 
@@ -60,3 +60,8 @@ def test_names_are_letters(parts):
 )
 def test_numbers_as_the_thesis_prints_them(value, name, text):
     assert number(value, name) == text
+
+
+def test_symbols_are_commands_in_and_out_of_equations():
+    assert escaped("σ of 5 % in $λ_1$, a_b") == r"$\sigma$ of 5 \% in $\lambda_1$, a\_b"
+    assert escaped(r"\$5 × 2") == r"\$5 $\times$ 2"

@@ -186,6 +186,7 @@ def test_a_document_of_all_figures_tables_and_numbers_compiles(run, tmp_path):
         assert done.returncode == 0, done.stdout[-2000:]
     log = (tmp_path / "study.log").read_text(errors="replace")
     assert not re.findall("undefined|Float too large|Missing character", log)
+    assert all(float(points) < 10 for points in re.findall(r"Overfull .hbox \(([\d.]+)pt", log))
     numbers = (run / "results.tex").read_text().count("newcommand")
     assert numbers > 100 and (run / "study.tex").read_text(encoding="utf-8").count("textbackslash") == numbers
 
@@ -218,6 +219,7 @@ def test_pages_are_self_contained_and_their_links_lead_somewhere(run):
             elif not target.startswith("http"):
                 assert (page.parent / target.split("#")[0]).exists(), (page.name, target)
         assert len(links.targets) == len(set(links.targets)), page.name
+        assert "No description has been provided" not in page.read_text(encoding="utf-8"), "a picture without alt text"
 
 
 def test_the_first_page_sent_alone_has_all_notebooks(run):
@@ -255,6 +257,9 @@ def test_pages_open_offline_at_once_and_are_accessible(run, browser):
     page = browser.new_page()
     page.goto(index.as_uri() + "#05_classifier_trials-2")
     assert page.locator("#\\30 5_classifier_trials").get_attribute("open") is not None, "links unfold their notebook"
+    page.emulate_media(media="print")
+    headings = page.get_by_role("heading", name="Leak audit")
+    assert headings.count() and headings.first.is_visible(), "folded notebooks are printed"
 
 
 def test_a_second_run_does_nothing(run, capsys):

@@ -73,6 +73,12 @@ def test_answers_stay_with_the_images_they_were_given_on(tmp_path, study, capsys
     assert "the images it began with" in capsys.readouterr().out
 
 
+def test_a_generator_trained_again_is_found_out(study):
+    assert readers.outdated(study, SYNTHETIC) == []
+    again = Cohort(SYNTHETIC["cyclegan"].table, 255 - SYNTHETIC["cyclegan"].pixels)
+    assert readers.outdated(study, SYNTHETIC | {"cyclegan": again}) == ["cyclegan"]
+
+
 def test_a_reader_goes_on_where_he_stopped(tmp_path, study):
     path = tmp_path / "answers.csv"
     assert next_number(path, "a", study) == 1

@@ -136,7 +136,7 @@ def test_pages_are_self_contained(executed):
     assert "<mfrac>" in first
     assert "<msqrt>" in first
     assert 'href="02_second.html"' in first
-    assert 'src="data:image/png;base64' in first
+    assert 'src="data:image/webp;base64' in first
     assert 'alt="Nothing in it."' in first
     assert "step 2" in first
     assert "step 1" not in first
@@ -154,6 +154,21 @@ def test_what_is_finished_and_unchanged_is_skipped(study, capsys):
     assert "RQ1: 7." in out
     assert "runs/a/notebooks/index.html" in out
     assert "runs/a/answers.md" in out
+
+
+def test_what_was_decided_by_hand_is_a_reason_to_run_again(study, capsys, monkeypatch):
+    monkeypatch.setitem(run_all.BY_HAND, "02_second", "answers.csv")
+    (study / "runs/a/answers.csv").write_text("reader,number\n")
+    assert again(study) == 0
+    assert re.search(r"First  unchanged, skipped.*\n.*Second  finished", capsys.readouterr().out)
+    assert again(study) == 0
+    assert capsys.readouterr().out.count("unchanged, skipped") == 2
+
+
+def test_a_page_of_an_earlier_version_stops_nothing(study):
+    (study / "runs/a/notebooks/01_first.html").write_text("<body><h1>old</h1></body>")
+    assert again(study, "--only", "02", "--force") == 0
+    assert "01 · First" in (study / "runs/a/notebooks/index.html").read_text(encoding="utf-8")
 
 
 def test_prose_is_no_reason_to_run_again_but_code_is(study, capsys):

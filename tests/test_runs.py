@@ -162,3 +162,12 @@ def test_messages_show_paths_from_the_repository(tmp_path):
 )
 def test_durations_are_said_in_a_fitting_unit(seconds, said):
     assert duration(seconds) == said
+
+
+def test_a_notebook_run_by_hand_does_not_overwrite_what_has_other_parameters(tmp_path):
+    run = Run(tmp_path / "thesis")
+    run.keep("02_cyclegan", {"steps": 5})
+    run.record("notebooks", **{"02_cyclegan": {"parameters": {"steps": 120_000, "sizes": [1, 2]}}})
+    run.keep("02_cyclegan", {"steps": 120_000, "sizes": [1, 2], "more": 1})
+    with pytest.raises(ValueError, match=r"steps = 5 \(there 120000\)\. Set them as there, or work on a copy"):
+        run.keep("02_cyclegan", {"steps": 5, "sizes": [1, 2]})

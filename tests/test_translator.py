@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import pandas as pd
@@ -72,10 +73,29 @@ def test_a_training_that_was_stopped_keeps_what_it_learnt_and_goes_on_to_the_sam
 
 
 @pytest.mark.parametrize("name", TOYS)
-def test_the_time_needed_grows_with_the_steps_and_nothing_is_kept(name, cohort, tmp_path, monkeypatch, capfd):
+def test_the_time_needed_is_that_of_all_steps_and_nothing_is_kept(name, cohort, tmp_path, monkeypatch, capfd):
+    """With a clock that goes on by a second at each look, a step takes a second."""
     kind, settings = TOYS[name]
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    short = seconds_needed(kind, settings, cohort)
-    long = seconds_needed(kind, replace(settings, **{stage: 1000 * n for stage, n in settings.stages.items()}), cohort)
-    assert 0 < short < long / 20
+    monkeypatch.setattr("lib.translator.time.perf_counter", map(float, itertools.count()).__next__)
+    assert seconds_needed(kind, settings, cohort) == 6
+    longer = replace(settings, **{stage: 1000 * n for stage, n in settings.stages.items()})
+    assert seconds_needed(kind, longer, cohort) == 6000
     assert not list(tmp_path.iterdir()) and not capfd.readouterr().err, "no bar, no folder"
+
+
+def test_a_stop_is_not_asked_for_at_the_end(cohort, tmp_path):
+    kind, settings = TOYS["cyclegan"]
+    asked = []
+    model = kind(settings)
+    model.fit(cohort, tmp_path, 0, watch=lambda history, folder: asked.append(history.rows[-1]["step"]))
+    assert asked == [2, 4] and "stopped_at" not in model.metadata
+
+
+def test_diffusion_models_alone_cannot_translate(cohort, tmp_path):
+    kind, settings = TOYS["cyclediff"]
+    settings = replace(settings, log_every=1)
+    with pytest.raises(RuntimeError, match="stopped after step 1, before the translators"):
+        kind(settings).fit(cohort, tmp_path, 0, watch=lambda *_: True)
+    assert not (tmp_path / WEIGHTS).exists()
+    assert kind(settings).fit(cohort, tmp_path, 0).step.iloc[-1] == 6, "the checkpoint goes on"

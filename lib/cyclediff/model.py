@@ -114,11 +114,16 @@ class CycleDiff:
                 checkpoint.save(step + 1)
             bar.set_postfix_str(training.stage(step), refresh=False)
             bar.update()
-            if recorded and watch and watch(history, folder) and step + 1 < steps:
+            if recorded and watch and step + 1 < steps and watch(history, folder):
                 checkpoint.save(step + 1)
                 self.metadata["stopped_at"] = step + 1
                 break
         bar.close()
+        if self.metadata.get("stopped_at", steps) < joint_from:
+            raise RuntimeError(
+                f"stopped after step {self.metadata['stopped_at']:,}, before the translators begin to learn (step "
+                f"{joint_from + 1:,}): there is nothing to translate with yet. Run it again to go on."
+            )
 
         for name, network in vars(training.averaged()).items():
             getattr(self.networks, name).load_state_dict(network.state_dict())
