@@ -13,7 +13,8 @@ from playwright.sync_api import sync_playwright
 from lib.runs import ROOT
 
 matplotlib.use("Agg")
-settings.register_profile("toy", deadline=None, max_examples=30)
+settings.register_profile("explore", deadline=None, max_examples=300)  # pytest --hypothesis-profile=explore
+settings.register_profile("toy", deadline=None, max_examples=30, derandomize=True)  # the same examples every time
 settings.load_profile("toy")
 torch.set_num_threads(1)
 
