@@ -496,6 +496,8 @@ def run_notebook(notebook: Notebook, label: str, own: dict, mark: str, run: Run)
 def compare(first: str, second: str, runs_folder: Path) -> int:
     """Print in which parameters two runs differ, and write the page that shows them side by side."""
     runs = []
+    if first == second:
+        raise Mistake(f"--compare {first} {second}: name two different runs")
     for name in (first, second):
         if not (runs_folder / name / "manifest.json").is_file():
             known = sorted(path.parent.name for path in runs_folder.glob("*/manifest.json"))
@@ -557,7 +559,12 @@ def main(arguments: list[str] | None = None, notebooks_folder: Path = NOTEBOOKS,
         selected = select(notebooks, options.start, options.only)
         past = manifest.get("notebooks", {})
         redone = {notebook.name for notebook in selected} if options.force else set()
-        check_run_folder(notebooks, past, parameters, redone, name)
+        try:
+            check_run_folder(notebooks, past, parameters, redone, name)
+        except Mistake as mistake:
+            if (profile := manifest.get("profile", options.profile)) == options.profile:
+                raise
+            raise Mistake(f"{mistake} (it was made with --profile {profile}, this is {options.profile})") from None
         for notebook in notebooks[: notebooks.index(selected[0])]:
             state = past.get(notebook.name, {}).get("state", "not run")
             if state != "finished" and not (options.only and state == "not run"):  # it says itself what it misses
@@ -565,6 +572,8 @@ def main(arguments: list[str] | None = None, notebooks_folder: Path = NOTEBOOKS,
         check_choices(parameters)
         run = Run(runs_folder / name)
         finished = run_notebooks(notebooks, selected, parameters, run, options.profile, options.force)
+    except BrokenPipeError:
+        raise
     except (Mistake, Damaged, OSError) as error:
         print(f"run_all.py: {error}", file=sys.stderr)
         return 1 if isinstance(error, OSError) else 2
@@ -578,4 +587,7 @@ def main(arguments: list[str] | None = None, notebooks_folder: Path = NOTEBOOKS,
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # `run_all.py --list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -156,6 +156,22 @@ def test_what_is_finished_and_unchanged_is_skipped(study, capsys):
     assert "runs/a/answers.md" in out
 
 
+def test_a_run_is_not_compared_with_itself(study, capsys):
+    assert command(study, "--compare", "a", "a") == 2
+    assert "name two different runs" in capsys.readouterr().err
+
+
+def test_another_profile_is_named_where_parameters_differ(study, capsys):
+    assert command(study, "--run", "a", "-p", "seed", "7") == 2
+    assert "(it was made with --profile small, this is quick)" in capsys.readouterr().err
+
+
+def test_the_list_may_be_cut_short():
+    run = f"{sys.executable} run_all.py --list | head -1"
+    done = subprocess.run(run, shell=True, cwd=run_all.ROOT, capture_output=True, text=True)
+    assert done.stdout.count("\n") == 1 and not done.stderr
+
+
 def test_what_was_decided_by_hand_is_a_reason_to_run_again(study, capsys, monkeypatch):
     monkeypatch.setitem(run_all.BY_HAND, "02_second", "answers.csv")
     (study / "runs/a/answers.csv").write_text("reader,number\n")
