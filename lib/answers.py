@@ -207,7 +207,9 @@ def _pair(comparisons, metrics, facts, equal, question, a, b) -> tuple[str, str]
         else ("yes, it is better", "no, it is worse")
     )
     headlines = {"better": better, "worse": worse, "equivalent": "no difference that matters", "undecided": "undecided"}
-    headline = headlines[primary.verdict]
+    headline, once = headlines[primary.verdict], facts["seeds"] == facts["cells"] == 1
+    if once and primary.verdict in ("better", "worse"):
+        headline += ", in this one training"
     text = [
         f"With {WITH[a]}, the AUROC of patients {_than(primary.difference)} with {WITH[b]} ({_interval(primary)}, "
         f"{_p(primary.p_holm)}; {TESTS[primary.test].format(n=primary.n)}, {_count(primary.patients, 'test patient')}, "
@@ -222,7 +224,7 @@ def _pair(comparisons, metrics, facts, equal, question, a, b) -> tuple[str, str]
         if primary.verdict == "undecided":
             text.append(_needed(row, primary.patients, facts))
     secondary = [
-        f"{METRICS[metric]} {_signed(row.difference)} ({_interval(row)}; {row.verdict})"
+        f"{METRICS[metric]} {_signed(row.difference)} ({_interval(row)}; {'of one training' if once else row.verdict})"
         for metric, row in rows.iterrows()
         if metric in KEY_SECONDARY
     ]

@@ -253,6 +253,13 @@ def test_the_steps_of_an_autoencoder_do_not_count(tmp_path):
     assert trained_how("CycleDiff", tmp_path).startswith("CycleDiff was trained for 11 steps of 2 images")
 
 
+def test_one_training_proves_nothing_better_or_worse():
+    text = answer(comparisons("better"), fidelity(), scores(), FACTS | {"seeds": 1, "cells": 1})
+    assert "yes, it is better, in this one training" in text
+    assert "; better)" not in text and "; of one training)" in text
+    assert "in this one training" not in answer(comparisons("better"), fidelity(), scores(), FACTS | {"seeds": 3})
+
+
 def test_a_training_that_was_ended_by_hand_is_told_so(tmp_path):
     settings = asdict(cyclediff.Settings(autoencoder_steps=10, warmup_steps=5, joint_steps=6, batch=2))
     metadata = {"steps": 21, "stopped_at": 18, "settings": settings}
