@@ -297,7 +297,7 @@ def train(
     network.to(machine.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(learning_rate, steps=settings.steps))
-    history, best, spent, losses, start = History(), Best(), Spent(), [], 0
+    history, best, spent, start = History(), Best(), Spent(), 0
     if checkpoint:
         inputs = {
             **asdict(settings),
@@ -330,7 +330,7 @@ def train(
         optimizer.step()
         schedule.step()
         spent.steps, spent.images_seen = spent.steps + 1, spent.images_seen + len(output)
-        losses.append(loss.detach())
+        history.collect(loss=loss)
 
         done = step + 1
         if done % settings.validate_every == 0 or done == settings.steps:
@@ -338,13 +338,12 @@ def train(
             validation_loss = F.binary_cross_entropy_with_logits(output, validation_targets).item()
             labels, probabilities = patient_probabilities(validation, output.cpu().double().sigmoid().numpy())
             auroc = roc_auc_score(labels, probabilities) if np.isfinite(probabilities).all() else math.nan
-            terms = {"loss": torch.stack(losses).mean(), "validation_loss": validation_loss, "validation_auroc": auroc}
+            terms = history.means() | {"validation_loss": validation_loss, "validation_auroc": auroc}
             check_finite(done, terms)
             history.record(done, **terms)
             best.update(done, auroc, validation_loss, network)
-            losses = []
-            if checkpoint and saved.due():
-                saved.save(done)
+        if checkpoint and saved.due():
+            saved.save(done)
 
     network.load_state_dict(best.weights)
     validated = patient_probabilities(validation, predict(network, validation))

@@ -172,12 +172,24 @@ def written(path: str | Path):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
+        _to_disk(part)
         os.replace(part, path)
+        if os.name == "posix":  # elsewhere folders cannot be opened
+            _to_disk(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise _cannot_write(path, error) from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, would survive a power cut."""
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lib.cohort import Cohort
 from lib.runs import code_files, from_root, shown, written
+
+EVERY = (120.0, 240.0)  # seconds between two checkpoints, at least and at most
 
 
 def accelerator() -> Accelerator:
@@ -113,6 +117,18 @@ class History:
 
     def __init__(self):
         self.rows: list[dict] = []
+        self.collected: dict[str, list[torch.Tensor]] = {}
+
+    def collect(self, **terms: torch.Tensor) -> None:
+        """Keep tensors of one number, of which `means` is asked later; a checkpoint holds them."""
+        for name, value in terms.items():
+            self.collected.setdefault(name, []).append(value.detach())
+
+    def means(self) -> dict[str, torch.Tensor]:
+        """The mean of what was collected since the last call, by name."""
+        means = {name: torch.stack([v.cpu() for v in values]).mean() for name, values in self.collected.items()}
+        self.collected = {}
+        return means
 
     def record(self, step: int, **facts) -> None:
         """Add a row; `facts` are numbers, tensors of one number, or text."""
@@ -123,10 +139,10 @@ class History:
         return pd.DataFrame(self.rows)
 
     def state_dict(self) -> dict:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "collected": self.collected}
 
     def load_state_dict(self, state: dict) -> None:
-        self.rows = state["rows"]
+        self.rows, self.collected = state["rows"], state["collected"]
 
 
 # Checkpoints and weights ---------------------------------------------------------------------------------------------
@@ -151,42 +167,82 @@ def source_hash(module: str) -> str:
 
 
 class Checkpoint:
-    """Everything a training needs to go on, in one file that is replaced in a single step.
+    """Everything a training needs to go on, in a file that is replaced in a single step; the one before is kept.
+
+    A file that was torn, by a failing disk for example, is known by the checksums of its records (`torch.save` writes
+    a zip file, with a CRC-32 of each); then the one before is used.
 
     Parameters
     ----------
-    path : the file
+    path : the file; the one before has `.before` in its name
     inputs : what the training's result depends on: settings, seed, data hash, source hash. A checkpoint made from other
         inputs is not continued.
     objects : by name, whatever has `state_dict` and `load_state_dict` (networks, optimisers, EMA, history)
-    seconds : time between two checkpoints
     """
 
-    def __init__(self, path: Path, inputs: dict, objects: dict, seconds: float = 120):
-        self.path, self.inputs, self.objects, self.seconds = Path(path), json.dumps(inputs), objects, seconds
+    def __init__(self, path: Path, inputs: dict, objects: dict):
+        self.path, self.inputs, self.objects = Path(path), json.dumps(inputs), objects
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.saved_at = time.monotonic()
+        self.step, self.saved_at, self.every = 0, time.monotonic(), EVERY[0]
+
+    @staticmethod
+    def files(path: Path) -> tuple[Path, Path]:
+        """Of a checkpoint the file, and the one before."""
+        return path, path.with_name(f"{path.stem}.before{path.suffix}")
 
     def load(self) -> int:
         """Restore the objects and return the number of steps done: 0 where there is nothing to continue."""
-        if not self.path.exists():
-            return 0
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
-        if state["inputs"] != self.inputs:
-            return 0
-        for name, thing in self.objects.items():
-            thing.load_state_dict(state["objects"][name])
-        return state["step"]
+        for path in filter(Path.exists, self.files(self.path)):
+            try:
+                state = read_whole(path)
+            except ValueError as error:
+                print(f"WARNING: {error}; the checkpoint before is used, where there is one.")
+                continue
+            if state["inputs"] == self.inputs:
+                for name, thing in self.objects.items():
+                    thing.load_state_dict(state["objects"][name])
+                self.step = state["step"]
+                break
+        return self.step
 
     def due(self) -> bool:
-        return time.monotonic() - self.saved_at > self.seconds
+        """Whether it is time to save: after two minutes, or later where saving takes more than a sixtieth of that."""
+        return time.monotonic() - self.saved_at > self.every
 
     def save(self, step: int) -> None:
-        """Write the state after `step` steps."""
+        """Write the state after `step` steps.
+
+        Raises
+        ------
+        OSError
+            Where it cannot be written: the message says which step is kept.
+        """
+        start, (path, before) = time.monotonic(), self.files(self.path)
         state = {name: thing.state_dict() for name, thing in self.objects.items()}
-        with written(self.path) as path:
-            torch.save({"step": step, "inputs": self.inputs, "objects": state}, path)
-        self.saved_at = time.monotonic()
+        try:
+            with written(path) as part:
+                torch.save({"step": step, "inputs": self.inputs, "objects": state}, part)
+                if path.exists():
+                    os.replace(path, before)
+        except OSError as error:
+            kept = f"step {self.step:,} is kept, and the same again goes on from there"
+            raise OSError(error.errno, f"{error.strerror}; {kept}") from error
+        self.step, self.saved_at = step, time.monotonic()
+        self.every = min(max(60 * (self.saved_at - start), EVERY[0]), EVERY[1])
+
+
+def read_whole(path: Path) -> dict:
+    """What `torch.save` wrote; a ValueError where a byte of it is missing or has changed."""
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as records:
+                torn = records.testzip()
+            file.seek(0)
+            if not torn:
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # nearly any, where what is read is not what was written
+            torn = error
+    raise ValueError(f"{shown(path)} is torn ({torn})")
 
 
 def save_weights(path: Path, networks: dict[str, nn.Module], metadata: dict) -> None:

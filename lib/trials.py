@@ -27,7 +27,7 @@ from lib.metrics import evaluate, recalibrated
 from lib.runs import Run, progress, write_text
 from lib.splits import PARTS, cell_name, cells
 from lib.synthesis import copies
-from lib.training import cohort_hash, generator, source_hash
+from lib.training import Checkpoint, cohort_hash, generator, source_hash
 
 GENERATORS = ("cyclegan", "cyclediff", "noise")
 BALANCE = {
@@ -281,7 +281,8 @@ def run_trial(
         "probabilities": probabilities.tolist(),
     }
     write_text(path, json.dumps(result, indent=1))
-    checkpoint.unlink(missing_ok=True)
+    for file in Checkpoint.files(checkpoint):
+        file.unlink(missing_ok=True)
     return result
 
 
