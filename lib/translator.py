@@ -135,6 +135,18 @@ def save_preview(
     np.save(folder / "previews" / f"{step:07d}.npy", pixels)
 
 
+def train(
+    make: Callable[[], Translator],
+    cohort: Cohort,
+    folder: Path,
+    seed: int,
+    preview: Cohort | None = None,
+    watch: Watch | None = None,
+) -> None:
+    """`make().fit(...)`, which another process can be sent: nothing is made before it arrives there."""
+    make().fit(cohort, folder, seed, preview, watch)
+
+
 class _Timed(Exception):
     """Ends the training of `seconds_needed`."""
 

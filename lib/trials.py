@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,11 @@ from lib.classifier import Settings, evidence_maps, patient_probabilities, predi
 from lib.cohort import Cohort
 from lib.controls import CONTROLS, permuted_labels
 from lib.metrics import evaluate, recalibrated
-from lib.runs import Run, progress, write_text
+from lib.runs import Run, write_text
 from lib.splits import PARTS, cell_name, cells
 from lib.synthesis import copies
 from lib.training import Checkpoint, cohort_hash, generator, source_hash
+from lib.work import Machines, carry_out
 
 GENERATORS = ("cyclegan", "cyclediff", "noise")
 BALANCE = {
@@ -160,6 +162,7 @@ def run_trials(
     seeds: Sequence[int],
     settings: Settings,
     folder: Path,
+    machines: Machines = Machines(),  # noqa: B008, immutable
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train and test every condition in every cell with every seed.
 
@@ -171,6 +174,7 @@ def run_trials(
     splits : repeat, fold, patient_id, part (see `lib.splits`)
     synthetic : (repeat, fold) → the synthetic cohort of each generator, made from that cell's training part
     conditions : names, see `condition`
+    machines : who runs the trials; their list is `folder/work.csv`
 
     Returns
     -------
@@ -179,40 +183,43 @@ def run_trials(
         `recalibration` and `brier_recalibrated` (`lib.metrics.recalibrated`), `image_auroc`, `best_step`, and what was
         spent: `steps`, `images_seen`, `validations`, `seconds`
     """
-    chosen = [condition(name) for name in conditions]
-    for repeat, fold in cells(splits):
-        for part in PARTS:
-            images = cohort.part(splits, repeat, fold, part)
-            require_both_labels(images, f"the {part} part of repeat {repeat}, fold {fold}")
+    chosen, folder = [condition(name) for name in conditions], Path(folder)
+    trials, tested = {}, {}
+    for cell in cells(splits):
+        parts = [cohort.part(splits, *cell, part) for part in PARTS]
+        for name, images in zip(PARTS, parts, strict=True):
+            require_both_labels(images, f"the {name} part of repeat {cell[0]}, fold {cell[1]}")
+        made = synthetic(*cell)
+        for seed in seeds:
+            for c in chosen:
+                path = trial_path(folder, cell, c.name, seed)
+                trials[c.name, *cell, seed] = partial(run_trial, c, cell, parts, made, seed, settings, path)
+                tested[c.name, *cell, seed] = labelled(c, cell, parts)[2].table[["image_id", "patient_id", "label"]]
+    pieces = {f"{cell_name(*cell)}-{name}-s{seed}": trial for (name, *cell, seed), trial in trials.items()}
+    carry_out(pieces, folder / "work", machines)
 
     predictions, metrics, histories = [], [], []
-    with progress(len(cells(splits)) * len(seeds) * len(chosen), desc="trials") as bar:
-        for repeat, fold in cells(splits):
-            real, validation, test = (cohort.part(splits, repeat, fold, part) for part in PARTS)
-            made = synthetic(repeat, fold)
-            for seed in seeds:
-                for c in chosen:
-                    bar.set_postfix_str(f"{cell_name(repeat, fold)} {c.name} seed {seed}")
-                    training, aff_weight = training_set(c, real, made, seed)
-                    parts = training, validation, test
-                    check_parts(*parts)
-                    if c.balance == "permuted":
-                        parts = permuted_labels(parts, repeat, fold)
-                    path = Path(folder, "cells", cell_name(repeat, fold), f"{c.name}-s{seed}.json")
-                    own_seed = seed + AGAIN * (c.balance == "again")
-                    result = run_trial(c, *parts, aff_weight, settings, own_seed, path)
-                    key = {"condition": c.name, "repeat": repeat, "fold": fold, "seed": seed}
-                    rows = parts[2].table[["image_id", "patient_id", "label"]]
-                    rows = rows.assign(probability=result["probabilities"])
-                    predictions.append(keyed(key, rows))
-                    metrics.append(keyed(key, pd.DataFrame(result["metrics"].items(), columns=["metric", "value"])))
-                    histories.append(keyed(key, pd.DataFrame(result["history"])))
-                    bar.update()
+    for (name, *cell, seed), rows in tested.items():
+        result = json.loads(trial_path(folder, cell, name, seed).read_text(encoding="utf-8"))
+        key = {"condition": name, "repeat": cell[0], "fold": cell[1], "seed": seed}
+        predictions.append(keyed(key, rows.assign(probability=result["probabilities"])))
+        metrics.append(keyed(key, pd.DataFrame(result["metrics"].items(), columns=["metric", "value"])))
+        histories.append(keyed(key, pd.DataFrame(result["history"])))
     tables = {"predictions": predictions, "metrics": metrics, "history": histories}
     tables = {name: pd.concat(rows, ignore_index=True) for name, rows in tables.items()}
     for name, table in tables.items():
-        write_text(Path(folder, f"{name}.csv"), table.to_csv(index=False))
+        write_text(folder / f"{name}.csv", table.to_csv(index=False))
     return tables["predictions"], tables["metrics"]
+
+
+def trial_path(folder: Path, cell: tuple[int, int], name: str, seed: int) -> Path:
+    """The file of one finished trial."""
+    return Path(folder, "cells", cell_name(*cell), f"{name}-s{seed}.json")
+
+
+def labelled(condition: Condition, cell: tuple[int, int], parts: Sequence[Cohort]) -> Sequence[Cohort]:
+    """Training, validation and test images with the labels that a condition gives them: shuffled ones in "permuted"."""
+    return permuted_labels(tuple(parts), *cell) if condition.balance == "permuted" else parts
 
 
 def seconds_needed(cohort: Cohort, splits: pd.DataFrame, settings: Settings, timed: int = 10) -> float:
@@ -234,15 +241,24 @@ def seconds_needed(cohort: Cohort, splits: pd.DataFrame, settings: Settings, tim
 
 def run_trial(
     condition: Condition,
-    training: Cohort,
-    validation: Cohort,
-    test: Cohort,
-    aff_weight: float,
-    settings: Settings,
+    cell: tuple[int, int],
+    parts: Sequence[Cohort],
+    synthetic: dict[str, Cohort],
     seed: int,
+    settings: Settings,
     path: Path,
-) -> dict:
-    """One trial's result, read from its file where that was made from the same inputs, else trained and written."""
+) -> None:
+    """Write one trial's result into its file, unless that was made from the same inputs.
+
+    Parameters
+    ----------
+    parts : the cell's real training, validation and test images
+    synthetic : images of each generator of the cell, see `training_set`
+    """
+    training, aff_weight = training_set(condition, parts[0], synthetic, seed)
+    check_parts(training, *parts[1:])
+    training, validation, test = labelled(condition, cell, (training, *parts[1:]))
+    seed += AGAIN * (condition.balance == "again")
     inputs = {
         "condition": condition.name,
         "seed": seed,
@@ -253,8 +269,8 @@ def run_trial(
         "test": cohort_hash(test),
         "source": source_hash("trials"),
     }
-    if path.exists() and (result := json.loads(path.read_text(encoding="utf-8")))["inputs"] == inputs:
-        return result
+    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["inputs"] == inputs:
+        return
     checkpoint, start = path.with_suffix(".pt"), time.perf_counter()
     trained = classifier.train(
         training, validation, settings, seed, aff_weight=aff_weight, standard=condition.standard, checkpoint=checkpoint
@@ -283,7 +299,6 @@ def run_trial(
     write_text(path, json.dumps(result, indent=1))
     for file in Checkpoint.files(checkpoint):
         file.unlink(missing_ok=True)
-    return result
 
 
 def confident_errors(network, threshold: float, test: Cohort, probabilities: np.ndarray) -> list[dict]:
@@ -305,8 +320,7 @@ def confident_errors(network, threshold: float, test: Cohort, probabilities: np.
 
 def read_errors(folder: Path, cell: tuple[int, int], name: str, seed: int) -> list[dict]:
     """The `confident_errors` of one finished trial."""
-    path = Path(folder, "cells", cell_name(*cell), f"{name}-s{seed}.json")
-    return json.loads(path.read_text(encoding="utf-8"))["errors"]
+    return json.loads(trial_path(folder, cell, name, seed).read_text(encoding="utf-8"))["errors"]
 
 
 def learning_curve_of(run: Run, folders: Sequence[str], conditions: Sequence[str]) -> pd.DataFrame:

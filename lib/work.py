@@ -1,0 +1,398 @@
+"""The work list: independent pieces of work, done here, by several processes, or by the jobs of a Slurm cluster.
+
+A piece is a function without arguments that leaves its result in files, goes on where it was killed, and returns at
+once where it has nothing left to do: the training of a cell, a trial. Who does a piece, and where, changes nothing in
+its result. What became of each piece stands in a file of its own, and all together in a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import submitit
+import torch
+from submitit.helpers import Checkpointable, TorchDistributedEnvironment
+
+from lib.runs import Busy, sole_writer
+from lib.runs import ROOT, progress, shown, write_text, written
+
+Piece = Callable[[], object]
+STATES = ("waiting", "running", "done", "failed")
+COLUMNS = ("piece", "state", "attempts", "job", "started", "seconds", "memory_mb", "log", "error")
+CPUS_BESIDE_GPUS = 4  # a process
+ARRAY = 1000  # jobs, the largest array that Slurm takes as it is installed
+REQUEUED = 100  # times, at most, that a job whose minutes are over goes on in another
+UNSEEN = 15  # seconds that a job may be in no queue before it counts as dead: files may arrive later than that news
+
+
+class WorkFailed(RuntimeError):
+    """Some pieces have failed; all others are done."""
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Who does the work.
+
+    Parameters
+    ----------
+    executor : "local", this machine, or "slurm", the cluster that this machine belongs to
+    num_processes : that train one translator together, each on its part of a batch, or do as many trials at a time; 1,
+        on this machine: all in this process
+    partition, account, minutes, gpus : of Slurm's jobs; what else a cluster asks for is set by Slurm's own environment
+        variables, for example SBATCH_QOS or SBATCH_MEM_PER_CPU
+    """
+
+    executor: str = "local"
+    num_processes: int = 1
+    partition: str = ""
+    account: str = ""
+    minutes: int = 240
+    gpus: int = 0
+
+    def __post_init__(self):
+        if self.executor not in ("local", "slurm"):
+            raise ValueError(f"executor={self.executor!r}: there are 'local' and 'slurm'")
+        if self.num_processes < 1:
+            raise ValueError(f"num_processes={self.num_processes}: at least one process must work")
+
+
+# The list ------------------------------------------------------------------------------------------------------------
+
+
+class WorkList:
+    """Pieces by name, and what became of each.
+
+    `folder/NAME.json` holds a piece's key, state, attempts, job, time of its start, seconds, peak of memory, log and
+    error; `folder.csv` the same of all pieces as a table, `folder/pieces.pkl` the pieces for other processes.
+
+    Parameters
+    ----------
+    pieces : by name, which becomes part of file names
+    """
+
+    def __init__(self, folder: Path, pieces: dict[str, Piece]):
+        self.folder, self.pieces = Path(folder), pieces
+        code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted((ROOT / "lib").rglob("*.py")))).digest()
+        self.keys = {
+            name: hashlib.sha256(code + pickle.dumps(piece)).hexdigest()[:16] for name, piece in pieces.items()
+        }
+
+    @property
+    def name(self) -> str:
+        """The stage that the list belongs to: `cyclegan` of `runs/quick/cyclegan/work`."""
+        return self.folder.parent.name
+
+    def read(self, name: str) -> dict:
+        """What is known of a piece, made of the same inputs by the same code; a piece of others is waiting."""
+        path = self.folder / f"{name}.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return known if known.get("key") == self.keys[name] else {"state": "waiting", "attempts": 0}
+
+    def note(self, name: str, known: dict) -> None:
+        write_text(self.folder / f"{name}.json", json.dumps({"key": self.keys[name]} | known, indent=1))
+
+    def unfinished(self) -> list[str]:
+        """The names of pieces that wait or are being done."""
+        return [name for name in self.pieces if self.read(name)["state"] in ("waiting", "running")]
+
+    def counts(self) -> dict[str, int]:
+        """How many pieces are in each state."""
+        states = [self.read(name)["state"] for name in self.pieces]
+        return {state: states.count(state) for state in STATES if state in states}
+
+    def table(self) -> pd.DataFrame:
+        """`piece, state, attempts, job, started, seconds, memory_mb, log, error` of all pieces, written and returned.
+
+        `job` is the number of a process or of a job of the cluster, `memory_mb` the peak of the process until then.
+        """
+        table = pd.DataFrame([{"piece": name} | self.read(name) for name in self.pieces]).reindex(columns=COLUMNS)
+        write_text(self.folder.with_suffix(".csv"), table.to_csv(index=False))
+        return table
+
+    def do(self, name: str, job: str = "", log: str = "", **how) -> None:
+        """Do one piece and note what became of it; `how` goes to the piece.
+
+        Raises
+        ------
+        Busy
+            Where another process is doing it.
+        """
+        with sole_writer(self.folder / "locks" / name, f"{self.name} {name}"):
+            start, known = time.perf_counter(), self.read(name)
+            known = {"state": "running", "attempts": known["attempts"] + 1, "job": job or str(os.getpid()), "log": log}
+            known["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
+            self.note(name, known)
+            try:
+                self.pieces[name](**how)
+                known["state"] = "done"
+            except Exception as error:
+                known |= {"state": "failed", "error": f"{type(error).__name__}: {error}"}
+                raise
+            finally:
+                known["seconds"] = round(time.perf_counter() - start, 1)
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                known["memory_mb"] = round(peak / (2**20 if sys.platform == "darwin" else 2**10))
+                self.note(name, known)
+
+    def give_out(self) -> None:
+        """Write the pieces for other processes; those that failed, or whose process is dead, wait again."""
+        for name in self.pieces:
+            known = self.read(name)
+            with suppress(Busy):
+                if known["state"] == "running":
+                    with sole_writer(self.folder / "locks" / name):
+                        known["state"] = "failed"
+                if known["state"] == "failed":
+                    self.note(name, {"state": "waiting", "attempts": known["attempts"]})
+        with written(self.folder / "pieces.pkl") as part:
+            part.write_bytes(pickle.dumps(self))
+
+    @staticmethod
+    def given_out(folder: Path) -> WorkList:
+        """The list that another process wrote with `give_out`."""
+        return pickle.loads((Path(folder) / "pieces.pkl").read_bytes())
+
+
+def carry_out(
+    pieces: dict[str, Piece], folder: Path, machines: Machines, data_parallel: bool = False, watch=None
+) -> pd.DataFrame:
+    """Do all pieces and return the table of the list (see `WorkList.table`).
+
+    Parameters
+    ----------
+    pieces : by name; for other processes they are pickled
+    folder : of the list; jobs that an earlier call has sent to the cluster are waited for, not sent again
+    data_parallel : whether `num_processes` do each piece together, or as many pieces at a time
+    watch : what pieces that are done in this process get as their argument of this name
+
+    Raises
+    ------
+    WorkFailed
+        Where pieces failed in other processes, after all others were done. In this process an error ends the work.
+    """
+    work = WorkList(folder, pieces)
+    if machines.executor == "local" and machines.num_processes == 1:
+        with progress(len(pieces), desc=work.name) as bar:
+            for name in pieces:
+                bar.set_postfix_str(name)
+                work.do(name, **({"watch": watch} if watch else {}))
+                bar.update()
+        return work.table()
+
+    work.give_out()
+    if machines.executor == "slurm":
+        through_cluster(work, machines, data_parallel)
+    elif data_parallel:
+        for name in work.unfinished():
+            through_processes(work, machines.num_processes, name)
+    else:
+        through_processes(work, machines.num_processes)
+    table = work.table()
+    failed = table[table.state != "done"]
+    if len(failed):
+        raise WorkFailed(
+            f"{len(failed)} of {len(pieces)} pieces of {shown(work.folder)} failed; the others are done, and the same "
+            "again goes on with those that are not:\n"
+            + "\n".join(f"{row.piece}: {row.error} (log: {row.log})" for row in failed.itertuples())
+        )
+    for left in ("pieces.pkl", "jobs.json"):
+        (work.folder / left).unlink(missing_ok=True)
+    shutil.rmtree(work.folder / "logs", ignore_errors=True)
+    return table
+
+
+def show_progress(work: WorkList, going_on: Callable[[], bool], every: float) -> None:
+    """A progress bar over the pieces, and the table written anew, as long as something goes on."""
+    counts = work.counts()
+    with progress(len(work.pieces), counts.get("done", 0), desc=work.name) as bar:
+        more = True
+        while more:
+            more = going_on()
+            now = work.counts()
+            if now != counts:
+                work.table()
+                bar.update(now.get("done", 0) - counts.get("done", 0))
+                counts = now
+            bar.set_postfix_str(", ".join(f"{n} {state}" for state, n in counts.items() if state != "done"))
+            if more:
+                time.sleep(every)
+
+
+# Several processes on this machine -----------------------------------------------------------------------------------
+
+
+def through_processes(work: WorkList, n: int, name: str = "") -> None:
+    """Let n processes do all pieces, each as many as it gets to, or one piece together; returns when they have ended.
+
+    The cores are shared out among them, and GPUs one after the other.
+    """
+    command, logs = [sys.executable, "-m"], work.folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(n), "-m"] if name else []
+    command += [*together, "lib.work", str(work.folder), *([name] if name else [])]
+    threads = str(max(torch.get_num_threads() // n, 1))
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+    workers = []
+    try:
+        for number in range(1 if name else n):
+            log = logs / f"{name or f'process{number}'}.log"
+            environment = os.environ | {"LIB_PROGRESS": "text", "LIB_PARENT": str(os.getpid()), "LIB_LOG": shown(log)}
+            environment |= {"OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
+            if not name and gpus != [""]:
+                environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+            with open(log, "ab") as file:
+                workers.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=file, stderr=file))
+        show_progress(work, lambda: any(worker.poll() is None for worker in workers), every=0.5)
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.wait()
+    for left in [name] if name else work.unfinished():  # nobody is left who could do it
+        if (known := work.read(left))["state"] in ("waiting", "running"):
+            ends = ", ".join(str(worker.returncode) for worker in workers)
+            known |= {"state": "failed", "log": known.get("log") or shown(logs)}
+            work.note(left, known | {"error": f"its process ended without a word (exit status {ends})"})
+
+
+def work_on(work: WorkList, names: Sequence[str], job: str = "", log: str = "") -> bool:
+    """Do pieces that wait; whether none failed. Of a group of processes the first notes what became of a piece.
+
+    Without names all that wait. One that was being done when its process died is done again only by its name, since it
+    may be what it died of.
+    """
+    fine = True
+    for name in names or work.pieces:
+        if work.read(name)["state"] not in (("waiting", "running") if names else ("waiting",)):
+            continue
+        try:
+            if os.environ.get("RANK", "0") == "0":
+                work.do(name, job, log)
+            else:
+                work.pieces[name]()
+        except Busy:
+            if "RANK" in os.environ:  # others wait for this process
+                raise
+        except Exception:
+            traceback.print_exc()
+            fine = False
+    return fine
+
+
+def end_with(parent: int) -> None:
+    """End this process where the one that started it was killed."""
+    while psutil.pid_exists(parent):
+        time.sleep(1)
+    os._exit(1)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Do pieces of a work list.")
+    parser.add_argument("folder", type=Path, help="of the list")
+    parser.add_argument("names", nargs="*", help="of pieces (default: all that nobody has begun)")
+    options = parser.parse_args()
+    threading.Thread(target=end_with, args=(int(os.environ["LIB_PARENT"]),), daemon=True).start()
+    work = WorkList.given_out(options.folder)
+    return 0 if work_on(work, options.names, log=os.environ["LIB_LOG"]) else 1
+
+
+# A cluster -----------------------------------------------------------------------------------------------------------
+
+
+class Job(Checkpointable):
+    """A piece as a job of the cluster; sent there again where the cluster takes its place or its minutes are over."""
+
+    def __call__(self, folder: Path, name: str, threads: int) -> None:
+        environment = submitit.JobEnvironment()
+        os.environ["LIB_PROGRESS"] = "text"
+        torch.set_num_threads(threads)
+        if environment.num_tasks > 1:
+            TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+        log = shown(environment.paths.stderr)
+        if not work_on(WorkList.given_out(folder), [name], environment.job_id, log):
+            sys.exit(1)
+
+
+def through_cluster(work: WorkList, machines: Machines, data_parallel: bool) -> None:
+    """Send the pieces as arrays of jobs, and wait for them; those of an earlier call are waited for as they are."""
+    sent_file, everything = work.folder / "jobs.json", work.unfinished()
+    sent = json.loads(sent_file.read_text(encoding="utf-8")) if sent_file.exists() else {}
+    queued = queue(set())
+    new = [name for name in everything if sent.get(name) not in queued]
+    processes = machines.num_processes if data_parallel else 1
+    threads = torch.get_num_threads()  # as here: on a CPU sums depend on it in their last bits
+    executor = submitit.AutoExecutor(work.folder / "logs", cluster="slurm", slurm_max_num_timeout=REQUEUED)
+    executor.update_parameters(
+        name=work.name,
+        timeout_min=machines.minutes,
+        tasks_per_node=processes,
+        cpus_per_task=CPUS_BESIDE_GPUS if machines.gpus else threads,
+        **({"gpus_per_node": machines.gpus if data_parallel else 1} if machines.gpus else {}),
+        **({"slurm_partition": machines.partition} if machines.partition else {}),
+        **({"slurm_account": machines.account} if machines.account else {}),
+    )
+    for start in range(0, len(new), ARRAY):
+        names = new[start : start + ARRAY]
+        with executor.batch():
+            jobs = [executor.submit(Job(), work.folder, name, threads) for name in names]
+        sent |= {name: job.job_id for name, job in zip(names, jobs, strict=True)}
+        write_text(sent_file, json.dumps(sent, indent=1))
+    unseen = {}
+
+    def going_on() -> bool:
+        nonlocal queued
+        left, queued = work.unfinished(), queue(queued)
+        for name in left:
+            if sent[name] in queued:
+                unseen.pop(name, None)
+            elif time.monotonic() - unseen.setdefault(name, time.monotonic()) > UNSEEN:
+                log = shown(work.folder / "logs" / f"{sent[name]}_0_log.err")
+                error = f"job {sent[name]} ended without a word: {what_became_of(sent[name])}"
+                work.note(name, work.read(name) | {"state": "failed", "job": sent[name], "log": log, "error": error})
+        return bool(left)
+
+    try:
+        show_progress(work, going_on, every=2)
+    except KeyboardInterrupt:
+        going = sorted({sent[name].split("_")[0] for name in work.unfinished()})
+        print(f"Jobs {' '.join(going)} go on; the same again waits for them, `scancel {' '.join(going)}` ends them.")
+        raise
+
+
+def queue(before: set[str]) -> set[str]:
+    """The numbers of this user's jobs that wait or run, ARRAY_INDEX in arrays; those before where Slurm is silent."""
+    asked = subprocess.run(["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True)
+    if asked.returncode:
+        print(f"Slurm does not answer, its jobs are waited for: {asked.stderr.strip()}")
+        return before
+    return set(asked.stdout.split())
+
+
+def what_became_of(job: str) -> str:
+    """What Slurm still knows of a job that has ended."""
+    told = subprocess.run(["scontrol", "show", "job", "--oneliner", job], capture_output=True, text=True).stdout
+    found = re.findall(r"\b((?:JobState|Reason|ExitCode)=\S+)", told)
+    return ", ".join(found) or "Slurm does not know it any more"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""The work list: done here, by processes of this machine, and by the jobs of a real Slurm cluster of one node."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import hasty
+import pandas as pd
+import psutil
+import pytest
+import torch
+from slurm import cluster, why_not
+from test_classifier import TINY
+from test_classifier import toy_cohort as classifier_cohort
+from test_cyclegan import TOY, toy_cohort
+
+from lib.cyclegan import CycleGAN
+from lib.runs import Busy, sole_writer
+from lib.runs import ROOT
+from lib.splits import make_splits
+from lib.training import Checkpoint, read_whole
+from lib.translator import train
+from lib.trials import run_trials
+from lib.work import COLUMNS, Machines, WorkFailed, WorkList, carry_out
+
+TWO = Machines(num_processes=2)
+SLURM = Machines("slurm", minutes=5)
+
+
+def once(folder: Path, names: str) -> dict:
+    """Pieces that cannot be done twice: a folder is made that must not be there."""
+    return {name: partial(os.mkdir, folder / name) for name in names}
+
+
+def trained(folder: Path, by=train, **changes) -> partial:
+    cohort = toy_cohort()
+    return partial(by, partial(CycleGAN, replace(TOY, **changes)), cohort, folder, 0, cohort.first(4))
+
+
+def weights(folder: Path) -> dict:
+    return CycleGAN.load(folder).G.state_dict() | {f"F.{k}": v for k, v in CycleGAN.load(folder).F.state_dict().items()}
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    one, other = weights(a), weights(b)
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+# In this process
+
+
+def test_here_pieces_are_done_in_order_and_get_the_watch(tmp_path):
+    seen = []
+    pieces = {name: partial(seen_by, seen, name) for name in "ba"}
+    table = carry_out(pieces, tmp_path / "stage" / "work", Machines(), watch="w")
+    assert seen == [("b", "w"), ("a", "w")]
+    assert list(table.columns) == list(COLUMNS) and list(table.piece) == ["b", "a"]
+    assert set(table.state) == {"done"} and (table.memory_mb > 50).all() and (table.seconds >= 0).all()
+    written = pd.read_csv(tmp_path / "stage" / "work.csv", dtype=str, keep_default_na=False)
+    pd.testing.assert_frame_equal(written, table.astype(str).fillna(""))
+
+
+def seen_by(seen: list, name: str, watch=None) -> None:
+    seen.append((name, watch))
+
+
+def test_here_an_error_ends_the_work_and_stands_in_the_list(tmp_path):
+    pieces = {"a": partial(int, "no number"), "b": partial(os.mkdir, tmp_path / "b")}
+    with pytest.raises(ValueError, match="no number"):
+        carry_out(pieces, tmp_path / "work", Machines())
+    work = WorkList(tmp_path / "work", pieces)
+    assert work.read("a")["state"] == "failed" and "no number" in work.read("a")["error"]
+    assert work.read("b") == {"state": "waiting", "attempts": 0} and not (tmp_path / "b").exists()
+
+
+def test_a_piece_that_somebody_does_is_left_alone(tmp_path):
+    pieces = once(tmp_path, "a")
+    work = WorkList(tmp_path / "work", pieces)
+    with sole_writer(tmp_path / "work" / "locks" / "a", "by hand"), pytest.raises(Busy):
+        work.do("a")
+    work.do("a")
+    assert (tmp_path / "a").exists()
+
+
+def test_what_a_piece_is_given_decides_whether_it_is_known(tmp_path):
+    WorkList(tmp_path / "work", {"a": partial(os.mkdir, tmp_path / "a")}).do("a")
+    assert WorkList(tmp_path / "work", {"a": partial(os.mkdir, tmp_path / "a")}).read("a")["state"] == "done"
+    assert WorkList(tmp_path / "work", {"a": partial(os.mkdir, tmp_path / "b")}).read("a")["state"] == "waiting"
+
+
+@pytest.mark.parametrize("values", [{"executor": "sge"}, {"num_processes": 0}])
+def test_machines_that_do_not_exist_are_refused(values):
+    with pytest.raises(ValueError, match=next(iter(values))):
+        Machines(**values)
+
+
+# By processes of this machine
+
+
+def test_two_processes_do_each_piece_once_and_report_the_failed(tmp_path):
+    pieces = once(tmp_path, "abcd") | {"wrong": partial(int, "no number")}
+    with pytest.raises(WorkFailed, match=r"1 of 5 pieces .*\nwrong: ValueError: .*no number.*\.log\)") as failure:
+        carry_out(pieces, tmp_path / "work", TWO)
+    table = pd.read_csv(tmp_path / "work.csv").set_index("piece")
+    assert table.state.to_dict() == dict.fromkeys("abcd", "done") | {"wrong": "failed"}
+    assert all((tmp_path / name).exists() for name in "abcd")
+    log = Path(str(failure.value).split("log: ")[1].rstrip(")"))
+    assert "ValueError" in (ROOT / log).read_text()
+
+    (tmp_path / "a").rmdir()  # whoever is done is not asked again; the failed one is
+    pieces["wrong"] = partial(os.mkdir, tmp_path / "right")
+    assert set(carry_out(pieces, tmp_path / "work", TWO).state) == {"done"}
+    assert (tmp_path / "right").exists() and not (tmp_path / "a").exists()
+    assert not (tmp_path / "work" / "logs").exists() and not (tmp_path / "work" / "pieces.pkl").exists()
+
+
+def test_a_process_that_dies_leaves_its_piece_failed_and_the_rest_to_the_others(tmp_path):
+    pieces = {"dies": partial(os.abort)} | once(tmp_path, "abc")
+    with pytest.raises(
+        WorkFailed, match=r"1 of 4 pieces .*\ndies: its process ended without a word \(exit status .*-6"
+    ):
+        carry_out(pieces, tmp_path / "work", TWO)
+    assert all((tmp_path / name).exists() for name in "abc")
+
+
+def test_processes_end_where_the_one_that_started_them_is_killed(tmp_path):
+    call = "import time; from functools import partial; from pathlib import Path; from lib.work import *; carry_out("
+    call += (
+        f"{{n: partial(time.sleep, 60) for n in 'ab'}}, Path({str(tmp_path / 'work')!r}), Machines(num_processes=2))"
+    )
+    caller = subprocess.Popen(
+        [sys.executable, "-c", call], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    states = [tmp_path / "work" / f"{name}.json" for name in "ab"]
+    wait_until(lambda: all(file.exists() for file in states))
+    workers = psutil.Process(caller.pid).children(recursive=True)
+    assert len(workers) == 2
+    caller.kill()
+    caller.wait()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+
+
+def wait_until(what, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.2)
+
+
+# By the jobs of a cluster
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    if reason := why_not():
+        pytest.skip(reason)
+    with cluster(tmp_path_factory.mktemp("slurm") / "node") as configuration, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(configuration))
+        yield
+
+
+def trials(folder: Path, machines: Machines):
+    cohort = classifier_cohort(36)
+    splits = make_splits(cohort.patients, 1, 1, 0, 0.3, 0.3)
+    return run_trials(cohort, splits, lambda *_: {}, ["real", "standard", "oversampling"], [0], TINY, folder, machines)
+
+
+def results(folder: Path) -> dict:
+    found = {file.name: json.loads(file.read_text()) for file in (folder / "cells" / "r0f0").glob("*.json")}
+    for result in found.values():
+        result["metrics"].pop("seconds")
+    return found
+
+
+def test_slurm_gives_the_tables_of_this_machine_bit_for_bit(tmp_path, slurm):
+    predictions, metrics = trials(tmp_path / "here", Machines())
+    sent_predictions, sent_metrics = trials(tmp_path / "slurm", SLURM)
+    pd.testing.assert_frame_equal(sent_predictions, predictions, check_exact=True)
+    timeless = [table[table.metric != "seconds"] for table in (sent_metrics, metrics)]
+    pd.testing.assert_frame_equal(*timeless, check_exact=True)
+    assert results(tmp_path / "slurm") == results(tmp_path / "here")
+    table = pd.read_csv(tmp_path / "slurm" / "work.csv")
+    assert table.job.str.fullmatch(r"\d+_\d").all() and table.job.str.split("_").str[0].nunique() == 1, "one array"
+
+
+def test_preempted_trainings_go_on_from_their_checkpoint_and_failed_ones_are_reported(tmp_path, slurm, monkeypatch):
+    """Once the cluster takes a job away without asking, once it sends the signal first on which the job makes room."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)
+    trained(tmp_path / "whole", steps=200)()
+    ways = {"taken": ["scontrol", "requeue"], "asked": ["scancel", "--signal=USR2"]}
+    pieces = {name: trained(tmp_path / name, steps=200, by=hasty.train) for name in ways} | once(tmp_path, "a")
+    pieces["wrong"] = trained(tmp_path / "wrong", learning_rate=1e30)
+    preempted, work = {}, WorkList(tmp_path / "work", pieces)
+
+    def preempt():
+        for name, way in ways.items():
+            saved = Checkpoint.files(tmp_path / name / "checkpoint.pt")
+            if name not in preempted and all(file.exists() for file in saved):
+                subprocess.run([*way, work.read(name)["job"]], check=True)
+                preempted[name] = read_whole(saved[1])["step"]
+
+    monkeypatch.setattr("lib.work.time.sleep", lambda seconds, sleep=time.sleep: (preempt(), sleep(0.2)))
+    with pytest.raises(WorkFailed, match=r"1 of 4 pieces .*\nwrong: FloatingPointError: step .*_0_log\.err\)"):
+        carry_out(pieces, tmp_path / "work", SLURM, data_parallel=True)
+    assert (tmp_path / "a").exists()
+    for name in ways:
+        assert 0 < preempted[name] < 200 and work.read(name)["attempts"] > 1
+        assert same_weights(tmp_path / "whole", tmp_path / name)
+
+
+def test_jobs_are_waited_for_not_sent_again_and_dead_ones_are_told(tmp_path, slurm, monkeypatch):
+    pieces = {"long": partial(time.sleep, 3), "dies": partial(os.kill, 0, signal.SIGKILL)}
+    monkeypatch.setattr("lib.work.UNSEEN", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr("lib.work.show_progress", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(pieces, tmp_path / "work", SLURM)
+    sent = json.loads((tmp_path / "work" / "jobs.json").read_text())
+    with pytest.raises(WorkFailed, match=rf"dies: job {sent['dies']} ended without a word: JobState=FAILED"):
+        carry_out(pieces, tmp_path / "work", SLURM)
+    again = json.loads((tmp_path / "work" / "jobs.json").read_text())
+    assert again["long"] == sent["long"] and WorkList(tmp_path / "work", pieces).read("long")["attempts"] == 1
