@@ -200,7 +200,9 @@ class Cohort:
 
     def save(self, folder: str | Path) -> None:
         """Write `pixels.npy` and `table.csv` into a folder: a cohort is there when its table is."""
-        save_blocks(folder, self.table, (self.pixels[rows] for rows in blocks(max(len(self), 1))))
+        save_blocks(
+            folder, self.table, (self.pixels[start : start + BLOCK] for start in range(0, max(len(self), 1), BLOCK))
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> Cohort:
@@ -214,9 +216,9 @@ class Cohort:
 def save_blocks(folder: str | Path, table: pd.DataFrame, images: Iterable[np.ndarray]) -> None:
     """What `Cohort.save` does, of pixels (n, H, W) that come block by block, in the order of the table."""
     table_path, pixels_path = Path(folder, "table.csv"), Path(folder, "pixels.npy")
-    table_path.unlink(missing_ok=True)
     with written(pixels_path) as path:
         save_pixels(path, len(table), images)
+        table_path.unlink(missing_ok=True)  # a cohort is there when its table is
     write_text(table_path, table.to_csv(index=False))
 
 

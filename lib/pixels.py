@@ -38,7 +38,7 @@ def save_pixels(path: Path, n: int, images: Iterable[np.ndarray]) -> None:
     with open(path, "wb") as file:
         written = 0
         for block in images:
-            if not written:
+            if not file.tell():
                 kind = {"descr": np.lib.format.dtype_to_descr(block.dtype), "fortran_order": False}
                 np.lib.format.write_array_header_1_0(file, kind | {"shape": (n, *block.shape[1:])})
             file.write(np.ascontiguousarray(block))
