@@ -85,12 +85,12 @@ def part_checks(cohort: Cohort, splits: pd.DataFrame) -> pd.DataFrame:
     """No patient in two parts of a cell; nobody in the splits who is not in the cohort."""
     rows = []
     for cell in cells(splits):
-        members = {part: set(cohort.part(splits, *cell, part).table.patient_id) for part in PARTS}
+        named = splits[(splits.repeat == cell[0]) & (splits.fold == cell[1])]
+        members = {part: set(named.patient_id[named.part == part]) & set(cohort.table.patient_id) for part in PARTS}
         shared = sorted(set().union(*(members[a] & members[b] for a, b in combinations(PARTS, 2))))
         patients = set().union(*members.values())
         rows.append(_check("patients in two parts", cell_name(*cell), len(patients), shared))
-        named = splits[(splits.repeat == cell[0]) & (splits.fold == cell[1])].patient_id
-        strangers = sorted(set(named) - set(cohort.table.patient_id))
+        strangers = sorted(set(named.patient_id) - set(cohort.table.patient_id))
         rows.append(_check("patients of the splits without an image", cell_name(*cell), len(named), strangers))
     return _table(rows)
 
@@ -137,8 +137,8 @@ def window_checks(cohort: Cohort, splits: pd.DataFrame, percentiles: tuple[float
     strangers = []
     for (repeat, fold), cell in splits.groupby(["repeat", "fold"]):
         others = cohort.table.patient_id.isin(cell.patient_id[cell.part != "train"]).to_numpy()
-        inverted = np.where(others[:, None, None], np.iinfo(cohort.pixels.dtype).max - cohort.pixels, cohort.pixels)
-        fitted = with_windows(cell, Cohort(cohort.table, inverted), percentiles)
+        inverted = cohort.take(others).windowed(black=1, white=0)
+        fitted = with_windows(cell, cohort.take(~others).join(inverted), percentiles)
         if not np.allclose(fitted[["black", "white"]], cell[["black", "white"]]):
             strangers.append(cell_name(repeat, fold))
     return _table([_check("windows fitted to other images", "all cells", len(cells(splits)), strangers)])

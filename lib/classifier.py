@@ -23,6 +23,7 @@ from lib.runs import from_root
 from lib.training import (
     Checkpoint,
     History,
+    Images,
     accelerator,
     batch_rows,
     check_finite,
@@ -156,23 +157,17 @@ def rotated_flipped_cropped(images: torch.Tensor, *key: int) -> torch.Tensor:
 # Prediction ----------------------------------------------------------------------------------------------------------
 
 
-def tensors(cohort: Cohort, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, 1, H, W) images in [-1, 1] and (N,) targets, both float32."""
-    targets = torch.tensor(cohort.targets, dtype=torch.float32, device=device)
-    return torch.from_numpy(cohort.images()).to(device), targets
-
-
 @torch.inference_mode()
-def logits(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def logits(network: nn.Module, images: torch.Tensor | Images) -> torch.Tensor:
     """(N,) float32 logits of (N, 1, H, W) images, in evaluation mode and full precision."""
     network.eval()
-    return torch.cat([network(batch)[:, 0] for batch in images.split(128)])
+    device = next(network.parameters()).device
+    return torch.cat([network(batch.to(device))[:, 0] for batch in images.split(128)])
 
 
 def predict(network: nn.Module, cohort: Cohort) -> np.ndarray:
     """(N,) float64 probability of AFF, image by image."""
-    images, _ = tensors(cohort, next(network.parameters()).device)
-    return logits(network, images).cpu().double().sigmoid().numpy()
+    return logits(network, Images(cohort.pixels)).cpu().double().sigmoid().numpy()
 
 
 @torch.inference_mode()
@@ -183,7 +178,7 @@ def evidence_maps(network: nn.Module, cohort: Cohort) -> np.ndarray:
     place where it falls most, 0 where it does not. Class activation maps have only size / 32 places a side, 2 at 64 px;
     taken at an earlier stage they pointed away from the fracture there.
     """
-    images, _ = tensors(cohort, next(network.parameters()).device)
+    images = torch.from_numpy(cohort.images()).to(next(network.parameters()).device)
     places, side = 8, images.shape[-1] // 8
     blurred = gaussian_blur(images, 2 * side + 1, side / 1.5)
     whole = logits(network, images)
@@ -314,12 +309,16 @@ def train(
         saved = Checkpoint(checkpoint, inputs, objects)
         start = saved.load()
 
-    images, targets = tensors(training, machine.device)
-    validation_images, validation_targets = tensors(validation, machine.device)
+    images, validation_images = Images(training.pixels), Images(validation.pixels)
+    targets, validation_targets = (
+        torch.tensor(cohort.targets, dtype=torch.float32, device=machine.device) for cohort in (training, validation)
+    )
     weight = torch.tensor(aff_weight, device=machine.device)
     for step in range(start, settings.steps):
         rows = batch_rows(len(training), settings.batch, step, seed)
-        batch = rotated_flipped_cropped(images[rows], seed, step) if standard else images[rows]
+        batch = images[rows].to(machine.device)
+        if standard:
+            batch = rotated_flipped_cropped(batch, seed, step)
         network.train()
         with machine.autocast():
             output = network(batch)[:, 0]

@@ -6,12 +6,14 @@ are all cohorts, so every step takes a cohort and gives a cohort or a table.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from lib.pixels import BLOCK, File, Mapped, blocks, joined, save_pixels, taken
 from lib.runs import write_text, written
 
 LABELS = ("NFF", "AFF")  # a label's position is the number networks are trained on: AFF is the positive class
@@ -29,8 +31,9 @@ class Cohort:
     ----------
     table : DataFrame
         One row an image, with at least `image_id` (unique), `patient_id`, `label` ("AFF" or "NFF"), `view` and `side`.
-    pixels : array (N, H, W)
-        uint8 (0 … 255) or uint16 (0 … 65535), row by row the images of `table`; may be memory-mapped.
+    pixels : (N, H, W)
+        uint8 (0 … 255) or uint16 (0 … 65535), row by row the images of `table`: an array, or on disk (`lib.pixels`),
+        where selecting, joining and windowing read nothing.
 
     Raises
     ------
@@ -39,7 +42,7 @@ class Cohort:
     """
 
     table: pd.DataFrame
-    pixels: np.ndarray
+    pixels: np.ndarray | Mapped
 
     def __post_init__(self):
         object.__setattr__(self, "table", self.table.reset_index(drop=True))
@@ -78,7 +81,12 @@ class Cohort:
         """The images at these positions, or where this boolean mask is true."""
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(int)
-        return Cohort(self.table.iloc[rows], self.pixels[rows])
+        return Cohort(self.table.iloc[rows], taken(self.pixels, rows))
+
+    def blocks(self, size: int = BLOCK) -> Iterator[tuple[np.ndarray, Cohort]]:
+        """Row numbers and images, in order, at most `size` at a time."""
+        for rows in blocks(len(self), size):
+            yield rows, self.take(rows)
 
     def first(self, n: int) -> Cohort:
         """The first n images, or all where there are fewer."""
@@ -102,9 +110,8 @@ class Cohort:
         cohorts = [self, *others]
         if len({(c.pixels.dtype, c.pixels.shape[1:]) for c in cohorts}) > 1:
             raise ValueError("cohorts of different image size or bit depth cannot be joined")
-        return Cohort(
-            pd.concat([c.table for c in cohorts], ignore_index=True), np.concatenate([c.pixels for c in cohorts])
-        )
+        table = pd.concat([c.table for c in cohorts], ignore_index=True)
+        return Cohort(table, joined([c.pixels for c in cohorts]))
 
     def part(self, splits: pd.DataFrame, repeat: int, fold: int, part: str) -> Cohort:
         """The training, validation or test images of one cell (see `lib.splits`), in its window."""
@@ -125,13 +132,23 @@ class Cohort:
     def translated(self, images: np.ndarray, to: str, method: str, generator: str | None = None) -> Cohort:
         """The synthetic cohort that a translator made of this one, image by image.
 
+        Parameters
+        ----------
+        images : array (N, 1, H, W) in [-1, 1]
+        to, method, generator : as in `provenance`
+        """
+        pixels = np.where(self.padding, 0, to_pixels(images, self.pixels.dtype))
+        return Cohort(self.provenance(to, method, generator), pixels)
+
+    def provenance(self, to: str, method: str, generator: str | None = None) -> pd.DataFrame:
+        """The table of the synthetic images that are made of these, one of each.
+
         Each synthetic image keeps its source's patient, view and side, and says which method made it from which image,
         and whose images had trained the generator.
 
         Parameters
         ----------
-        images : array (N, 1, H, W) in [-1, 1]
-        to : the label the images were translated to
+        to : the label the images are translated to
         method : the translator's name
         generator : hash of the patients it was trained on (`lib.training.patients_hash`); None: it was not trained
         """
@@ -145,7 +162,18 @@ class Cohort:
         )
         if generator is not None:
             table["generator"] = generator
-        return Cohort(table, np.where(self.padding, 0, to_pixels(images, self.pixels.dtype)))
+        return table
+
+    def copies(self, rows: np.ndarray, method: str) -> Cohort:
+        """The images at these positions, which may repeat, under new ids, with the provenance of synthetic images."""
+        made = self.table.iloc[rows]
+        made = made.assign(
+            source_image_id=made.image_id,
+            source_label=made.label,
+            image_id=[f"{method}-{i}-{image_id}" for i, image_id in enumerate(made.image_id)],
+            method=method,
+        )
+        return Cohort(made, taken(self.pixels, rows))
 
     @property
     def padding(self) -> np.ndarray:
@@ -166,21 +194,32 @@ class Cohort:
         """Grey levels stretched so that `black` and `white`, shares of the full range, become its ends."""
         top = np.iinfo(self.pixels.dtype).max
         levels = np.clip((np.arange(top + 1) / top - black) / (white - black), 0, 1)
-        return Cohort(self.table, np.rint(levels * top).astype(self.pixels.dtype)[self.pixels])
+        levels = np.rint(levels * top).astype(self.pixels.dtype)
+        on_disk = isinstance(self.pixels, Mapped)
+        return Cohort(self.table, self.pixels.through(levels) if on_disk else levels[self.pixels])
 
     def save(self, folder: str | Path) -> None:
-        """Write `table.csv` and `pixels.npy` into a folder."""
-        with written(Path(folder, "pixels.npy")) as path:
-            np.save(path, self.pixels)
-        write_text(Path(folder, "table.csv"), self.table.to_csv(index=False))
+        """Write `pixels.npy` and `table.csv` into a folder: a cohort is there when its table is."""
+        save_blocks(
+            folder, self.table, (self.pixels[start : start + BLOCK] for start in range(0, max(len(self), 1), BLOCK))
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> Cohort:
-        """Read what `save` wrote; the pixels stay on disk until they are used."""
+        """Read what `save` wrote; the pixels stay on disk, and are read where they are indexed."""
         folder = Path(folder)
         ids = dict.fromkeys(("image_id", "patient_id", "source_image_id", "generator"), str)
         table = pd.read_csv(folder / "table.csv", dtype=ids, keep_default_na=False, na_values=[""])
-        return cls(table, np.load(folder / "pixels.npy", mmap_mode="r"))
+        return cls(table, Mapped.of(File(folder / "pixels.npy")))
+
+
+def save_blocks(folder: str | Path, table: pd.DataFrame, images: Iterable[np.ndarray]) -> None:
+    """What `Cohort.save` does, of pixels (n, H, W) that come block by block, in the order of the table."""
+    table_path, pixels_path = Path(folder, "table.csv"), Path(folder, "pixels.npy")
+    with written(pixels_path) as path:
+        save_pixels(path, len(table), images)
+        table_path.unlink(missing_ok=True)  # a cohort is there when its table is
+    write_text(table_path, table.to_csv(index=False))
 
 
 def to_images(pixels: np.ndarray) -> np.ndarray:

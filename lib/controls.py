@@ -14,7 +14,6 @@ import pandas as pd
 
 from lib.cohort import LABELS, Cohort
 from lib.phantom import Phantom
-from lib.synthesis import copies
 from lib.training import generator
 
 CONTROL_GENERATORS = {
@@ -43,7 +42,7 @@ def without_controls(predictions: pd.DataFrame) -> pd.DataFrame:
 def fake(training: Cohort, number: int, seed: int) -> Cohort:
     """Copies of AFF training images, each as often as any other, but for one."""
     aff = generator(seed, 1).permutation(np.flatnonzero(training.targets == 1))
-    return copies(training, np.resize(aff, number), "fake")
+    return training.copies(np.resize(aff, number), "fake")
 
 
 def oracle(sources: Cohort, hidden: Cohort, phantom: Phantom | None, seed: int) -> Cohort:
@@ -68,12 +67,15 @@ def oracle(sources: Cohort, hidden: Cohort, phantom: Phantom | None, seed: int) 
             "the oracle needs AFF images that nothing else sees: set training_aff_share below 1, "
             "which hides those of the other AFF training patients"
         )
-    return copies(hidden, np.resize(generator(seed, 2).permutation(len(hidden)), len(sources)), "oracle")
+    return hidden.copies(np.resize(generator(seed, 2).permutation(len(hidden)), len(sources)), "oracle")
 
 
 def useless(sources: Cohort) -> Cohort:
     """The NFF images themselves, labelled AFF."""
-    return sources.translated(sources.images(), "AFF", "useless")
+    pixels = np.empty(sources.pixels.shape, sources.pixels.dtype)
+    for rows, few in sources.blocks():
+        pixels[rows] = np.where(few.padding, 0, few.pixels)
+    return Cohort(sources.provenance("AFF", "useless"), pixels)
 
 
 def hidden_aff(cohort: Cohort, splits: pd.DataFrame, cell: tuple[int, int]) -> Cohort:

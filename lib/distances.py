@@ -23,8 +23,9 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from lib.cohort import Cohort, to_images
 from lib.judge import Judge
+from lib.pixels import Mapped, blocks
 from lib.runs import from_root
-from lib.training import generator, read_weights
+from lib.training import Images, generator, read_weights
 
 NEIGHBOURS = 5  # of density and coverage; precision and recall have 3, their paper's
 COMPONENTS = 64  # of the principal components, as many as the judge has features
@@ -76,13 +77,21 @@ def principal_components(training: Cohort) -> Callable[[np.ndarray], np.ndarray]
     """The first principal components of images of at most 32 × 32 pixels, each of variance 1 in the training part."""
 
     def thumbnails(pixels):
-        images = torch.from_numpy(to_images(pixels))
-        side = min(32, images.shape[-1])
-        return interpolate(images, (side, side), mode="bilinear", antialias=True).flatten(1).numpy()
+        return shrunk(pixels, 32).reshape(len(pixels), -1)
 
     components = min(COMPONENTS, len(training) - 1)
     fitted = PCA(components, whiten=True, svd_solver="full").fit(thumbnails(training.pixels))
     return lambda pixels: fitted.transform(thumbnails(pixels))
+
+
+def shrunk(pixels: np.ndarray | Mapped, most: int) -> np.ndarray:
+    """(N, side, side) float32 in [-1, 1] from (N, H, W) integers: averages, `most` pixels or fewer a side."""
+    side = min(most, pixels.shape[-1])
+    small = np.empty((len(pixels), side, side), np.float32)
+    for rows in blocks(len(pixels)):
+        images = torch.from_numpy(to_images(pixels[rows]))
+        small[rows] = interpolate(images, (side, side), mode="bilinear", antialias=True)[:, 0].numpy()
+    return small
 
 
 def inception_available(weights: str) -> str:
@@ -126,8 +135,10 @@ def inception_features(weights: str) -> Callable[[np.ndarray], np.ndarray]:
 
     @torch.inference_mode()
     def features(pixels):
-        grey = torch.from_numpy(np.rint((to_images(pixels) + 1) * 127.5).astype(np.uint8))
-        batches = [network(batch.expand(-1, 3, -1, -1).to(device))[0].cpu() for batch in grey.split(64)]
+        batches = []
+        for images in Images(pixels).split(64):
+            grey = ((images + 1) * 127.5).round().to(torch.uint8)
+            batches.append(network(grey.expand(-1, 3, -1, -1).to(device))[0].cpu())
         return torch.cat(batches).numpy()
 
     return features

@@ -45,7 +45,7 @@ def duplicates(a: np.ndarray, b: np.ndarray, patients_a, patients_b) -> tuple[np
 
     Parameters
     ----------
-    a, b : (N, H, W) and (M, H, W) integer pixels
+    a, b : (N, H, W) and (M, H, W) integer pixels, read block by block
     patients_a, patients_b : whose they are
 
     Returns

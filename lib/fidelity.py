@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from lib.cohort import LABELS, Cohort
 from lib.distances import Space, distances, spaces
 from lib.judge import Judge, zones
+from lib.pixels import blocks
 from lib.statistics import kid, kid_jackknife, kid_permutation_test
 from lib.training import generator
 
@@ -94,7 +95,7 @@ def change_in_zone(a: np.ndarray, b: np.ndarray, table: pd.DataFrame) -> np.ndar
     a, b : (N, H, W) integer pixels of the same type
     table : N rows, as for `ssim_by_zone`
     """
-    change = abs(a.astype(np.float32) - b).sum(2)
+    change = np.concatenate([abs(a[rows].astype(np.float32) - b[rows]).sum(2) for rows in blocks(len(a))])
     with np.errstate(invalid="ignore"):
         return (change * zone_rows(table, a.shape[1])).sum(1) / change.sum(1)
 
@@ -102,16 +103,19 @@ def change_in_zone(a: np.ndarray, b: np.ndarray, table: pd.DataFrame) -> np.ndar
 def blurred(pixels: np.ndarray) -> np.ndarray:
     """(N, H, W) pixels after a Gaussian blur of σ = 1/128 of the height: too mild to hide a fracture."""
     sigma = max(pixels.shape[1] / 128, 0.5)  # less than half a pixel would be no blur
-    return np.stack([np.rint(gaussian_filter(image.astype(np.float32), sigma)) for image in pixels]).astype(
-        pixels.dtype
-    )
+    soft = np.empty(pixels.shape, pixels.dtype)
+    for image, sharp in zip(soft, pixels, strict=True):
+        image[:] = np.rint(gaussian_filter(sharp.astype(np.float32), sigma))
+    return soft
 
 
 def noised(pixels: np.ndarray) -> np.ndarray:
     """(N, H, W) pixels with noise of 2 % of the grey scale, always the same."""
-    top = np.iinfo(pixels.dtype).max
-    noise = generator(len(pixels)).normal(0, 0.02 * top, pixels.shape)
-    return np.clip(np.rint(pixels + noise), 0, top).astype(pixels.dtype)
+    top, rng = np.iinfo(pixels.dtype).max, generator(len(pixels))
+    noisy = np.empty(pixels.shape, pixels.dtype)
+    for image, clean in zip(noisy, pixels, strict=True):
+        image[:] = np.clip(np.rint(clean + rng.normal(0, 0.02 * top, clean.shape)), 0, top)
+    return noisy
 
 
 def mean_by_patient(values: np.ndarray, patients: pd.Series, draws: int = 2000, seed: int = 0) -> dict:
@@ -186,8 +190,11 @@ def reconstruction(back: Cohort, images: Cohort, judge: Judge) -> dict[str, floa
     `error_inside`, `error_outside`: mean absolute difference inside and outside the fracture zone, in shares of the
     grey scale; `auroc`, `auroc_reconstructed`: how well the judge tells AFF from NFF before and after.
     """
-    difference = abs(back.pixels.astype(np.float32) - images.pixels) / np.iinfo(images.pixels.dtype).max
-    inside, by_row = zone_rows(images.table, images.size), difference.mean(2)
+    top = np.iinfo(images.pixels.dtype).max
+    by_row = [
+        (abs(back.pixels[rows].astype(np.float32) - images.pixels[rows]) / top).mean(2) for rows in blocks(len(images))
+    ]
+    inside, by_row = zone_rows(images.table, images.size), np.concatenate(by_row)
 
     def auroc(pixels: np.ndarray) -> float:
         probabilities = judge.probabilities(pixels)
@@ -216,7 +223,7 @@ def fidelity_table(
 
     Parameters
     ----------
-    translated : by method, the test images translated both ways (`lib.synthesis.both_ways`)
+    translated : by method, the test images translated both ways (`lib.synthesis.translate_test`)
     training, validation, test : the cell's real images; `real` compares test with validation images, not with those of
         the training part, which the judge has fitted
     counterfactual : the test images with the other fracture, on the phantom

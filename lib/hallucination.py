@@ -14,6 +14,7 @@ from sklearn.metrics import roc_curve
 from lib.cohort import LABELS, Cohort
 from lib.fidelity import DIRECTIONS, mean_by_patient
 from lib.phantom import MARKERS, Phantom, marker_places
+from lib.pixels import blocks
 
 
 def marker_scores(pixels: np.ndarray) -> np.ndarray:
@@ -23,13 +24,15 @@ def marker_scores(pixels: np.ndarray) -> np.ndarray:
     ----------
     pixels : (N, H, H) integers
     """
-    images = pixels.astype(np.float32) / np.iinfo(pixels.dtype).max
-    scores = []
-    for glyph in MARKERS.values():
-        for rows, columns, mask in marker_places(glyph, images.shape[-1]):
-            patch = images[:, rows, columns]
-            scores.append(patch[:, mask].min(1) - patch[:, ~mask].mean(1))
-    return np.max(scores, axis=0)
+    best = np.empty(len(pixels), np.float32)
+    for block in blocks(len(pixels)):
+        images, scores = pixels[block].astype(np.float32) / np.iinfo(pixels.dtype).max, []
+        for glyph in MARKERS.values():
+            for rows, columns, mask in marker_places(glyph, images.shape[-1]):
+                patch = images[:, rows, columns]
+                scores.append(patch[:, mask].min(1) - patch[:, ~mask].mean(1))
+        best[block] = np.max(scores, axis=0)
+    return best
 
 
 class Reader:
@@ -65,7 +68,7 @@ def flip_rates(translated: dict[str, Cohort], test: Cohort, phantom: Phantom, re
 
     Parameters
     ----------
-    translated : by method, the test images translated both ways, in the order of `lib.synthesis.both_ways`
+    translated : by method, the test images translated both ways, in the order of `lib.synthesis.translate_test`
     test : their sources
 
     Returns

@@ -20,8 +20,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib import training
-from lib.cohort import LABELS, Cohort, to_images
+from lib.cohort import LABELS, Cohort
 from lib.phantom import FAILURES, Phantom
+from lib.pixels import Mapped, joined
 from lib.runs import progress
 
 CLASSES = (*LABELS, "neither")
@@ -72,7 +73,7 @@ def made_failure(image: np.ndarray, other: np.ndarray, zone: tuple[float, float]
     return image + weight * (changed - image)
 
 
-def examples(cohort: Cohort, seed: int, phantom: Phantom | None = None) -> tuple[np.ndarray, np.ndarray]:
+def examples(cohort: Cohort, seed: int, phantom: Phantom | None = None) -> tuple[np.ndarray | Mapped, np.ndarray]:
     """What the judge learns from, or is tested on: one failure for every image beside the images themselves.
 
     On the phantom the failures are rendered, and every patient is also rendered with the other fracture, which gives
@@ -95,12 +96,12 @@ def examples(cohort: Cohort, seed: int, phantom: Phantom | None = None) -> tuple
         kinds[(kinds == "half drawn") & (labels == "AFF")] = "doubled"  # half a transverse line is an incomplete AFF
         top = np.iinfo(cohort.pixels.dtype).max
         others = [rng.choice(np.flatnonzero(cohort.targets != target)) for target in cohort.targets]
-        failures = [
-            made_failure(image, cohort.pixels[other], zone, kind, rng)
-            for image, other, zone, kind in zip(cohort.pixels, others, zones(cohort.table), kinds, strict=True)
-        ]
-        pixels.append(np.clip(np.rint(failures), 0, top).astype(cohort.pixels.dtype))
-    return np.concatenate(pixels), np.concatenate([*drawn, kinds])
+        failures = np.empty(cohort.pixels.shape, cohort.pixels.dtype)
+        for i, (other, zone, kind) in enumerate(zip(others, zones(cohort.table), kinds, strict=True)):
+            failure = made_failure(cohort.pixels[i], cohort.pixels[other], zone, kind, rng)
+            failures[i] = np.clip(np.rint(failure), 0, top)
+        pixels.append(failures)
+    return joined(pixels), np.concatenate([*drawn, kinds])
 
 
 def class_of(drawn: np.ndarray) -> np.ndarray:
@@ -175,7 +176,7 @@ class Judge:
 
         if start < steps:
             pixels, drawn = examples(cohort, seed, phantom)
-            images, classes = torch.from_numpy(to_images(pixels)), torch.from_numpy(class_of(drawn))
+            images, classes = training.Images(pixels), torch.from_numpy(class_of(drawn))
             weight = len(classes) / (len(CLASSES) * torch.bincount(classes, minlength=len(CLASSES)).float())
         bar = progress(steps, start, "judge")
         network.train()
@@ -210,10 +211,11 @@ class Judge:
         return judge
 
     @torch.no_grad()
-    def _run(self, function, pixels: np.ndarray, batch: int = 256) -> np.ndarray:
-        images = torch.from_numpy(to_images(pixels))
+    def _run(self, function, pixels: np.ndarray | Mapped) -> np.ndarray:
+        batch = max(min(256, 2**20 // (pixels.shape[1] * pixels.shape[2])), 1)  # 256 up to 64 px: a few hundred MB
         self.network.eval()
         device = next(self.network.parameters()).device
+        images = training.Images(pixels)
         return np.concatenate([function(part.to(device)).float().cpu().numpy() for part in images.split(batch)])
 
     def features(self, pixels: np.ndarray) -> np.ndarray:

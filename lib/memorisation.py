@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.spatial.distance import cdist
 from scipy.stats import mannwhitneyu
-from torch.nn.functional import interpolate
 
-from lib.cohort import Cohort, to_images
+from lib.cohort import Cohort
+from lib.distances import shrunk
 from lib.fidelity import noised
 from lib.judge import Judge
+from lib.pixels import joined, taken
 from lib.training import generator
 
 PLANTED = (0.0, 0.05, 0.1, 0.2)  # shares of copies that are planted to see whether they are found
@@ -34,11 +34,9 @@ def distances_of(judge: Judge) -> dict[str, Distance]:
     """
 
     def thumbnails(pixels):
-        images = torch.from_numpy(to_images(pixels))
-        side = min(64, images.shape[-1])
-        small = interpolate(images, (side, side), mode="bilinear", antialias=True)[:, 0].numpy()
+        small = shrunk(pixels, 64)
         centred = small - small.mean((1, 2), keepdims=True)
-        return centred / np.maximum(centred.std((1, 2), keepdims=True), 1e-6) / side
+        return centred / np.maximum(centred.std((1, 2), keepdims=True), 1e-6) / small.shape[-1]
 
     def of_pixels(a, b):
         one, other = thumbnails(a), thumbnails(b).reshape(len(b), -1)
@@ -99,17 +97,15 @@ def planted(generated: Cohort, training: Cohort, share: float, seed: int = 0) ->
     """The generated images, a share of them replaced by training images, mirrored or not, shifted a little, noisy."""
     rng, step = generator(seed, 4), max(generated.size // 64, 1)
     rows = rng.permutation(len(generated))[: round(share * len(generated))]
-    copied = training.pixels[np.resize(rng.permutation(len(training)), len(rows))]
-    shifted = [
-        np.roll(image[:, ::-1] if mirror else image, tuple(step * shift), (0, 1))
-        for image, mirror, shift in zip(
-            copied, rng.random(len(rows)) < 0.5, rng.integers(-1, 2, (len(rows), 2)), strict=True
-        )
-    ]
-    pixels = np.array(generated.pixels)
-    if len(rows):
-        pixels[rows] = noised(np.stack(shifted))
-    return Cohort(generated.table, pixels)
+    copied = np.resize(rng.permutation(len(training)), len(rows))
+    mirrors, shifts = rng.random(len(rows)) < 0.5, rng.integers(-1, 2, (len(rows), 2))
+    shifted = np.empty((len(rows), *generated.pixels.shape[1:]), generated.pixels.dtype)
+    for image, row, mirror, shift in zip(shifted, copied, mirrors, shifts, strict=True):
+        source = training.pixels[row]
+        image[:] = np.roll(source[:, ::-1] if mirror else source, tuple(step * shift), (0, 1))
+    order = np.arange(len(generated))
+    order[rows] = len(generated) + np.arange(len(rows))
+    return Cohort(generated.table, taken(joined([generated.pixels, noised(shifted)]), order))
 
 
 def memorisation_table(

@@ -525,5 +525,8 @@ class Phantom:
             noise = np.random.default_rng([self.seed, number, 3 + image, 1])
             return render(self.patient(number), self.exposure(number, image), drawn, self.size, noise)
 
+        pixels = np.empty((len(image_ids), self.size, self.size), np.uint8)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return np.stack(list(pool.map(one, image_ids, drawn)))
+            for image, found in zip(pixels, pool.map(one, image_ids, drawn), strict=True):
+                image[:] = found
+        return pixels

@@ -41,7 +41,7 @@ def quality(cohort: Cohort, pairs: pd.DataFrame) -> pd.DataFrame:
     if set(MEASURES) <= set(cohort.table):
         numbers = cohort.table[list(MEASURES)].copy()
     else:
-        images = cohort.images()[:, 0] / 2 + 0.5
+        images = (image / 2 + 0.5 for _, few in cohort.blocks() for image in few.images()[:, 0])
         numbers = pd.DataFrame([measures(image) | {"writing": len(text_lines(image))} for image in images])
         numbers = numbers.assign(height=cohort.size, width=cohort.size, bits=cohort.pixels.itemsize * 8, cropped=0.0)
     found = {name: suspicious(numbers) for name, suspicious in SUSPICIONS.items()}

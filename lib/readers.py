@@ -16,8 +16,8 @@ from scipy.stats import binom, binomtest
 from sklearn.metrics import cohen_kappa_score
 
 from lib.cohort import LABELS, Cohort
+from lib.curation import pixel_hashes
 from lib.runs import shown, write_text
-from lib.synthesis import pixel_hashes
 from lib.training import cohort_hash, generator
 
 ORIGINS = ("real", "synthetic")

@@ -162,6 +162,18 @@ def progress(total: int, initial: int = 0, desc: str = "") -> tqdm.tqdm:
 
 
 @contextmanager
+def no_progress():
+    """No progress bars of what runs inside."""
+    before, os.environ["LIB_PROGRESS"] = os.environ.get("LIB_PROGRESS"), "none"
+    try:
+        yield
+    finally:
+        os.environ.pop("LIB_PROGRESS")
+        if before:
+            os.environ["LIB_PROGRESS"] = before
+
+
+@contextmanager
 def written(path: str | Path):
     """A path to write to, which becomes `path` when all is written: readers never see half a file.
 

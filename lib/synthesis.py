@@ -1,19 +1,41 @@
-"""Synthesis: the images that generators add to a training set, with their provenance."""
+"""Synthesis: the images that generators add to a training set, and the test images they translate, with provenance.
+
+Each set of images has a folder below `synthetic/` of the run. It is made in chunks that stay on disk until the set is
+whole, so a synthesis that was killed goes on where it was; a set that is there from the same inputs is not made again.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lib.cohort import Cohort
-from lib.runs import shown
-from lib.training import generator
-from lib.translator import Translator
+from lib import controls
+from lib.cohort import Cohort, save_blocks
+from lib.cyclediff import CycleDiff
+from lib.cyclegan import CycleGAN
+from lib.phantom import Phantom
+from lib.pixels import blocks
+from lib.runs import no_progress, progress, write_text, written
+from lib.splits import cell_name, cells
+from lib.training import cohort_hash, generator, source_hash, weights_metadata
+from lib.translator import WEIGHTS
 
-VERDICTS = "verdicts.csv"  # image_id, pixels, keep, reason: what was decided by hand
+TRANSLATORS = {"cyclegan": CycleGAN, "cyclediff": CycleDiff}
+METHODS = (*TRANSLATORS, "noise", *controls.CONTROL_GENERATORS)
+CHUNK = 32  # images between two files: the batch of a translation, so that chunks change no image
+INPUTS, CHUNKS = "inputs.json", "chunks"  # in a set's folder: what it is made from, and what is finished of it
+
+Piece = Callable[[], Cohort]  # makes the images of a chunk
+
+
+# Which images --------------------------------------------------------------------------------------------------------
 
 
 def images_needed(training: Cohort, ratio: float) -> int:
@@ -39,51 +61,141 @@ def chosen_sources(training: Cohort, number: int, seed: int) -> Cohort:
     return nff.take(np.sort(generator(seed).permutation(len(nff))[:number]))
 
 
-def copies(cohort: Cohort, rows: np.ndarray, method: str) -> Cohort:
-    """The images at these positions, which may repeat, under new ids and with the provenance of synthetic images."""
-    table = cohort.table.iloc[rows]
-    table = table.assign(
-        source_image_id=table.image_id,
-        source_label=table.label,
-        image_id=[f"{method}-{i}-{image_id}" for i, image_id in enumerate(table.image_id)],
-        method=method,
-    )
-    return Cohort(table, cohort.pixels[rows])
+# Making them ---------------------------------------------------------------------------------------------------------
 
 
-def both_ways(translator: Translator, cohort: Cohort) -> Cohort:
-    """Every image of a cohort translated to the other label, NFF to AFF first: what fidelity is measured on."""
-    return translator.translate(cohort.select(label="NFF"), "AFF").join(
-        translator.translate(cohort.select(label="AFF"), "NFF")
-    )
+def synthesise(
+    folder: Path,
+    method: str,
+    cell: tuple[int, int],
+    cohort: Cohort,
+    splits: pd.DataFrame,
+    ratio: float,
+    seed: int,
+    phantom: Phantom | None = None,
+) -> Cohort:
+    """The AFF images that a method adds to a cell's training part, in `synthetic/METHOD/CELL`.
 
+    Parameters
+    ----------
+    folder : of the run, which holds the trained translators
+    method : one of `METHODS`
+    ratio : AFF images per NFF image of the training set, with those that are added
+    seed : of the sources that are drawn, and of noise
+    phantom : what the cohort was drawn from, None: real radiographs
 
-def pixel_hashes(images: Cohort) -> list[str]:
-    """Of each image sixteen hexadecimal digits: a verdict is on these pixels, whatever is later made under their id."""
-    return [hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()[:16] for pixels in images.pixels]
-
-
-def read_verdicts(path: Path) -> pd.DataFrame:
-    """`image_id, pixels, keep, reason` of synthetic images that somebody looked at; no rows where there is no file yet.
-
-    `pixels` are those of `pixel_hashes`.
+    Raises
+    ------
+    ValueError
+        Where there are no fewer AFF images than asked for, or too few NFF images to make them of.
     """
-    columns = {"image_id": str, "pixels": str, "keep": bool, "reason": str}
-    if not Path(path).exists():
-        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in columns.items()})
-    table = pd.read_csv(path, dtype=columns, keep_default_na=False)
-    if missing := set(columns) - set(table):
-        raise ValueError(f"{shown(path)} has no column {', '.join(sorted(missing))}: delete it, and decide anew")
-    return table
+    training = cohort.part(splits, *cell, "train")
+    needed = images_needed(training, ratio)
+    if not needed:
+        raise ValueError(f"cell {cell_name(*cell)} has no fewer AFF than asked for: raise synthetic_ratio")
+    sources = chosen_sources(training, needed, seed)
+    home, inputs = _home(folder, method, cell), {"method": method, "seed": seed, "sources": _hashes(sources)}
+    if method in controls.CONTROL_GENERATORS:
+        hidden = controls.hidden_aff(cohort, splits, cell)
+        inputs |= {"training": _hashes(training), "hidden": _hashes(hidden), "phantom": repr(phantom)}
+        make = {
+            "fake": partial(controls.fake, training, needed, seed),
+            "useless": partial(controls.useless, sources),
+            "oracle": partial(controls.oracle, sources, hidden, phantom, seed),
+        }[method]
+        if _unfinished(home, inputs):
+            make().save(home)
+        return Cohort.load(home)
+    weights = Path(folder, "cyclediff" if method == "noise" else method, cell_name(*cell), WEIGHTS)
+    if _unfinished(home, inputs | {"weights": _sha256(weights.read_bytes())}):
+        if method == "noise":
+            model = CycleDiff.load(weights.parent)
+            table = model.noise_table(needed, "AFF", seed)
+            pieces = [
+                partial(model.sample, len(rows), "AFF", seed, like=training, batch=CHUNK, first=rows[0])
+                for rows in blocks(needed, CHUNK)
+            ]
+        else:
+            table = sources.provenance("AFF", method, _trained_on(weights))
+            pieces = list(_translations(TRANSLATORS[method].load(weights.parent), sources, "AFF"))
+        _make(home, table, pieces, f"{method} {cell_name(*cell)}")
+    return Cohort.load(home)
 
 
-def without_rejected(synthetic: dict[str, Cohort], path: Path) -> dict[str, Cohort]:
-    """The synthetic images without those rejected by hand, and equally many of each method: the first ones."""
-    verdicts = read_verdicts(path)
-    rejected = set(verdicts.pixels[~verdicts.keep])
-    kept = {
-        method: images.take([found not in rejected for found in pixel_hashes(images)])
-        for method, images in synthetic.items()
-    }
-    fewest = min((len(images) for images in kept.values()), default=0)
-    return {method: images.first(fewest) for method, images in kept.items()}
+def translate_test(folder: Path, method: str, cell: tuple[int, int], cohort: Cohort, splits: pd.DataFrame) -> Cohort:
+    """A cell's test images translated to their other label, NFF to AFF first, in `synthetic/METHOD/CELL/test`: what
+    fidelity is measured on.
+
+    Parameters
+    ----------
+    folder : of the run, which holds the trained translators
+    method : one of `TRANSLATORS`
+    """
+    test = cohort.part(splits, *cell, "test")
+    home, weights = _home(folder, method, cell) / "test", Path(folder, method, cell_name(*cell), WEIGHTS)
+    inputs = {"method": method, "sources": _hashes(test), "weights": _sha256(weights.read_bytes())}
+    if _unfinished(home, inputs):
+        model = TRANSLATORS[method].load(weights.parent)
+        ways = [(test.select(label="NFF"), "AFF"), (test.select(label="AFF"), "NFF")]
+        tables = [sources.provenance(to, method, _trained_on(weights)) for sources, to in ways]
+        pieces = [piece for sources, to in ways for piece in _translations(model, sources, to)]
+        _make(home, pd.concat(tables, ignore_index=True), pieces, f"{method} {cell_name(*cell)}, test")
+    return Cohort.load(home)
+
+
+def remove_others(folder: Path, methods: list[str], splits: pd.DataFrame) -> None:
+    """Remove sets of an earlier run with other methods or cells from `synthetic/` of the run in this folder."""
+    names = {cell_name(*cell) for cell in cells(splits)}
+    for home in Path(folder, "synthetic").glob("*/"):
+        for of_cell in home.glob("*/"):
+            if home.name not in methods or of_cell.name not in names:
+                shutil.rmtree(of_cell)
+        if not any(home.iterdir()):
+            home.rmdir()
+
+
+def _home(folder: Path, method: str, cell: tuple[int, int]) -> Path:
+    return Path(folder, "synthetic", method, cell_name(*cell))
+
+
+def _trained_on(weights: Path) -> str | None:
+    return weights_metadata(weights).get("patients_hash")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _hashes(cohort: Cohort) -> list[str]:
+    return [cohort_hash(cohort), _sha256(cohort.table.to_csv(index=False).encode())]
+
+
+def _translations(model, sources: Cohort, to: str) -> Iterator[Piece]:
+    return (partial(model.translate, few, to, batch=CHUNK) for _, few in sources.blocks(CHUNK))
+
+
+def _unfinished(home: Path, inputs: dict) -> bool:
+    """Whether a set of images is to be made, or made on, from these inputs; what was made from others is removed."""
+    text = json.dumps(inputs | {"source": source_hash("synthesis")}, indent=1)
+    path, table = home / INPUTS, home / "table.csv"
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        table.unlink(missing_ok=True)
+        shutil.rmtree(home / CHUNKS, ignore_errors=True)
+        write_text(path, text)
+    elif table.exists():
+        shutil.rmtree(home / CHUNKS, ignore_errors=True)  # of a process that was killed at its very end
+        return False
+    return True
+
+
+def _make(home: Path, table: pd.DataFrame, pieces: list[Piece], name: str) -> None:
+    """Make a set of images: the chunks that are not there yet, then its cohort of all, then remove the chunks."""
+    chunks = [home / CHUNKS / f"{number:06d}.npy" for number in range(len(pieces))]
+    with progress(len(chunks), sum(chunk.exists() for chunk in chunks), name) as bar, no_progress():
+        for chunk, piece in zip(chunks, pieces, strict=True):
+            if not chunk.exists():
+                with written(chunk) as path:
+                    np.save(path, piece().pixels)
+                bar.update()
+    save_blocks(home, table, map(np.load, chunks))
+    shutil.rmtree(home / CHUNKS)

@@ -13,6 +13,7 @@ import json
 import os
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib.cohort import Cohort
+from lib.cohort import Cohort, to_images
+from lib.pixels import Mapped, blocks
 from lib.runs import code_files, from_root, shown, written
 
 EVERY = (120.0, 240.0)  # seconds between two checkpoints, at least and at most
@@ -66,6 +68,33 @@ def flipped(images: torch.Tensor, *key: int) -> torch.Tensor:
     """Each image of (B, C, H, W) mirrored left to right with probability ½: a left femur is a mirrored right one."""
     mirror = torch.rand(len(images), generator=torch_generator(*key)) < 0.5
     return torch.where(mirror.to(images.device)[:, None, None, None], images.flip(-1), images)
+
+
+class Images:
+    """Images to train on, in the integers they are stored in; those that are indexed become (B, 1, H, W) float32 in
+    [-1, 1], so that not all of them are at once.
+
+    Parameters
+    ----------
+    pixels : (N, H, W) integers, in memory or on disk
+    """
+
+    def __init__(self, pixels: np.ndarray | Mapped):
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self), 1, *self.pixels.shape[1:]
+
+    def __getitem__(self, rows) -> torch.Tensor:
+        return torch.from_numpy(to_images(self.pixels[rows]))
+
+    def split(self, size: int) -> Iterator[torch.Tensor]:
+        """All images in order, at most `size` at a time; where there are none, none once, as of a tensor."""
+        return (self[start : start + size] for start in range(0, max(len(self), 1), size))
 
 
 # Averages and history ------------------------------------------------------------------------------------------------
@@ -151,7 +180,8 @@ class History:
 def cohort_hash(cohort: Cohort) -> str:
     """Sixteen hexadecimal digits that change with any image or label of the cohort."""
     digest = hashlib.sha256(cohort.table[["image_id", "patient_id", "label"]].to_csv(index=False).encode())
-    digest.update(np.ascontiguousarray(cohort.pixels))
+    for rows in blocks(len(cohort)):
+        digest.update(np.ascontiguousarray(cohort.pixels[rows]))
     return digest.hexdigest()[:16]
 
 

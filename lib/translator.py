@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,8 +18,8 @@ import pandas as pd
 import torch
 
 from lib.cohort import LABELS, Cohort, to_pixels
-from lib.runs import progress
-from lib.training import History
+from lib.runs import no_progress, progress
+from lib.training import History, Images
 
 WEIGHTS = "weights.safetensors"
 Watch = Callable[[History, Path], bool]  # the losses so far and the training's folder, as each row is recorded → stop?
@@ -57,8 +56,8 @@ class Translator(Protocol):
     def load(cls, folder: Path) -> Self: ...
 
 
-def domains(cohort: Cohort, divisor: int, smallest: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The images of X (NFF) and of Y (AFF), each (N, 1, H, W) float32 in [-1, 1].
+def domains(cohort: Cohort, divisor: int, smallest: int, batch: int) -> tuple[Images, Images]:
+    """The images of X (NFF) and of Y (AFF); indexed with row numbers, they are (B, 1, H, W) float32 in [-1, 1].
 
     Raises
     ------
@@ -73,7 +72,7 @@ def domains(cohort: Cohort, divisor: int, smallest: int, batch: int) -> tuple[to
             raise ValueError(f"no {label} among the {len(cohort)} training images: a translator needs both labels")
         if n < batch:
             raise ValueError(f"a batch of {batch} is larger than the {n} {label} training images: take {n} or less")
-    X, Y = (torch.from_numpy(cohort.select(label=label).images()) for label in LABELS)
+    X, Y = (Images(cohort.select(label=label).pixels) for label in LABELS)
     return X, Y
 
 
@@ -107,13 +106,13 @@ def translated(
     `generator` is the hash of the patients that the function was trained on, and stands in every row.
     """
     check_sources(cohort, to)
-    images = np.empty((len(cohort), 1, *cohort.pixels.shape[1:]), np.float32)
+    pixels = np.empty(cohort.pixels.shape, cohort.pixels.dtype)
     with progress(len(cohort), desc=f"{name} to {to}") as bar:
-        for start in range(0, len(cohort), batch):
-            rows = slice(start, start + batch)
-            images[rows] = function(torch.from_numpy(cohort.take(np.arange(len(cohort))[rows]).images())).cpu().numpy()
-            bar.update(len(images[rows]))
-    return cohort.translated(images, to, name, generator)
+        for rows, sources in cohort.blocks(batch):
+            images = function(torch.from_numpy(sources.images())).cpu().numpy()
+            pixels[rows] = sources.translated(images, to, name).pixels
+            bar.update(len(rows))
+    return Cohort(cohort.provenance(to, name, generator), pixels)
 
 
 def preview_due(step: int, steps: int, previews: int) -> bool:
@@ -166,13 +165,7 @@ def seconds_needed(make: Callable[..., Translator], settings, cohort: Cohort, ti
             raise _Timed
         return False
 
-    before, os.environ["LIB_PROGRESS"] = os.environ.get("LIB_PROGRESS"), "none"
-    try:
-        with TemporaryDirectory() as folder, suppress(_Timed):
-            make(replace(settings, **few, log_every=1)).fit(cohort, Path(folder), seed=0, watch=watch)
-    finally:
-        os.environ.pop("LIB_PROGRESS")
-        if before:
-            os.environ["LIB_PROGRESS"] = before
+    with TemporaryDirectory() as folder, no_progress(), suppress(_Timed):
+        make(replace(settings, **few, log_every=1)).fit(cohort, Path(folder), seed=0, watch=watch)
     of_steps = [np.diff(stamps[first : first + timed]) for first in range(0, len(stamps), timed)]
     return sum(float(np.median(took)) * n for took, n in zip(of_steps, settings.stages.values(), strict=True))

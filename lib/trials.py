@@ -27,7 +27,6 @@ from lib.controls import CONTROLS, permuted_labels
 from lib.metrics import evaluate, recalibrated
 from lib.runs import Run, write_text
 from lib.splits import PARTS, cell_name, cells
-from lib.synthesis import copies
 from lib.training import Checkpoint, cohort_hash, generator, source_hash
 from lib.work import Machines, carry_out
 
@@ -142,7 +141,7 @@ def training_set(condition: Condition, real: Cohort, synthetic: dict[str, Cohort
         case "weighted":
             return real, (len(aff) + added) / len(aff)
         case "oversampling":
-            return real.join(copies(real, np.resize(order.permutation(aff), added), "oversampling")), 1.0
+            return real.join(real.copies(np.resize(order.permutation(aff), added), "oversampling")), 1.0
     if condition.balance not in synthetic:
         raise ValueError(f"condition {condition.name!r} needs images of {condition.balance}: synthesise them first")
     joining = synthetic[condition.balance].select(label="AFF")

@@ -29,7 +29,6 @@ from lib.duplicates import duplicate_pairs
 from lib.judge import Judge
 from lib.phantom import Phantom
 from lib.splits import cell_name, make_splits, with_windows
-from lib.synthesis import copies
 from lib.training import patients_hash
 
 PHANTOM = Phantom(patients=60, size=64, aff_share=0.4, seed=5)
@@ -172,7 +171,7 @@ def test_synthetic_images_of_test_patients_or_copies_of_test_images_are_found(co
     pixels = good.pixels.copy()
     pixels[3] = test.pixels[0]
     assert found(Cohort(good.table, pixels))["that repeat a validation or test image"] == 1
-    hidden = copies(test, np.arange(2), "oracle")
+    hidden = test.copies(np.arange(2), "oracle")
     assert not synthetic_checks({((0, 0), "oracle"): hidden}, cohort, splits).passed.all()
 
 

@@ -1,5 +1,6 @@
 """The cohort: saved and loaded, selected, joined, split and translated without mixing anything up."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 
 from lib.cohort import Cohort, to_pixels
 from lib.phantom import Phantom
-from lib.splits import make_splits
+from lib.pixels import Mapped
+from lib.splits import make_splits, with_windows
+from lib.training import cohort_hash
 
 
 def make_cohort(n=12, size=8, dtype=np.uint16, seed=0) -> Cohort:
@@ -39,7 +42,7 @@ def test_save_and_load(tmp_path, dtype):
     loaded = Cohort.load(tmp_path / "new" / "cohort")
     assert loaded.table.equals(cohort.table)  # ids keep their leading zeros
     assert loaded.pixels.dtype == dtype and np.array_equal(loaded.pixels, cohort.pixels)
-    assert isinstance(loaded.pixels, np.memmap)
+    assert isinstance(loaded.pixels, Mapped)
     assert numbers(loaded.select(label="AFF")) == numbers(cohort.select(label="AFF"))
 
 
@@ -158,6 +161,64 @@ def test_bad_cohorts(change, message):
         Cohort(*change(cohort.table, cohort.pixels))
 
 
+class Killed(BaseException):
+    """What no code catches."""
+
+
+@pytest.mark.parametrize("at", ["pixels.npy", "table.csv"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_saving_killed_around_a_file_leaves_one_whole_cohort_or_none(tmp_path, monkeypatch, at, when):
+    old, new, replace = make_cohort(seed=1), make_cohort(n=8, seed=2), os.replace
+    old.save(tmp_path)
+
+    def killed(part, path):
+        if when == "after":
+            replace(part, path)
+        if Path(path).name == at:
+            raise Killed
+        return replace(part, path) if when == "before" else None
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(os, "replace", killed)
+        new.save(tmp_path)
+    if (tmp_path / "table.csv").exists():
+        loaded = Cohort.load(tmp_path)
+        assert loaded.table.equals(new.table) and np.array_equal(loaded.pixels, new.pixels)
+    new.save(tmp_path)
+    assert np.array_equal(Cohort.load(tmp_path).pixels, new.pixels)
+
+
+def test_an_empty_cohort_is_saved_and_loaded(tmp_path):
+    make_cohort().first(0).save(tmp_path)
+    assert Cohort.load(tmp_path).pixels.shape == (0, 8, 8)
+
+
+def test_a_cohort_on_disk_is_saved_over_itself(tmp_path):
+    make_cohort().save(tmp_path)
+    loaded = Cohort.load(tmp_path)
+    few = loaded.take([3, 1, 2])
+    few.save(tmp_path)
+    assert numbers(Cohort.load(tmp_path)) == [3, 1, 2] and numbers(few) == [3, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pixels_on_disk_give_what_pixels_in_memory_give(tmp_path, dtype):
+    cohort = make_cohort(24, dtype=dtype)
+    cohort.save(tmp_path)
+    on_disk, splits = Cohort.load(tmp_path), make_splits(cohort.patients, 1, 1, seed=0, test_share=0.4)
+    splits = with_windows(splits, cohort, (2, 97))
+    pd.testing.assert_frame_equal(with_windows(splits[splits.columns[:4]], on_disk, (2, 97)), splits)
+    assert cohort_hash(on_disk) == cohort_hash(cohort)
+    for a, b in [
+        (on_disk.part(splits, 0, 0, "train"), cohort.part(splits, 0, 0, "train")),
+        (on_disk.select(label="NFF").windowed(0.2, 0.7), cohort.select(label="NFF").windowed(0.2, 0.7)),
+        (on_disk.copies(np.array([5, 5, 0]), "twice"), cohort.copies(np.array([5, 5, 0]), "twice")),
+    ]:
+        assert isinstance(a.pixels, Mapped) and isinstance(b.pixels, np.ndarray)
+        assert a.table.equals(b.table) and np.array_equal(a.pixels, b.pixels) and cohort_hash(a) == cohort_hash(b)
+        assert np.array_equal(a.images(), b.images())
+
+
 def test_first_stops_at_the_end():
     cohort = Phantom(patients=4, size=16, aff_share=0.3).cohort()
     assert cohort.first(2).table.image_id.tolist() == cohort.table.image_id[:2].tolist()
@@ -168,11 +229,11 @@ def test_a_full_disk_leaves_the_old_cohort(tmp_path, monkeypatch):
     cohort = Phantom(patients=4, size=16, aff_share=0.3).cohort()
     cohort.save(tmp_path)
 
-    def full(file, array):
-        Path(file).write_bytes(b"half")
+    def full(path, n, images):
+        Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr("lib.cohort.save_pixels", full)
     with pytest.raises(OSError, match=r"cannot write .*pixels.npy: No space left on device; free space"):
         cohort.first(2).save(tmp_path)
     assert len(Cohort.load(tmp_path)) == len(cohort)

@@ -10,8 +10,8 @@ import pytest
 
 from lib import readers, widgets
 from lib.cohort import Cohort
+from lib.curation import pixel_hashes, read_verdicts
 from lib.phantom import Phantom
-from lib.synthesis import pixel_hashes, read_verdicts
 from lib.training import History
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from lib.cyclediff.settings import Settings
 from lib.cyclediff.unet import Block, Down, Up, group_norm
+from lib.training import Images
 
 
 class KLAutoencoder(nn.Module):
@@ -78,14 +79,23 @@ class Autoencoders(nn.Module):
         return nnf.pixel_shuffle(z, 2) if self.pixels else self.net(domain).decoder(z).float()
 
     @torch.no_grad()
-    def standardise(self, X: torch.Tensor, Y: torch.Tensor, device: torch.device) -> None:
-        """Take mean and standard deviation of each channel from all images, of both domains if they share latents."""
+    def standardise(self, X: Images, Y: Images, device: torch.device) -> None:
+        """Take mean and standard deviation of each channel from all images, of both domains if they share latents.
+
+        The latents of all images are held once, for their statistics are those of PyTorch to the last bit.
+        """
         self.mean.zero_()
         self.std.fill_(1)
-        latents = [
-            torch.cat([self.encode(batch.to(device), domain).cpu() for batch in images.split(64)])
-            for domain, images in enumerate((X, Y))
-        ]
-        for domain, z in enumerate([torch.cat(latents)] * 2 if self.shared else latents):
+        both, done = None, 0
+        for domain, images in enumerate((X, Y)):
+            for batch in images.split(64):
+                z = self.encode(batch.to(device), domain).cpu()
+                if both is None:
+                    like = torch.channels_last if z.is_contiguous(memory_format=torch.channels_last) else None
+                    both = torch.empty(len(X) + len(Y), *z.shape[1:], dtype=z.dtype)
+                    both = both.to(memory_format=like) if like else both
+                both[done : done + len(z)] = z
+                done += len(z)
+        for domain, z in enumerate([both] * 2 if self.shared else (both[: len(X)], both[len(X) :])):
             std, mean = torch.std_mean(z, dim=(0, 2, 3), keepdim=True)
             self.mean[domain], self.std[domain] = mean[0], std[0]

@@ -22,6 +22,7 @@ from lib.runs import progress
 from lib.training import (
     Checkpoint,
     History,
+    Images,
     accelerator,
     cohort_hash,
     known,
@@ -224,11 +225,12 @@ class CycleDiff:
         return way.times, pictures
 
     @torch.inference_mode()
-    def sample(self, n: int, label: str, seed: int, like: Cohort, batch: int = 32) -> Cohort:
+    def sample(self, n: int, label: str, seed: int, like: Cohort, batch: int = 32, first: int = 0) -> Cohort:
         """n images from noise, by the domain's own diffusion model alone, in the pixel type of `like`.
 
-        They come from no patient and no image: `method` is "noise", `source_image_id` empty, and each has a
-        patient_id of its own that starts with "noise-"; `generator` is the hash of the patients of the training.
+        Each follows from the seed and its number, counted from `first`. They come from no patient and no image:
+        `method` is "noise", `source_image_id` empty, and each has a patient_id of its own that starts with "noise-";
+        `generator` is the hash of the patients of the training.
         """
         self._check(like)
         if label not in LABELS:
@@ -236,36 +238,41 @@ class CycleDiff:
         domain, times = LABELS.index(label), time_grid(self.sampler.noise_steps, self.sampler.first_t, 1.0)
         autoencoders, denoisers = self.networks.autoencoders, self.networks.denoisers.eval()
         side = like.size // self.settings.factor
-        images = np.empty((n, 1, like.size, like.size), np.float32)
+        pixels = np.empty((n, like.size, like.size), like.pixels.dtype)
 
         with progress(n, desc=f"noise to {label}") as bar:
             for start in range(0, n, batch):
-                randoms = [torch_generator(seed, domain, i) for i in range(start, min(start + batch, n))]
+                numbers = range(first + start, first + min(start + batch, n))
+                randoms = [torch_generator(seed, domain, i) for i in numbers]
                 eps = torch.stack(
                     [torch.randn(autoencoders.channels, side, side, generator=random) for random in randoms]
                 )
                 eps = eps.to(self.device, memory_format=torch.channels_last)
                 with self.accelerator.autocast():
                     x0 = generate(of_domain(denoisers, domain), eps, times, solver=self.sampler.solver)[-1]
-                images[start : start + batch] = autoencoders.decode(x0.float(), domain).cpu().numpy()
+                images = autoencoders.decode(x0.float(), domain).cpu().numpy()
+                pixels[start : start + batch] = to_pixels(images, pixels.dtype)
                 bar.update(len(eps))
-        names = [f"noise-{label}-{seed}-{i:06d}" for i in range(n)]
+        return Cohort(self.noise_table(n, label, seed, first), pixels)
+
+    def noise_table(self, n: int, label: str, seed: int, first: int = 0) -> pd.DataFrame:
+        """The table of the images of `sample`."""
+        names = [f"noise-{label}-{seed}-{i:06d}" for i in range(first, first + n)]
         columns = {"image_id": names, "patient_id": names, "label": label, "view": "", "side": ""}
         columns |= {"source_image_id": "", "source_label": "", "method": "noise"}
-        table = pd.DataFrame(columns | {"generator": self.metadata["patients_hash"]})
-        return Cohort(table, to_pixels(images, like.pixels.dtype))
+        return pd.DataFrame(columns | {"generator": self.metadata["patients_hash"]})
 
     @torch.inference_mode()
     def reconstruct(self, cohort: Cohort) -> Cohort:
         """The cohort after encoding and decoding, each image by its own domain's autoencoder."""
         self._check(cohort)
-        autoencoders, images = self.networks.autoencoders.eval(), torch.from_numpy(cohort.images())
-        back = torch.empty_like(images)
+        autoencoders, images = self.networks.autoencoders.eval(), Images(cohort.pixels)
+        pixels = np.empty(cohort.pixels.shape, cohort.pixels.dtype)
         for domain, label in enumerate(LABELS):
             for rows in torch.from_numpy(np.flatnonzero(cohort.table.label == label)).split(32):
                 z = autoencoders.encode(images[rows].to(self.device, memory_format=torch.channels_last), domain)
-                back[rows] = autoencoders.decode(z, domain).cpu()
-        return Cohort(cohort.table, to_pixels(back.numpy(), cohort.pixels.dtype))
+                pixels[rows] = to_pixels(autoencoders.decode(z, domain).cpu().numpy(), pixels.dtype)
+        return Cohort(cohort.table, pixels)
 
     def _check(self, cohort: Cohort) -> None:
         self._check_times()

@@ -29,7 +29,7 @@ from lib.networks import (
     patch_layers,
     random_crops,
 )
-from lib.training import EMA, batch_rows, check_finite, flipped, torch_generator
+from lib.training import EMA, Images, batch_rows, check_finite, flipped, torch_generator
 
 STAGES = ("autoencoder", "warm-up", "joint")
 
@@ -40,13 +40,11 @@ class Training:
     Parameters
     ----------
     networks : trained in place
-    X, Y : (N, 1, H, W) in [-1, 1], the NFF and the AFF training images
+    X, Y : (N, 1, H, W) in [-1, 1], the NFF and the AFF training images; only batches of rows are asked for
     seed : of weights, batches, flips, crops, times, noise, dropout and pools
     """
 
-    def __init__(
-        self, networks: Networks, s: Settings, X: torch.Tensor, Y: torch.Tensor, seed: int, accelerator: Accelerator
-    ):
+    def __init__(self, networks: Networks, s: Settings, X: Images, Y: Images, seed: int, accelerator: Accelerator):
         self.networks, self.settings, self.images, self.seed = networks, s, (X, Y), seed
         self.accelerator, self.device = accelerator, accelerator.device
         autoencoder_steps = s.autoencoder_steps if s.autoencoder == "kl" else 0

@@ -87,7 +87,7 @@ def read_radiographs(
             reasons[row].append(str(error))
     rows_read, read = list(files), {}
     hows = [_of_row(table.loc[row], how) for row in rows_read]
-    pixels, deep = None, False
+    pixels = np.zeros((len(table), size, size), np.uint8)
     with progress(len(files), desc="radiographs") as bar:
         for number, found in prepared(list(files.values()), size, hows, cache):
             bar.update()
@@ -95,10 +95,9 @@ def read_radiographs(
             if isinstance(found, ValueError):
                 reasons[row].append(str(found))
                 continue
-            if pixels is None:
-                pixels = np.zeros((len(table), size, size), np.uint16)
-            deep |= found.pixels.dtype == np.uint16
-            grey = found.pixels if found.pixels.dtype == np.uint16 else found.pixels.astype(np.uint16) * 257
+            if found.pixels.dtype == np.uint16 and pixels.dtype == np.uint8:
+                pixels = _of_16_bits(pixels)
+            grey = _of_16_bits(found.pixels) if pixels.dtype == np.uint16 else found.pixels
             pixels[table.index.get_loc(row)] = grey
             read[row] = found._replace(pixels=None)
     if problems := [(row, table.path[row], "; ".join(found)) for row, found in reasons.items() if found]:
@@ -106,7 +105,6 @@ def read_radiographs(
     _warn_of_dark(table, pixels)
     for note, count in Counter(note for found in read.values() for note in found.notes).most_common():
         print(f"{count} of {len(table)} files: {note}")
-    pixels = pixels if deep else (pixels // 257).astype(np.uint8)
     return Cohort(_cohort_table(table, [read[row] for row in table.index], size), pixels)
 
 
@@ -358,9 +356,14 @@ def _message(csv: Path, n: int, problems: list[tuple[int, str, str]]) -> str:
     return "\n".join(lines)
 
 
+def _of_16_bits(pixels: np.ndarray) -> np.ndarray:
+    """Grey levels of 8 or 16 bits as uint16: 255 becomes 65535."""
+    return pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint16) * 257
+
+
 def _warn_of_dark(table: pd.DataFrame, pixels: np.ndarray) -> None:
     """Say which images use less than a sixteenth of their range: 12 bits stored in 16 without scaling, most often."""
-    if len(dark := table.index[pixels.max(axis=(1, 2)) < 65536 // 16]):
+    if len(dark := table.index[_of_16_bits(pixels.max(axis=(1, 2))) < 65536 // 16]):
         warnings.warn(
             f"{len(dark)} of {len(table)} images use less than 1/16 of their grey levels and look black: 12 bits "
             f"written into 16 without scaling? (row {', '.join(map(str, dark[:10]))}{' …' * (len(dark) > 10)})",
