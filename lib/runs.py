@@ -165,19 +165,32 @@ def progress(total: int, initial: int = 0, desc: str = "") -> tqdm.tqdm:
 def written(path: str | Path):
     """A path to write to, which becomes `path` when all is written: readers never see half a file.
 
-    Where writing fails (a full disk, no permission) the old file stays and the error names the file.
+    The file is on the disk before it takes its place, and its place before this returns, so that a power cut leaves the
+    old file or the new one. Where writing fails (a full disk, no permission) the old file stays and the error names the
+    file.
     """
     path = Path(path)
     part = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the suffix, which tells writers the format
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
+        _to_disk(part)
         os.replace(part, path)
+        with suppress(OSError):  # Windows opens no folders, and some file systems sync none
+            _to_disk(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise _cannot_write(path, error) from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import stat
 import subprocess
 
 import numpy as np
@@ -76,6 +77,23 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     assert error.value.errno == errno.ENOSPC
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["answers.md"]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    done, fsync, replace = [], os.fsync, os.replace
+
+    def synced(descriptor):
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    def replaced(*paths):
+        done.append("replace")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    write_text(tmp_path / "answers.md", "new")
+    assert done == ["file", "replace", "folder"]
 
 
 def test_a_damaged_manifest_is_a_clear_error(tmp_path):
