@@ -42,7 +42,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 from lib import pages
 from lib.radiographs.table import RadiographsError, read_csv
-from lib.runs import ROOT, WHERE, Busy, Damaged, Run, code_files, from_root, shown, sole_writer, write_text
+from lib.runs import LOCK, ROOT, WHERE, Busy, Damaged, Run, code_files, from_root, shown, sole_writer, write_text
 
 NOTEBOOKS = ROOT / "notebooks"
 RUNS = ROOT / "runs"
@@ -588,6 +588,74 @@ def compare(first: str, second: str, runs_folder: Path) -> int:
     return 0
 
 
+def verify(name: str, notebooks_folder: Path, runs_folder: Path) -> int:
+    """Repeat a finished run, with its parameters, in runs/NAME-verify, and compare; the exit status.
+
+    The repetition goes on where it was interrupted. It is deleted where all is the same, and kept to be looked at where
+    not; the next call then makes a new one.
+    """
+    from lib.verify import compare_runs, report
+
+    if not (runs_folder / name / "manifest.json").is_file():
+        known = sorted(path.parent.name for path in runs_folder.glob("*/manifest.json"))
+        raise Mistake(f"there is no run {name!r}{nearest(name, known)}; there are {', '.join(known) or 'none'}")
+    notebooks = read_notebooks(notebooks_folder)
+    with sole_writer(runs_folder / name, "run_all.py --verify"):
+        run = Run(runs_folder / name)
+        manifest, records = run.manifest, run.manifest.get("notebooks", {})
+        for notebook in notebooks:
+            if (state := records.get(notebook.name, {}).get("state", "not run")) != "finished":
+                raise Mistake(
+                    f"runs/{name} is not finished ({notebook.name} is {state}), so there is nothing to verify"
+                )
+        parameters = defaults(notebooks) | manifest["parameters"]
+        marks = {notebook.name: records[notebook.name]["fingerprint"] for notebook in notebooks}
+        changed = [one.name for one in notebooks if inputs_of(one, notebooks, parameters, run)[1] != marks[one.name]]
+        if changed:
+            raise Mistake(
+                f"runs/{name} was made with other code, parameters, radiographs or decisions (the fingerprint of "
+                f"{changed[0]} differs): check out its commit, {manifest.get('commit') or 'which is not recorded'}, or "
+                "run it again first"
+            )
+        with sole_writer(runs_folder / f"{name}-verify", "run_all.py --verify") as ThisPython.lock:
+            again = Run(runs_folder / f"{name}-verify")
+            begun = again.manifest
+            made = {one: record["fingerprint"] for one, record in begun.get("notebooks", {}).items()}
+            if "verified" in begun or not made or any(marks.get(one) != mark for one, mark in made.items()):
+                empty(again.folder)
+            for file in BY_HAND.values():
+                if (run / file).exists():
+                    shutil.copy2(run / file, again.path(file))
+            remove_leftovers(again.folder)
+            if not run_notebooks(notebooks, notebooks, parameters, again, manifest["profile"], force=False):
+                print(kept(again.folder), file=sys.stderr)
+                return 1
+            files = compare_runs(run.folder, again.folder)
+            same = not files.differ.any()
+            for fact in ("versions", "device", "cpu", "threads", "commit"):
+                if (here := again.manifest.get(fact)) != (there := manifest.get(fact)):
+                    print(f"{fact}: {there} in {name}, {here} now")
+            print(report(files))
+            again.record(verified=same)
+            if same:
+                empty(again.folder)
+    if same:
+        shutil.rmtree(again.folder, ignore_errors=True)
+        print(f"runs/{name} is reproduced")
+        return 0
+    print(f"runs/{name} is NOT reproduced; the repetition is kept: {shown(again.folder)}")
+    return 1
+
+
+def empty(folder: Path) -> None:
+    """Delete what a folder holds, but for its lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
 def describe_environment() -> dict:
     """`lib.runs.environment`, from a process that gives the GPU back."""
     command = [sys.executable, "-m", "lib.runs"]
@@ -645,12 +713,16 @@ def main(arguments: list[str] | None = None, notebooks_folder: Path = NOTEBOOKS,
     some.add_argument("--only", metavar="NN", help="run this notebook alone")
     parser.add_argument("--force", action="store_true", help="run what was asked for even if it is finished")
     parser.add_argument("--compare", nargs=2, metavar="RUN", help="write a page of two runs side by side; run nothing")
+    parser.add_argument("--verify", metavar="RUN", help="repeat a finished run and compare: are all results the same?")
     parser.add_argument("--list", action="store_true", help="show notebooks, state and parameters; run nothing")
     options = parser.parse_args(arguments)
     name = options.run or options.profile
     try:
         if options.compare:
             return compare(*options.compare, runs_folder)
+        if options.verify:
+            name = f"{options.verify}-verify"
+            return verify(options.verify, notebooks_folder, runs_folder)
         notebooks = read_notebooks(notebooks_folder)
         parameters = choose_parameters(notebooks, read_profile(notebooks_folder, options.profile), options.given)
         parameters.pop("run_dir", None)

@@ -364,6 +364,15 @@ def write_text(path: str | Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def write_together(folder: Path, texts: dict[str, str]) -> None:
+    """Write text files of which none may be read beside an old one of another: all are removed first, so that where the
+    last is there, all are."""
+    for name in reversed(texts):
+        (folder / name).unlink(missing_ok=True)
+    for name, text in texts.items():
+        write_text(folder / name, text)
+
+
 def from_root(path: str | Path) -> Path:
     """A path as parameters give it: relative ones count from the repository."""
     return ROOT / Path(path).expanduser()
@@ -426,6 +435,7 @@ def environment() -> dict:
         "dirty": dirty,
         "device": device,
         "cpu": _processor(),
+        "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": platform.platform(),
     }
