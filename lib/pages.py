@@ -191,7 +191,7 @@ def compare(a: Run, b: Run) -> Path:
         both["difference"] = both.iloc[:, 1] - both.iloc[:, 0]
         parts += [f"<h2>{heading}</h2>", both.to_html(border=0, float_format="{:.3f}".format, na_rep="–")]
     parts.append("<h2>Figures</h2>")
-    names = [{path.name for path in (run / "figures").glob("*.png")} for run in (a, b)]
+    names = [{path.name for path in (run / "figures").glob("[!.]*.png")} for run in (a, b)]
     for name in sorted(names[0] & names[1]):
         caption = _caption(a / "figures" / name)
         pictures = "".join(

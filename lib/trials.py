@@ -24,7 +24,7 @@ from lib.classifier import Settings, evidence_maps, patient_probabilities, predi
 from lib.cohort import Cohort
 from lib.controls import CONTROLS, permuted_labels
 from lib.metrics import evaluate, recalibrated
-from lib.runs import Run, progress, write_text
+from lib.runs import Run, progress, write_text, write_together
 from lib.splits import PARTS, cell_name, cells
 from lib.synthesis import copies
 from lib.training import cohort_hash, generator, source_hash
@@ -210,8 +210,8 @@ def run_trials(
                     bar.update()
     tables = {"predictions": predictions, "metrics": metrics, "history": histories}
     tables = {name: pd.concat(rows, ignore_index=True) for name, rows in tables.items()}
-    for name, table in tables.items():
-        write_text(Path(folder, f"{name}.csv"), table.to_csv(index=False))
+    texts = {f"{name}.csv": tables[name].to_csv(index=False) for name in ("history", "metrics", "predictions")}
+    write_together(Path(folder), texts)
     return tables["predictions"], tables["metrics"]
 
 
@@ -253,9 +253,11 @@ def run_trial(
         "test": cohort_hash(test),
         "source": source_hash("trials"),
     }
-    if path.exists() and (result := json.loads(path.read_text(encoding="utf-8")))["inputs"] == inputs:
-        return result
     checkpoint, start = path.with_suffix(".pt"), time.perf_counter()
+    if path.exists() and (result := json.loads(path.read_text(encoding="utf-8")))["inputs"] == inputs:
+        checkpoint.unlink(missing_ok=True)  # killed after the result was written
+        return result
+    path.unlink(missing_ok=True)
     trained = classifier.train(
         training, validation, settings, seed, aff_weight=aff_weight, standard=condition.standard, checkpoint=checkpoint
     )
