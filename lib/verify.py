@@ -43,11 +43,11 @@ def compare_runs(a: Path, b: Path) -> pd.DataFrame:
 def _tables(a: Path, b: Path) -> tuple[int, int, float, str]:
     x, y = (_read(path) for path in (a, b))
     if list(x) != list(y) or len(x) != len(y):
-        return max(x.size, y.size), max(x.size, y.size), np.nan, "other columns or other numbers of rows"
-    unlike = x != y
+        return max(x.size, y.size), max(x.size, y.size, 1), np.nan, "other columns or other numbers of rows"
+    unlike = (x != y).to_numpy(bool)
     numbers = [table.apply(pd.to_numeric, errors="coerce").to_numpy(float) for table in (x, y)]
-    largest = np.abs(numbers[0] - numbers[1])[unlike.to_numpy()]
-    return x.size, int(unlike.to_numpy().sum()), _max(largest), ", ".join(unlike.columns[unlike.any()])
+    largest = np.abs(numbers[0] - numbers[1])[unlike]
+    return x.size, int(unlike.sum()), _max(largest), ", ".join(x.columns[unlike.any(0)])
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -75,7 +75,7 @@ def _weights(a: Path, b: Path) -> tuple[int, int, float, str]:
 def _arrays(a: Path, b: Path) -> tuple[int, int, float, str]:
     x, y = (np.load(path, mmap_mode="r") for path in (a, b))
     if x.shape != y.shape or x.dtype != y.dtype:
-        return max(x.size, y.size), max(x.size, y.size), np.nan, f"{x.dtype} {x.shape} and {y.dtype} {y.shape}"
+        return max(x.size, y.size), max(x.size, y.size, 1), np.nan, f"{x.dtype} {x.shape} and {y.dtype} {y.shape}"
     differ, largest = 0, np.nan
     for start in range(0, len(x), 256):  # a few images at a time
         u, v = (np.asarray(array[start : start + 256]) for array in (x, y))
