@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import errno
 import hashlib
 import io
 import json
@@ -23,6 +24,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import tokenize
 from contextlib import suppress
@@ -32,6 +34,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+import psutil
 import yaml
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
@@ -39,7 +42,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 from lib import pages
 from lib.radiographs.table import RadiographsError, read_csv
-from lib.runs import ROOT, Damaged, Run, code_files, from_root, shown, write_text
+from lib.runs import LOCK, ROOT, WHERE, Busy, Damaged, Run, code_files, from_root, shown, sole_writer, write_text
 
 NOTEBOOKS = ROOT / "notebooks"
 RUNS = ROOT / "runs"
@@ -252,7 +255,8 @@ def cast(name: str, value, default):
 def fingerprint(notebook: Notebook, parameters: dict, before: list[str | None], run: Run | None = None) -> str:
     """sha256 of all that a notebook's results follow from: its code, what that imports of lib, its parameters,
     the table of radiographs and sizes and times of its files, what was decided by hand in the run, and the fingerprints
-    of the notebooks before it. Prose does not count."""
+    of the notebooks before it. Prose does not count, nor do parameters that say only where to train (`WHERE`)."""
+    parameters = {name: value for name, value in parameters.items() if name not in WHERE}
     try:
         files = code_files(notebook.code)
     except SyntaxError:  # the notebook will say so itself
@@ -288,7 +292,7 @@ def check_run_folder(notebooks: list[Notebook], past: dict, parameters: dict, re
         if record.get("state") != "finished" or notebook.name in redone:
             continue
         for parameter, old in record["parameters"].items():
-            if parameter in notebook.parameters and parameters[parameter] != old:
+            if parameter in notebook.parameters and parameter not in WHERE and parameters[parameter] != old:
                 raise Mistake(
                     f"runs/{name} was made with {parameter} = {old!r} ({notebook.name}), now it is "
                     f"{parameters[parameter]!r}: take another --run NAME, or make {notebook.name} anew with --force"
@@ -327,6 +331,12 @@ class ThisPython(AsyncKernelManager):
             "TQDM_NROWS": "20",
         },
     )
+    lock: int | None = None  # descriptor of the run's lock, which a kernel holds on where this process is killed
+
+    async def start_kernel(self, **options) -> None:
+        if self.lock is not None and os.name == "posix":
+            options["pass_fds"] = (self.lock,)
+        await super().start_kernel(**options)
 
 
 class Live:
@@ -360,6 +370,34 @@ class Live:
         return time.monotonic() - self.start
 
 
+class PeakMemory:
+    """The most memory, in MB, that the processes below this one (a kernel and what it starts) hold together inside the
+    `with`; looked at twice a second, and each one's own peak where the system keeps it (VmHWM)."""
+
+    def __enter__(self) -> PeakMemory:
+        self.mb, self._ended = 0.0, threading.Event()
+        self._watch = threading.Thread(target=self._look, daemon=True)
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._ended.set()
+        self._watch.join()
+
+    def _look(self) -> None:
+        while True:
+            resident, peaks = 0, [0]
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error, OSError):
+                    resident += process.memory_info().rss
+                    status = Path(f"/proc/{process.pid}/status")
+                    if status.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+                        peaks.append(1024 * int(peak[1]))
+            self.mb = max(self.mb, resident / 1e6, max(peaks) / 1e6)
+            if self._ended.wait(0.5):
+                break
+
+
 def plain(text: str) -> str:
     """Text without terminal colours and cursor moves."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
@@ -387,6 +425,10 @@ def execute(notebook: Notebook, parameters: dict, copy: Path, live: Live) -> Non
             ) from error
         except KeyboardInterrupt as error:
             raise Failure(where(notebook, copy) + "interrupted from the keyboard") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES):
+                raise Failure(where(notebook, copy) + f"{type(error).__name__}: {error}") from error
+            raise Failure(where(notebook, copy) + f"cannot write {shown(copy)}: {error.strerror}") from error
         except Exception as error:
             # Kernels choose a free port before they take it, so another program can be quicker.
             if attempt == "first" and re.search("Kernel died before replying|Address already in use", str(error)):
@@ -436,11 +478,8 @@ def run_notebooks(
     described = False
     for number, notebook in enumerate(notebooks[: notebooks.index(selected[-1]) + 1], 1):
         label = f"{number}/{len(notebooks)}  {notebook.title}"
-        past = run.manifest.get("notebooks", {})
-        own = {name: parameters[name] for name in notebook.parameters if name != "run_dir"}
-        before = [past[earlier.name]["fingerprint"] for earlier in notebooks[: number - 1] if earlier.name in past]
-        mark = fingerprint(notebook, own, before, run)
-        record = past.get(notebook.name, {})
+        own, mark = inputs_of(notebook, notebooks, parameters, run)
+        record = run.manifest.get("notebooks", {}).get(notebook.name, {})
         unchanged = record.get("state") == "finished" and record["fingerprint"] == mark
         if notebook not in selected:
             if record and not unchanged:
@@ -454,13 +493,28 @@ def run_notebooks(
             described = True
         if not run_notebook(notebook, label, own, mark, run):
             return False
+    page, manifest = run / "notebooks" / "index.html", run / "manifest.json"
+    if not page.exists() or page.stat().st_mtime_ns < manifest.stat().st_mtime_ns:  # an earlier call ended in between
+        pages.index(run)
     return True
 
 
+def inputs_of(notebook: Notebook, notebooks: list[Notebook], parameters: dict, run: Run) -> tuple[dict, str]:
+    """A notebook's own parameters, and its fingerprint after what the notebooks before it have made in this run."""
+    past = run.manifest.get("notebooks", {})
+    earlier = [one.name for one in notebooks[: notebooks.index(notebook)]]
+    own = {name: parameters[name] for name in notebook.parameters if name != "run_dir"}
+    return own, fingerprint(notebook, own, [past[name]["fingerprint"] for name in earlier if name in past], run)
+
+
 def run_notebook(notebook: Notebook, label: str, own: dict, mark: str, run: Run) -> bool:
-    """Execute one notebook with its own parameters, record what came of it and write its page; whether it finished."""
+    """Execute one notebook with its own parameters, write its page and record what came of it; whether it finished.
+
+    It counts as finished when its page is there: a run that is killed just before executes it again.
+    """
     copy = run.path("notebooks", notebook.path.name)
-    copy.unlink(missing_ok=True)
+    for old in (copy, copy.with_suffix(".html")):
+        old.unlink(missing_ok=True)
     record = {
         "title": notebook.title,
         "question": notebook.question,
@@ -470,27 +524,52 @@ def run_notebook(notebook: Notebook, label: str, own: dict, mark: str, run: Run)
         "fingerprint": mark,
     }
     run.record("notebooks", **{notebook.name: record})
+    pages.index(run)  # without what it made before
     injected = {name: value for name, value in own.items() if value != notebook.parameters[name][0]}
     if "run_dir" in notebook.parameters:
         injected["run_dir"] = shown(run.folder)
     live = Live(label)
-    try:
-        execute(notebook, injected, copy, live)
-        record["state"] = "finished"
-    except Failure as failure:
-        record |= {"state": "failed", "error": without_paths(str(failure))}
-    record["seconds"] = round(live.seconds, 1)
+    with PeakMemory() as memory:
+        try:
+            execute(notebook, injected, copy, live)
+            record["state"] = "finished"
+        except Failure as failure:
+            record |= {"state": "failed", "error": without_paths(str(failure))}
+    record |= {"seconds": round(live.seconds, 1), "memory_mb": round(memory.mb)}
     live.done(record["state"])
     if "error" in record:
         print(f"\n{record['error']}", file=sys.stderr)
-    run.record("notebooks", **{notebook.name: record})
     if read_copy(copy):
         write_text(copy, without_paths(copy.read_text(encoding="utf-8")))
         pages.render(copy)
         if "error" in record:
             print(f"\npartly executed copy: {shown(copy)}", file=sys.stderr)
+    run.record("notebooks", **{notebook.name: record})
     pages.index(run)
     return record["state"] == "finished"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files (`lib.runs.written`) of killed processes. One that was written within the last minute
+    may be another machine's, which cannot be asked."""
+    for path in folder.rglob(".*.*"):
+        found = re.match(r"\.(\d+)\..", path.name)
+        with suppress(OSError):
+            if found and not psutil.pid_exists(int(found[1])) and time.time() - path.stat().st_mtime > 60:
+                path.unlink()
+
+
+def kept(folder: Path) -> str:
+    """What a run that stopped has kept, and how it goes on."""
+    try:
+        notebooks = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["notebooks"]
+    except (OSError, ValueError, KeyError):
+        notebooks = {}
+    finished = [name for name, record in notebooks.items() if record["state"] == "finished"]
+    return (
+        f"finished notebooks are kept ({', '.join(finished) or 'none yet'}), and the last checkpoint of what was being "
+        f"trained; once that is mended, the command goes on (runs/{folder.name})"
+    )
 
 
 def compare(first: str, second: str, runs_folder: Path) -> int:
@@ -509,6 +588,74 @@ def compare(first: str, second: str, runs_folder: Path) -> int:
     return 0
 
 
+def verify(name: str, notebooks_folder: Path, runs_folder: Path) -> int:
+    """Repeat a finished run, with its parameters, in runs/NAME-verify, and compare; the exit status.
+
+    The repetition goes on where it was interrupted. It is deleted where all is the same, and kept to be looked at where
+    not; the next call then makes a new one.
+    """
+    from lib.verify import compare_runs, report
+
+    if not (runs_folder / name / "manifest.json").is_file():
+        known = sorted(path.parent.name for path in runs_folder.glob("*/manifest.json"))
+        raise Mistake(f"there is no run {name!r}{nearest(name, known)}; there are {', '.join(known) or 'none'}")
+    notebooks = read_notebooks(notebooks_folder)
+    with sole_writer(runs_folder / name, "run_all.py --verify"):
+        run = Run(runs_folder / name)
+        manifest, records = run.manifest, run.manifest.get("notebooks", {})
+        for notebook in notebooks:
+            if (state := records.get(notebook.name, {}).get("state", "not run")) != "finished":
+                raise Mistake(
+                    f"runs/{name} is not finished ({notebook.name} is {state}), so there is nothing to verify"
+                )
+        parameters = defaults(notebooks) | manifest["parameters"]
+        marks = {notebook.name: records[notebook.name]["fingerprint"] for notebook in notebooks}
+        changed = [one.name for one in notebooks if inputs_of(one, notebooks, parameters, run)[1] != marks[one.name]]
+        if changed:
+            raise Mistake(
+                f"runs/{name} was made with other code, parameters, radiographs or decisions (the fingerprint of "
+                f"{changed[0]} differs): check out its commit, {manifest.get('commit') or 'which is not recorded'}, or "
+                "run it again first"
+            )
+        with sole_writer(runs_folder / f"{name}-verify", "run_all.py --verify") as ThisPython.lock:
+            again = Run(runs_folder / f"{name}-verify")
+            begun = again.manifest
+            made = {one: record["fingerprint"] for one, record in begun.get("notebooks", {}).items()}
+            if "verified" in begun or not made or any(marks.get(one) != mark for one, mark in made.items()):
+                empty(again.folder)
+            for file in BY_HAND.values():
+                if (run / file).exists():
+                    shutil.copy2(run / file, again.path(file))
+            remove_leftovers(again.folder)
+            if not run_notebooks(notebooks, notebooks, parameters, again, manifest["profile"], force=False):
+                print(kept(again.folder), file=sys.stderr)
+                return 1
+            files = compare_runs(run.folder, again.folder)
+            same = not files.differ.any()
+            for fact in ("versions", "device", "cpu", "threads", "commit"):
+                if (here := again.manifest.get(fact)) != (there := manifest.get(fact)):
+                    print(f"{fact}: {there} in {name}, {here} now")
+            print(report(files))
+            again.record(verified=same)
+            if same:
+                empty(again.folder)
+    if same:
+        shutil.rmtree(again.folder, ignore_errors=True)
+        print(f"runs/{name} is reproduced")
+        return 0
+    print(f"runs/{name} is NOT reproduced; the repetition is kept: {shown(again.folder)}")
+    return 1
+
+
+def empty(folder: Path) -> None:
+    """Delete what a folder holds, but for its lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+
+
 def describe_environment() -> dict:
     """`lib.runs.environment`, from a process that gives the GPU back."""
     command = [sys.executable, "-m", "lib.runs"]
@@ -516,15 +663,40 @@ def describe_environment() -> dict:
 
 
 def show(notebooks: list[Notebook], parameters: dict, manifest: dict) -> None:
-    """Notebooks with title, question, state and seconds; parameters with default, value and meaning."""
+    """Notebooks with title, question, state, seconds and peak memory; parameters with default, value and meaning."""
     for notebook in notebooks:
         record = manifest.get("notebooks", {}).get(notebook.name, {})
         took = f", {record['seconds']:.0f} s" if "seconds" in record else ""
+        took += f", {record['memory_mb']} MB" if "memory_mb" in record else ""
         print(f"{notebook.name}  {record.get('state', 'not run')}{took}\n  {notebook.title}\n  {notebook.question}")
         for name, (default, meaning) in notebook.parameters.items():
             value = "" if name == "run_dir" or parameters[name] == default else f" → {parameters[name]!r}"
             print(f"    {name} = {default!r}{value}" + (f"  # {meaning}" if meaning else ""))
         print()
+
+
+def check(
+    notebooks: list[Notebook],
+    selected: list[Notebook],
+    parameters: dict,
+    manifest: dict,
+    options: argparse.Namespace,
+    name: str,
+) -> None:
+    """Refuse what does not fit the run, or what a late notebook would refuse after hours."""
+    past = manifest.get("notebooks", {})
+    redone = {notebook.name for notebook in selected} if options.force else set()
+    try:
+        check_run_folder(notebooks, past, parameters, redone, name)
+    except Mistake as mistake:
+        if (profile := manifest.get("profile", options.profile)) == options.profile:
+            raise
+        raise Mistake(f"{mistake} (it was made with --profile {profile}, this is {options.profile})") from None
+    for notebook in notebooks[: notebooks.index(selected[0])]:
+        state = past.get(notebook.name, {}).get("state", "not run")
+        if state != "finished" and not (options.only and state == "not run"):  # it says itself what it misses
+            raise Mistake(f"{notebook.name} is {state} in runs/{name}: start with --from {notebook.name[:2]}")
+    check_choices(parameters)
 
 
 def main(arguments: list[str] | None = None, notebooks_folder: Path = NOTEBOOKS, runs_folder: Path = RUNS) -> int:
@@ -541,44 +713,43 @@ def main(arguments: list[str] | None = None, notebooks_folder: Path = NOTEBOOKS,
     some.add_argument("--only", metavar="NN", help="run this notebook alone")
     parser.add_argument("--force", action="store_true", help="run what was asked for even if it is finished")
     parser.add_argument("--compare", nargs=2, metavar="RUN", help="write a page of two runs side by side; run nothing")
+    parser.add_argument("--verify", metavar="RUN", help="repeat a finished run and compare: are all results the same?")
     parser.add_argument("--list", action="store_true", help="show notebooks, state and parameters; run nothing")
     options = parser.parse_args(arguments)
     name = options.run or options.profile
     try:
         if options.compare:
             return compare(*options.compare, runs_folder)
+        if options.verify:
+            name = f"{options.verify}-verify"
+            return verify(options.verify, notebooks_folder, runs_folder)
         notebooks = read_notebooks(notebooks_folder)
         parameters = choose_parameters(notebooks, read_profile(notebooks_folder, options.profile), options.given)
         parameters.pop("run_dir", None)
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise Mistake(f"--run {name!r}: a run's name is one folder name, letters, digits, . + - _")
-        manifest = Run(runs_folder / name).manifest if (runs_folder / name).exists() else {}
+        folder = runs_folder / name
         if options.list:
-            show(notebooks, parameters, manifest)
+            show(notebooks, parameters, Run(folder).manifest if folder.exists() else {})
             return 0
         selected = select(notebooks, options.start, options.only)
-        past = manifest.get("notebooks", {})
-        redone = {notebook.name for notebook in selected} if options.force else set()
-        try:
-            check_run_folder(notebooks, past, parameters, redone, name)
-        except Mistake as mistake:
-            if (profile := manifest.get("profile", options.profile)) == options.profile:
-                raise
-            raise Mistake(f"{mistake} (it was made with --profile {profile}, this is {options.profile})") from None
-        for notebook in notebooks[: notebooks.index(selected[0])]:
-            state = past.get(notebook.name, {}).get("state", "not run")
-            if state != "finished" and not (options.only and state == "not run"):  # it says itself what it misses
-                raise Mistake(f"{notebook.name} is {state} in runs/{name}: start with --from {notebook.name[:2]}")
-        check_choices(parameters)
-        run = Run(runs_folder / name)
-        finished = run_notebooks(notebooks, selected, parameters, run, options.profile, options.force)
+        if not folder.exists():  # a mistake leaves no folder
+            check(notebooks, selected, parameters, {}, options, name)
+        with sole_writer(folder, "run_all.py") as ThisPython.lock:
+            run = Run(folder)
+            check(notebooks, selected, parameters, run.manifest, options, name)
+            remove_leftovers(folder)
+            finished = run_notebooks(notebooks, selected, parameters, run, options.profile, options.force)
     except BrokenPipeError:
         raise
-    except (Mistake, Damaged, OSError) as error:
+    except (Mistake, Damaged, Busy) as error:
         print(f"run_all.py: {error}", file=sys.stderr)
-        return 1 if isinstance(error, OSError) else 2
+        return 2
+    except OSError as error:
+        print(f"run_all.py: {error}\n{kept(runs_folder / name)}", file=sys.stderr)
+        return 1
     if not finished:
-        print(f"finished notebooks are kept; once that is mended, the command goes on (runs/{name})", file=sys.stderr)
+        print(kept(folder), file=sys.stderr)
         return 1
     print(f"\npages: {shown(run / 'notebooks/index.html')}")
     if (answers := run / "answers.md").exists():

@@ -20,7 +20,6 @@ networks", arXiv 1703.10593.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -43,7 +42,7 @@ from lib.networks import (
     patch_layers,
     random_crops,
 )
-from lib.runs import progress
+from lib.runs import progress, write_text
 from lib.training import (
     EMA,
     Checkpoint,
@@ -61,7 +60,7 @@ from lib.training import (
     torch_generator,
     weights_metadata,
 )
-from lib.translator import WEIGHTS, Watch, check_size, domains, preview_due, save_preview, translated
+from lib.translator import WEIGHTS, Watch, check_size, domains, preview_due, remove_results, save_preview, translated
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ class CycleGAN:
         )  # fmt: skip
         done = checkpoint.load()
         if not done:
-            shutil.rmtree(folder / "previews", ignore_errors=True)  # of an earlier training
+            remove_results(folder)  # of an earlier training
 
         def draw(images: torch.Tensor, step: int, domain: int) -> torch.Tensor:
             rows = batch_rows(len(images), s.batch, step, seed, 10 + domain)
@@ -261,7 +260,7 @@ class CycleGAN:
         # Keep the averaged generators.
         self.G.load_state_dict(G_average.average.state_dict())
         self.F.load_state_dict(F_average.average.state_dict())
-        history.frame().to_csv(folder / "history.csv", index=False)
+        write_text(folder / "history.csv", history.frame().to_csv(index=False))
         self.save(folder)
         return history.frame()
 

@@ -16,7 +16,7 @@ from matplotlib.textpath import TextPath
 from lib import latex
 from lib.cohort import LABELS, Cohort
 from lib.metrics import METRICS
-from lib.runs import Run, write_text
+from lib.runs import Run, write_text, write_together, written
 
 WIDTH = 6.3  # inches: the text width of the thesis
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008
@@ -47,10 +47,13 @@ plt.rcParams.update(
 
 def save_figure(fig: Figure, run: Run, name: str, caption: str) -> None:
     """Write `figures/NAME.pdf`, `.png` and the caption as `.txt` into the run, and show the figure once."""
+    files = {kind: run.path("figures", f"{name}.{kind}") for kind in ("txt", "pdf", "png")}
+    for file in files.values():  # where a picture is there, its caption is of the same figure
+        file.unlink(missing_ok=True)
+    write_text(files["txt"], caption + "\n")
     for kind in ("pdf", "png"):  # without dates, the same figure is the same file
-        path = run.path("figures", f"{name}.{kind}")
-        fig.savefig(path, metadata={"CreationDate": None} if kind == "pdf" else None)
-    write_text(run.path("figures", f"{name}.txt"), caption + "\n")
+        with written(files[kind]) as part:
+            fig.savefig(part, metadata={"CreationDate": None} if kind == "pdf" else None)
     if get_ipython() is not None:
         display(fig, metadata={"image/png": {"alt": caption}})
         display(Markdown(f"*{caption}*"))
@@ -63,8 +66,8 @@ def save_table(frame: pd.DataFrame, run: Run, name: str, caption: str, digits: i
     The index is printed where it has a name, or one of its levels has.
     """
     named = any(level is not None for level in frame.index.names)
-    write_text(run.path("tables", f"{name}.csv"), frame.to_csv(index=named))
-    write_text(run.path("tables", f"{name}.tex"), latex.table(frame, name, caption, digits))
+    texts = {f"{name}.csv": frame.to_csv(index=named), f"{name}.tex": latex.table(frame, name, caption, digits)}
+    write_together(run / "tables", texts)
     if get_ipython() is not None:
         shown = frame.style.format(precision=digits, na_rep="–").format_index(latex.label, axis=0).set_caption(caption)
         display(shown if named else shown.hide(axis="index"))

@@ -173,6 +173,8 @@ class Judge:
         objects = {"network": network, "optimiser": optimiser, "schedule": schedule, "history": history}
         checkpoint = training.Checkpoint(Path(folder) / "checkpoint.pt", inputs, objects)
         start = checkpoint.load()
+        if not start:
+            (Path(folder) / "judge.safetensors").unlink(missing_ok=True)  # of an earlier training
 
         if start < steps:
             pixels, drawn = examples(cohort, seed, phantom)

@@ -190,9 +190,9 @@ def write_document(run: Run, numbers: pd.DataFrame) -> None:
     """
     figures = [
         FIGURE.format(name=path.stem, caption=escaped(path.with_suffix(".txt").read_text(encoding="utf-8").strip()))
-        for path in sorted((run / "figures").glob("*.pdf"))
+        for path in sorted((run / "figures").glob("[!.]*.pdf"))
     ]
-    tables = [rf"\input{{tables/{path.name}}}" for path in sorted((run / "tables").glob("*.tex"))]
+    tables = [rf"\input{{tables/{path.name}}}" for path in sorted((run / "tables").glob("[!.]*.tex"))]
     text = DOCUMENT.format(
         run=run.folder.name,
         figures=_in_tens(figures),

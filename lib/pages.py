@@ -158,6 +158,7 @@ def index(run: Run) -> Path:
         "run": f"{run.folder.name}, profile {manifest.get('profile')}",
         "started": min((record["started"] for _, record in notebooks), default="not yet"),
         "minutes": f"{sum(record.get('seconds', 0) for _, record in notebooks) / 60:.1f}",
+        "peak memory": f"{max((record.get('memory_mb', 0) for _, record in notebooks), default=0)} MB",
         "commit": f"{manifest.get('commit') or 'outside git'}{' with changes' if manifest.get('dirty') else ''}",
         "device": manifest.get("device"),
         "processor": f"{manifest.get('cpu')}, {manifest.get('cores')} cores",
@@ -190,7 +191,7 @@ def compare(a: Run, b: Run) -> Path:
         both["difference"] = both.iloc[:, 1] - both.iloc[:, 0]
         parts += [f"<h2>{heading}</h2>", both.to_html(border=0, float_format="{:.3f}".format, na_rep="–")]
     parts.append("<h2>Figures</h2>")
-    names = [{path.name for path in (run / "figures").glob("*.png")} for run in (a, b)]
+    names = [{path.name for path in (run / "figures").glob("[!.]*.png")} for run in (a, b)]
     for name in sorted(names[0] & names[1]):
         caption = _caption(a / "figures" / name)
         pictures = "".join(
@@ -281,6 +282,7 @@ def _mathml(latex: str, display: str) -> str:
 def _entry(run: Run, name: str, record: dict) -> str:
     """A notebook's question and state; behind them, where it was rendered, all of its page."""
     took = f", {record['seconds'] / 60:.1f} min" if "seconds" in record else ""
+    took += f", {record['memory_mb']} MB" if "memory_mb" in record else ""
     state = f'<span class="state"><span class="{record["state"]}">{record["state"]}</span>{took}</span>'
     question = markdown(record["question"]).strip().removeprefix("<p>").removesuffix("</p>")
     summary = f"{state}<h3>{html.escape(record['title'])}</h3> {question}"

@@ -33,6 +33,7 @@ import pandas as pd
 from scipy.ndimage import gaussian_filter
 
 from lib.cohort import LABELS, Cohort
+from lib.runs import write_text
 
 FIELD_OF_VIEW = 90.0  # mm, side of the square frame: a shaft of 28 mm is a little under a third of it
 MU_CORTEX, MU_MARROW, MU_SOFT = 0.0604, 0.0235, 0.0217  # 1/mm at 60 keV
@@ -509,7 +510,7 @@ class Phantom:
 
     def save(self, folder: str | Path) -> None:
         """Write `phantom.json` beside the cohort, so that later steps can render its patients again."""
-        (Path(folder) / "phantom.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
+        write_text(Path(folder) / "phantom.json", json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, folder: str | Path) -> Phantom | None:

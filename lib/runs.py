@@ -11,16 +11,32 @@ import os
 import platform
 import re
 import subprocess
+import sys
+import threading
+import time
 import tomllib
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 
+import psutil
 import tqdm
 import tqdm.auto
 from safetensors import SafetensorError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 ROOT = Path(__file__).resolve().parents[1]  # the repository
+WHERE = ("executor", "slurm_partition", "slurm_gpus", "slurm_minutes", "slurm_account")  # parameters: no result follows
+LOCK = ".lock"  # the file that says who writes a folder
+HOLDER = "LIB_SOLE_WRITER"  # environment variable: the folder that this process's starter holds, and so does it
+BEAT, STALE = 30, 180  # seconds between a holder's signs of life; without one for so long, it is dead
+PATIENCE = 60  # seconds that the kernel of a killed holder is waited for
 
 
 class NotYet(FileNotFoundError):
@@ -29,6 +45,10 @@ class NotYet(FileNotFoundError):
 
 class Damaged(ValueError):
     """A manifest that is no JSON."""
+
+
+class Busy(RuntimeError):
+    """Another process writes the folder; the message says which, since when, and what to do."""
 
 
 class Run:
@@ -103,14 +123,27 @@ class Run:
             raise Damaged(f"{shown(path)} is damaged ({error}): delete it, and the run starts over") from error
 
     def keep(self, notebook: str, values: dict) -> None:
-        """Raise ValueError before a notebook run by hand overwrites what the run made with other parameters.
+        """Refuse a notebook run by hand before it overwrites what the run made, or writes it beside `run_all.py`.
 
         Parameters
         ----------
         values : the notebook's `globals()`; `run_all.py` records what it is about to run with first
+
+        Raises
+        ------
+        Busy
+            Where another process holds the run, and did not start this one.
+        ValueError
+            Where the run was made with other parameters; those that say only where to train (`WHERE`) may differ.
         """
+        if os.environ.get(HOLDER) != str(self.folder.resolve()) and (owner := holder(self.folder)) is not None:
+            raise Busy(_held_by(self.folder, owner))
         past = self.manifest.get("notebooks", {}).get(notebook, {}).get("parameters", {})
-        unlike = [f"{name} = {values[name]!r} (there {old!r})" for name, old in past.items() if values.get(name) != old]
+        unlike = [
+            f"{name} = {values[name]!r} (there {old!r})"
+            for name, old in past.items()
+            if name not in WHERE and values.get(name) != old
+        ]
         if unlike:
             folder, name = shown(self.folder), self.folder.name
             raise ValueError(
@@ -133,12 +166,13 @@ class Run:
     def differing(self, other: Run, ignoring: tuple[str, ...] = ()) -> dict[str, tuple]:
         """Parameters that have another value in another run: name → (here, there), None where a run lacks the name.
 
-        Notebooks run by hand leave no parameters in the manifest: then nothing is known to differ.
+        Parameters that say only where to train (`WHERE`) are left out. Notebooks run by hand leave no parameters in the
+        manifest: then nothing is known to differ.
         """
         here, there = (run.manifest.get("parameters") for run in (self, other))
         if not here or not there:
             return {}
-        names = sorted((here.keys() | there.keys()) - set(ignoring))
+        names = sorted((here.keys() | there.keys()) - {*ignoring, *WHERE})
         return {name: (here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)}
 
 
@@ -177,7 +211,9 @@ def no_progress():
 def written(path: str | Path):
     """A path to write to, which becomes `path` when all is written: readers never see half a file.
 
-    Where writing fails (a full disk, no permission) the old file stays and the error names the file.
+    The file is on the disk before it takes its place, and its place before this returns, so that a power cut leaves the
+    old file or the new one. Where writing fails (a full disk, no permission) the old file stays and the error names the
+    file.
     """
     path = Path(path)
     part = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the suffix, which tells writers the format
@@ -186,7 +222,7 @@ def written(path: str | Path):
         yield part
         _to_disk(part)
         os.replace(part, path)
-        if os.name == "posix":  # elsewhere folders cannot be opened
+        with suppress(OSError):  # Windows opens no folders, and some file systems sync none
             _to_disk(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise _cannot_write(path, error) from error
@@ -195,19 +231,158 @@ def written(path: str | Path):
             part.unlink(missing_ok=True)
 
 
-def _to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, would survive a power cut."""
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+@contextmanager
+def sole_writer(folder: str | Path, what: str) -> Iterator[int]:
+    """Hold a folder against every other process: `with sole_writer("runs/quick", "run_all.py"): ...`.
+
+    The lock is flock on the folder's `.lock`, so that it is free once its holder and whoever was given the descriptor
+    have ended, however they ended. The file says who holds it, and its time is renewed every half minute: where flock
+    ends at the machine (some network file systems) or is missing (Windows, where two processes that start in the same
+    instant are not kept apart), a holder counts that gave a sign of life in the last three minutes. One that sleeps
+    longer, a paused machine's for example, is taken for dead there. The file is emptied in the end, never deleted:
+    others may be waiting at it.
+
+    Parameters
+    ----------
+    folder : created where it is missing
+    what : who holds it, as messages name it
+
+    Yields
+    ------
+    The file's descriptor, for processes that shall hold the lock on when this one is killed (`Popen(pass_fds=…)`).
+
+    Raises
+    ------
+    Busy
+        Where another process holds it: at once where that process lives; after a minute where it was killed and what it
+        started lives on; after its next sign of life, or never, where it was on another machine.
+    OSError
+        Where the folder cannot be written.
+    """
+    folder = from_root(folder)
+    path = folder / LOCK
     try:
-        os.fsync(handle)
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    ended, before = threading.Event(), os.environ.get(HOLDER)
+    try:
+        began, beat = time.monotonic(), path.stat().st_mtime_ns
+        state, owner = _state(descriptor, path)
+        if state in ("orphaned", "silent"):
+            wait = f"waiting until its kernel has ended, at most {PATIENCE} s"
+            if state == "silent":
+                wait = f"waiting for a sign of life, at most {STALE} s"
+            print(f"{shown(folder)} was being written by {_said(owner)}: {wait}", file=sys.stderr, flush=True)
+        while state != "free":
+            late = state == "orphaned" and time.monotonic() - began > PATIENCE
+            if state == "held" or late or (state == "silent" and path.stat().st_mtime_ns != beat):
+                raise Busy(_held_by(folder, owner))
+            time.sleep(0.2)
+            state, owner = _state(descriptor, path)
+        if owner:
+            print(f"{shown(folder)}: {_said(owner)} has ended before its end; going on", file=sys.stderr, flush=True)
+        since = datetime.now().astimezone().isoformat(timespec="seconds")
+        content = json.dumps({"host": platform.node(), "pid": os.getpid(), "what": what, "since": since})
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, content.encode())
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        threading.Thread(target=_renew, args=(path, ended), daemon=True).start()
+        os.environ[HOLDER] = str(folder.resolve())
+        try:
+            yield descriptor
+        finally:
+            ended.set()
+            os.environ.pop(HOLDER)
+            if before is not None:
+                os.environ[HOLDER] = before
+            with suppress(OSError):
+                os.ftruncate(descriptor, 0)
+            if fcntl:
+                with suppress(OSError):
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)  # for whoever was given the descriptor, too
     finally:
-        os.close(handle)
+        os.close(descriptor)
+
+
+def holder(folder: Path) -> dict | None:
+    """Who holds a folder (`sole_writer`): host, pid, what, since, as far as known; None where nobody does."""
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        state, owner = _state(descriptor, folder / LOCK)
+        return None if state == "free" else owner
+    finally:
+        os.close(descriptor)
+
+
+def _state(descriptor: int, path: Path) -> tuple[str, dict]:
+    """Whether a lock is "free" (and then taken), "held", held on by what a dead process started ("orphaned"), or was
+    lately another machine's ("silent"); and whom it names."""
+    locked = False  # None: there is no flock here
+    try:
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        locked = True
+    except OSError:
+        locked = None
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # nobody, or somebody who is just writing his name
+        owner = {}
+    here = owner.get("host", platform.node()) == platform.node()
+    lives = here and "pid" in owner and psutil.pid_exists(owner["pid"])
+    fresh = bool(owner) and time.time() - path.stat().st_mtime < STALE
+    if locked:
+        return "orphaned" if here and not lives else "held", owner
+    if not here:
+        return "silent" if fresh else "free", owner
+    flock_says = fcntl is not None and locked is not None
+    return "held" if lives and fresh and not flock_says else "free", owner
+
+
+def _renew(path: Path, ended: threading.Event) -> None:
+    while not ended.wait(BEAT):
+        with suppress(OSError):
+            os.utime(path)
+
+
+def _said(owner: dict) -> str:
+    where = f"process {owner['pid']} on {owner['host']}, since {owner['since']}" if owner else "another process"
+    return f"{owner['what']} ({where})" if owner else where
+
+
+def _held_by(folder: Path, owner: dict) -> str:
+    return f"{shown(folder)} is being written by {_said(owner)}: wait for its end, end it, or take another run"
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with written(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def write_together(folder: Path, texts: dict[str, str]) -> None:
+    """Write text files of which none may be read beside an old one of another: all are removed first, so that where the
+    last is there, all are."""
+    for name in reversed(texts):
+        (folder / name).unlink(missing_ok=True)
+    for name, text in texts.items():
+        write_text(folder / name, text)
 
 
 def from_root(path: str | Path) -> Path:
@@ -272,6 +447,7 @@ def environment() -> dict:
         "dirty": dirty,
         "device": device,
         "cpu": _processor(),
+        "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": platform.platform(),
     }

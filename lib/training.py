@@ -220,6 +220,11 @@ class Checkpoint:
         """Of a checkpoint the file, and the one before."""
         return path, path.with_name(f"{path.stem}.before{path.suffix}")
 
+    @classmethod
+    def remove(cls, path: Path) -> None:
+        for file in cls.files(path):
+            file.unlink(missing_ok=True)
+
     def load(self) -> int:
         """Restore the objects and return the number of steps done: 0 where there is nothing to continue."""
         for path in filter(Path.exists, self.files(self.path)):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +19,7 @@ import pandas as pd
 import torch
 
 from lib.cohort import LABELS, Cohort, to_pixels
-from lib.runs import no_progress, progress
+from lib.runs import no_progress, progress, written
 from lib.training import History, Images
 
 WEIGHTS = "weights.safetensors"
@@ -115,6 +116,13 @@ def translated(
     return Cohort(cohort.provenance(to, name, generator), pixels)
 
 
+def remove_results(folder: Path) -> None:
+    """Delete what an earlier training left, but for its checkpoint: for a training that starts from step 0."""
+    for name in (WEIGHTS, "history.csv"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "previews", ignore_errors=True)
+
+
 def preview_due(step: int, steps: int, previews: int) -> bool:
     """Whether one of so many previews, evenly spread over the steps, comes after this step (from 0); one the last."""
     return (step + 1) * previews // steps > step * previews // steps
@@ -130,8 +138,8 @@ def save_preview(
         if len(rows):
             images = function(torch.from_numpy(preview.take(rows).images()))
             pixels[rows] = to_pixels(images.cpu().numpy(), pixels.dtype)
-    (folder / "previews").mkdir(parents=True, exist_ok=True)
-    np.save(folder / "previews" / f"{step:07d}.npy", pixels)
+    with written(folder / "previews" / f"{step:07d}.npy") as path:
+        np.save(path, pixels)
 
 
 def train(

@@ -25,7 +25,7 @@ from lib.classifier import Settings, evidence_maps, patient_probabilities, predi
 from lib.cohort import Cohort
 from lib.controls import CONTROLS, permuted_labels
 from lib.metrics import evaluate, recalibrated
-from lib.runs import Run, write_text
+from lib.runs import Run, write_together
 from lib.splits import PARTS, cell_name, cells
 from lib.training import Checkpoint, cohort_hash, generator, source_hash
 from lib.work import Machines, carry_out
@@ -206,8 +206,8 @@ def run_trials(
         histories.append(keyed(key, pd.DataFrame(result["history"])))
     tables = {"predictions": predictions, "metrics": metrics, "history": histories}
     tables = {name: pd.concat(rows, ignore_index=True) for name, rows in tables.items()}
-    for name, table in tables.items():
-        write_text(folder / f"{name}.csv", table.to_csv(index=False))
+    texts = {f"{name}.csv": tables[name].to_csv(index=False) for name in ("history", "metrics", "predictions")}
+    write_together(folder, texts)
     return tables["predictions"], tables["metrics"]
 
 
@@ -268,9 +268,11 @@ def run_trial(
         "test": cohort_hash(test),
         "source": source_hash("trials"),
     }
-    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["inputs"] == inputs:
-        return
     checkpoint, start = path.with_suffix(".pt"), time.perf_counter()
+    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["inputs"] == inputs:
+        Checkpoint.remove(checkpoint)  # of a process that was killed when it had written the result
+        return
+    path.unlink(missing_ok=True)
     trained = classifier.train(
         training, validation, settings, seed, aff_weight=aff_weight, standard=condition.standard, checkpoint=checkpoint
     )
@@ -296,8 +298,7 @@ def run_trial(
         "probabilities": probabilities.tolist(),
     }
     write_text(path, json.dumps(result, indent=1))
-    for file in Checkpoint.files(checkpoint):
-        file.unlink(missing_ok=True)
+    Checkpoint.remove(checkpoint)
 
 
 def confident_errors(network, threshold: float, test: Cohort, probabilities: np.ndarray) -> list[dict]:

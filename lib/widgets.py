@@ -224,7 +224,7 @@ class Watch:
             self._listen()
             start, few = time.monotonic(), losses.iloc[:: len(losses) // 300 + 1]
             self.losses.value = _png(loss_curves(few, loss_panels(few)))
-            if course := sorted(Path(folder, "previews").glob("*.npy")):
+            if course := sorted(Path(folder, "previews").glob("[!.]*.npy")):
                 self.previews.value = _png(image_rows({f"step {int(course[-1].stem):,}": np.load(course[-1])}))
             self.drawn_at = time.monotonic()
             self.every = max(self.every, 50 * (self.drawn_at - start))  # two per cent of the time at most

@@ -32,8 +32,7 @@ import submitit
 import torch
 from submitit.helpers import Checkpointable, TorchDistributedEnvironment
 
-from lib.runs import Busy, sole_writer
-from lib.runs import ROOT, progress, shown, write_text, written
+from lib.runs import ROOT, Busy, progress, shown, sole_writer, write_text, written
 
 Piece = Callable[[], object]
 STATES = ("waiting", "running", "done", "failed")

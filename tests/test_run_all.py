@@ -1,5 +1,7 @@
+import errno
 import functools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +14,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import run_all
+from lib import pages, runs
 
 FIRST = [
     new_markdown_cell("# 01 · First\n\nWhat is $x_1$? See [the second](02_second.ipynb).\n\nReads nothing."),
@@ -95,7 +98,7 @@ def states(folder, run="a"):
 
 
 def snapshot(folder):
-    return {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")}
+    return {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*") if path.name != ".lock"}
 
 
 # One run
@@ -213,6 +216,7 @@ def test_fingerprint_follows_code_parameters_table_and_predecessors(study):
     marks.append(run_all.fingerprint(notebook, parameters, ["a"]))
     assert len(set(marks)) == len(marks)
     assert run_all.fingerprint(notebook, parameters, ["a"]) == marks[-1]
+    assert run_all.fingerprint(notebook, parameters | {"executor": "slurm"}, ["a"]) == marks[-1]
 
 
 # Failures
@@ -282,6 +286,125 @@ def test_ctrl_c_is_a_failure_that_says_so(study, capsys, monkeypatch):
     assert again(study, "--force", "--from", "01") == 1
     assert states(study) == {"01_first": "failed", "02_second": "finished"}
     assert "interrupted from the keyboard" in capsys.readouterr().err
+
+
+# One writer at a time
+
+
+def test_a_second_writer_touches_nothing(study, capsys):
+    before = snapshot(study)
+    with runs.sole_writer(study / "runs/a", "training"):
+        lock = (study / "runs/a/.lock").read_text()
+        assert again(study, "--force") == 2
+        assert again(study, "--list") == 0
+        assert (study / "runs/a/.lock").read_text() == lock
+    assert snapshot(study) == before
+    assert re.search(r"runs/a is being written by training \(process \d+ on .+, since 20", capsys.readouterr().err)
+    assert again(study, "--only", "02", "--force") == 0
+    assert (study / "runs/a/.lock").read_text() == ""
+
+
+def test_a_kernel_of_run_all_may_write_its_run_and_one_by_hand_may_not(study, capsys):
+    cells = [
+        new_code_cell('run_dir = "runs/quick"', metadata={"tags": ["parameters"]}),
+        new_code_cell("from lib.runs import Run, holder\nrun = Run(run_dir)\nrun.keep('03_third', globals())"),
+        new_code_cell("run.record(held_by=holder(run.folder)['what'])"),
+    ]
+    write(study / "notebooks", "03_third", cells)
+    assert again(study, "--from", "03") == 0
+    assert manifest(study)["held_by"] == "run_all.py"
+    with runs.sole_writer(study / "runs/a", "run_all.py"):
+        command = f"from lib.runs import Run; Run({str(study / 'runs/a')!r}).keep('03_third', {{}})"
+        other = {name: value for name, value in os.environ.items() if name != runs.HOLDER}
+        by_hand = subprocess.run(
+            [sys.executable, "-c", command], env=other, cwd=run_all.ROOT, capture_output=True, text=True
+        )
+        assert "Busy: " in by_hand.stderr and "is being written by run_all.py" in by_hand.stderr
+        assert (
+            subprocess.run([sys.executable, "-c", command], cwd=run_all.ROOT).returncode == 0
+        )  # started by the holder
+
+
+def test_temporary_files_of_killed_processes_go(study):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    folder = study / "runs/a/figures"
+    names = [
+        f".{dead.pid}.old.png",
+        f".{dead.pid}.new.png",
+        f".{os.getpid()}.mine.png",
+        ".hidden.old.png",
+        "01.old.png",
+    ]
+    for name in names:
+        (folder / name).touch()
+        if "new" not in name:
+            os.utime(folder / name, (1, 1))
+    assert again(study) == 0
+    assert [name for name in names if (folder / name).exists()] == names[1:]
+
+
+# Killed in between
+
+
+def test_a_notebook_is_finished_when_its_page_is_there(study, capsys, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    index = pages.index
+    with monkeypatch.context() as patch:
+        patch.setattr(pages, "render", killed)
+        with pytest.raises(KeyboardInterrupt):
+            again(study, "--only", "02", "--force")
+    assert states(study)["02_second"] == "running"
+    assert not (study / "runs/a/notebooks/02_second.html").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(pages, "index", lambda run: index(run) if states(study)["02_second"] == "running" else killed())
+        with pytest.raises(KeyboardInterrupt):
+            again(study)
+    assert states(study)["02_second"] == "finished"
+    assert '"running">running' in (study / "runs/a/notebooks/index.html").read_text()
+    assert again(study) == 0
+    assert '"running">running' not in (study / "runs/a/notebooks/index.html").read_text()
+    assert capsys.readouterr().out.rstrip().count("unchanged, skipped") == 3
+
+
+def test_what_cannot_be_written_is_named_and_so_is_what_is_safe(study, capsys, monkeypatch):
+    def full(notebook, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(papermill, "execute_notebook", full)
+        assert again(study, "--only", "02", "--force") == 1
+    error = capsys.readouterr().err
+    assert "cannot write " in error and "runs/a/notebooks/02_second.ipynb: No space left on device" in error
+    assert "finished notebooks are kept (01_first)" in error
+
+    replace = os.replace
+
+    def full_for_manifests(part, path):
+        if path.name == "manifest.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(part, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full_for_manifests)
+        assert again(study, "--only", "02", "--force") == 1
+    error = capsys.readouterr().err
+    assert re.search(r"run_all.py: .*cannot write .*runs/a/manifest.json: No space left on device; free space", error)
+    assert "finished notebooks are kept (01_first)" in error
+    assert again(study) == 0
+    assert states(study) == {"01_first": "finished", "02_second": "finished"}
+
+
+def test_peak_memory_counts_the_kernel(executed):
+    record = manifest(executed)["notebooks"]["01_first"]
+    assert 30 < record["memory_mb"] < 4000
+    with run_all.PeakMemory() as memory:
+        subprocess.run(
+            [sys.executable, "-c", "import time; x = b'1' * 300_000_000; del x; time.sleep(1.5)"], check=True
+        )
+    assert 300 < memory.mb < 600  # by VmHWM, though it is gone when one looks
 
 
 # Requests that make no sense
@@ -389,7 +512,7 @@ def test_list_shows_titles_states_and_parameters(study, capsys):
     before = snapshot(study)
     assert again(study, "--list") == 0
     out = capsys.readouterr().out
-    assert re.search(r"01_first  finished, \d+ s\n  01 · First\n  What is \$x_1\$\?", out)
+    assert re.search(r"01_first  finished, \d+ s, \d+ MB\n  01 · First\n  What is \$x_1\$\?", out)
     assert "    seed = 0 → 7  # any whole number = fine\n" in out
     assert "    sizes = [8, 16] → [4]\n" in out
     assert "    how = 'no'\n" in out

@@ -21,8 +21,7 @@ from test_classifier import toy_cohort as classifier_cohort
 from test_cyclegan import TOY, toy_cohort
 
 from lib.cyclegan import CycleGAN
-from lib.runs import Busy, sole_writer
-from lib.runs import ROOT
+from lib.runs import ROOT, Busy, sole_writer
 from lib.splits import make_splits
 from lib.training import Checkpoint, read_whole
 from lib.translator import train

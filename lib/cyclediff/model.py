@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from lib.cyclediff.networks import Denoisers, Networks
 from lib.cyclediff.process import Denoise, diffuse, generate, invert, time_grid
 from lib.cyclediff.settings import Sampler, Settings
 from lib.cyclediff.train import Training
-from lib.runs import progress
+from lib.runs import progress, write_text
 from lib.training import (
     Checkpoint,
     History,
@@ -33,7 +32,7 @@ from lib.training import (
     torch_generator,
     weights_metadata,
 )
-from lib.translator import WEIGHTS, Watch, check_sources, domains, preview_due, save_preview, translated
+from lib.translator import WEIGHTS, Watch, check_sources, domains, preview_due, remove_results, save_preview, translated
 
 
 @dataclass
@@ -98,7 +97,7 @@ class CycleDiff:
         checkpoint = Checkpoint(folder / "checkpoint.pt", inputs, training.objects() | {"history": history})
         done = checkpoint.load()
         if not done:
-            shutil.rmtree(folder / "previews", ignore_errors=True)  # of an earlier training
+            remove_results(folder)  # of an earlier training
 
         bar = progress(steps, done, desc=self.name)
         for step in range(done, steps):
@@ -128,7 +127,7 @@ class CycleDiff:
 
         for name, network in vars(training.averaged()).items():
             getattr(self.networks, name).load_state_dict(network.state_dict())
-        history.frame().to_csv(folder / "history.csv", index=False)
+        write_text(folder / "history.csv", history.frame().to_csv(index=False))
         self.save(folder)
         return history.frame()
 
