@@ -47,6 +47,7 @@ from lib.training import (
     EMA,
     Checkpoint,
     History,
+    Share,
     accelerator,
     batch_rows,
     check_finite,
@@ -146,8 +147,19 @@ class CycleGAN:
         Columns of the history: `step`, `learning_rate`, the terms of eq. 3, unweighted: `adversarial_G`,
         `adversarial_F`, `cycle_X`, `cycle_Y`, `identity_X`, `identity_Y`, then `D_X` and `D_Y`, the losses of the
         discriminators (0.25 where one cannot tell).
+
+        Where a launcher has started several processes, all call this with the same arguments: each trains on its part
+        of every batch, and the first of them writes the files.
+
+        Raises
+        ------
+        ValueError
+            Where the processes do not divide the batch, or were given different things.
+        FloatingPointError
+            Where a loss of any process is not finite, on all of them.
         """
-        s, folder = self.settings, Path(folder)
+        s, folder, machine = self.settings, Path(folder), self.accelerator
+        share = Share(s.batch, machine.num_processes, machine.process_index)
         X, Y = domains(cohort, divisor=4, smallest=16, batch=s.batch)
         layers = patch_layers(cohort.size, s.discriminator_layers)
         D_X, D_Y = (self._network(PatchGAN(1, s.discriminator_width, layers)) for _ in range(2))
@@ -158,16 +170,20 @@ class CycleGAN:
         G_average, F_average = EMA(self.G, s.ema), EMA(self.F, s.ema)
 
         adam = {"lr": s.learning_rate, "betas": (0.5, 0.999), "fused": True}
-        optimiser_G = torch.optim.Adam([*self.G.parameters(), *self.F.parameters()], **adam)
-        optimiser_D = torch.optim.Adam([*D_X.parameters(), *D_Y.parameters()], **adam)
+        generators = [*self.G.parameters(), *self.F.parameters()]
+        discriminators = [*D_X.parameters(), *D_Y.parameters()]
+        optimiser_G, optimiser_D = (torch.optim.Adam(those, **adam) for those in (generators, discriminators))
         pool_X, pool_Y, history = ImagePool(s.pool), ImagePool(s.pool), History()
 
-        self.metadata.pop("stopped_at", None)
+        for name in ("stopped_at", "processes"):
+            self.metadata.pop(name, None)
+        self.metadata |= {"processes": share.processes} if share.processes > 1 else {}
         self.metadata |= {"seed": seed, "steps": s.steps, "image_size": cohort.size}
         self.metadata |= {"cohort_hash": cohort_hash(cohort), "patients_hash": patients_hash(cohort)}
+        inputs = self.metadata | {"source_hash": source_hash("cyclegan")}
         checkpoint = Checkpoint(
             folder / "checkpoint.pt",
-            inputs=self.metadata | {"source_hash": source_hash("cyclegan")},
+            inputs,
             objects={
                 "G": self.G, "F": self.F, "D_X": D_X, "D_Y": D_Y, "G_average": G_average, "F_average": F_average,
                 "optimiser_G": optimiser_G, "optimiser_D": optimiser_D, "pool_X": pool_X, "pool_Y": pool_Y,
@@ -175,14 +191,18 @@ class CycleGAN:
             },
         )  # fmt: skip
         done = checkpoint.load()
-        if not done:
+        share.check_same(inputs | {"steps done": done})
+        if not done and machine.is_main_process:
             remove_results(folder)  # of an earlier training
 
         def draw(images: torch.Tensor, step: int, domain: int) -> torch.Tensor:
             rows = batch_rows(len(images), s.batch, step, seed, 10 + domain)
             batch = flipped(images[rows], seed, 20 + domain, step)
             batch = random_crops(batch, s.enlarge, torch_generator(seed, 30 + domain, step))
-            return batch.to(self.device, memory_format=torch.channels_last)
+            return share.of(batch).to(self.device, memory_format=torch.channels_last)
+
+        def seen(images: torch.Tensor) -> torch.Tensor:
+            return diffaugment(images, random, share) if s.diffaugment else images
 
         bar = progress(s.steps, done, desc=self.name)
         for step in range(done, s.steps):
@@ -204,10 +224,10 @@ class CycleGAN:
                 else:
                     y_fake, x_fake = self.G(x), self.F(y)
                     y_same, x_same = y, x
-                noise_Y, noise_X = (s.noise * torch.randn(x.shape, generator=random).to(x) for _ in range(2))
+                whole = s.batch, *x.shape[1:]
+                noise_Y, noise_X = (s.noise * share.of(torch.randn(whole, generator=random)).to(x) for _ in range(2))
                 x_back, y_back = self.F(y_fake + noise_Y), self.G(x_fake + noise_X)
-                score_Y = D_Y(diffaugment(y_fake, random) if s.diffaugment else y_fake)
-                score_X = D_X(diffaugment(x_fake, random) if s.diffaugment else x_fake)
+                score_Y, score_X = D_Y(seen(y_fake)), D_X(seen(x_fake))
 
             # Update the generators.
             adversarial_G, adversarial_F = lsgan_generator(score_Y), lsgan_generator(score_X)  # eq. 1
@@ -219,9 +239,11 @@ class CycleGAN:
                 "adversarial_G": adversarial_G, "adversarial_F": adversarial_F, "cycle_X": cycle_X, "cycle_Y": cycle_Y,
                 "identity_X": identity_X, "identity_Y": identity_Y,
             }  # fmt: skip
+            terms = share.mean(terms)
             check_finite(step + 1, terms)
             optimiser_G.zero_grad()
             loss.backward()
+            share.average(generators)
             optimiser_G.step()
             G_average.update()
             F_average.update()
@@ -230,14 +252,15 @@ class CycleGAN:
             losses_D = []
             for D, real, fake, pool in ((D_X, x, x_fake, pool_X), (D_Y, y, y_fake, pool_Y)):
                 D.requires_grad_(True)
-                both = torch.cat([real, pool(fake, random)])
+                both = torch.cat([real, share.of(pool(share.all(fake), random))])
                 with self.accelerator.autocast():
-                    scores = D(diffaugment(both, random) if s.diffaugment else both)
+                    scores = D(seen(both))
                 losses_D.append(lsgan_discriminator(*scores.chunk(2)))
-            terms_D = {"D_X": losses_D[0], "D_Y": losses_D[1]}
+            terms_D = share.mean({"D_X": losses_D[0], "D_Y": losses_D[1]})
             check_finite(step + 1, terms_D)
             optimiser_D.zero_grad()
             sum(losses_D).backward()
+            share.average(discriminators)
             optimiser_D.step()
 
             # Record, show, save.
@@ -245,14 +268,15 @@ class CycleGAN:
             if recorded:
                 terms = {name: term.item() for name, term in (terms | terms_D).items()}
                 history.record(step + 1, learning_rate=learning_rate, **terms)
-            if preview is not None and preview_due(step, s.steps, s.previews):
+            if machine.is_main_process and preview is not None and preview_due(step, s.steps, s.previews):
                 samplers = {"AFF": self._sampler(G_average.average), "NFF": self._sampler(F_average.average)}
                 save_preview(preview, samplers, folder, step + 1)
-            if checkpoint.due() or step + 1 == s.steps:
+            if machine.is_main_process and (checkpoint.due() or step + 1 == s.steps):
                 checkpoint.save(step + 1)
             bar.update()
-            if recorded and watch and step + 1 < s.steps and watch(history, folder):
-                checkpoint.save(step + 1)
+            if recorded and watch and step + 1 < s.steps and share.any(watch(history, folder)):
+                if machine.is_main_process:
+                    checkpoint.save(step + 1)
                 self.metadata["stopped_at"] = step + 1
                 break
         bar.close()
@@ -260,8 +284,10 @@ class CycleGAN:
         # Keep the averaged generators.
         self.G.load_state_dict(G_average.average.state_dict())
         self.F.load_state_dict(F_average.average.state_dict())
-        write_text(folder / "history.csv", history.frame().to_csv(index=False))
-        self.save(folder)
+        if machine.is_main_process:
+            write_text(folder / "history.csv", history.frame().to_csv(index=False))
+            self.save(folder)
+        machine.wait_for_everyone()
         return history.frame()
 
     def _sampler(self, network: nn.Module):

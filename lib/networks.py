@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
+from lib.training import ALONE, Share
+
 # Generator -----------------------------------------------------------------------------------------------------------
 
 
@@ -269,9 +271,10 @@ def linear_decay(step: int, steps: int) -> float:
 # Augmentation --------------------------------------------------------------------------------------------------------
 
 
-def shifted_crops(images: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+def shifted_crops(images: torch.Tensor, size: int, generator: torch.Generator, share: Share = ALONE) -> torch.Tensor:
     """(B, C, H, W) → (B, C, size, size), each cut at its own random place."""
-    corners = torch.randint(images.shape[-1] - size + 1, (len(images), 2), generator=generator).tolist()
+    places = images.shape[-1] - size + 1
+    corners = share.of(torch.randint(places, (len(images) * share.processes, 2), generator=generator)).tolist()
     return torch.stack([image[:, i : i + size, j : j + size] for image, (i, j) in zip(images, corners, strict=True)])
 
 
@@ -285,14 +288,15 @@ def random_crops(images: torch.Tensor, enlarge: float, generator: torch.Generato
     return shifted_crops(images, size, generator)
 
 
-def diffaugment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def diffaugment(images: torch.Tensor, generator: torch.Generator, share: Share = ALONE) -> torch.Tensor:
     """Random brightness, contrast and shift by up to an eighth, through which gradients flow (arXiv 2006.10738).
 
     Applied to all that a discriminator sees, real and translated, it keeps a small class from being learnt by heart.
-    The ranges are ours.
+    The ranges are ours. `share` says which rows of the whole batch, or of several in a row, the images are.
     """
-    draw = (torch.rand(2, len(images), 1, 1, 1, generator=generator) - 0.5).to(images.device)
+    draw = torch.rand(2, len(images) * share.processes, 1, 1, 1, generator=generator) - 0.5
+    contrast, brightness = (share.of(numbers).to(images.device) for numbers in draw)
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    images = (images - mean) * (1 + draw[0]) + mean + 0.5 * draw[1]  # contrast × 0.5 … 1.5, brightness ± 0.25
+    images = (images - mean) * (1 + contrast) + mean + 0.5 * brightness  # contrast × 0.5 … 1.5, brightness ± 0.25
     size = images.shape[-1]
-    return shifted_crops(nnf.pad(images, [size // 8] * 4, mode="reflect"), size, generator)
+    return shifted_crops(nnf.pad(images, [size // 8] * 4, mode="reflect"), size, generator, share)

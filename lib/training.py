@@ -1,4 +1,4 @@
-"""What every training loop needs: device, batches, random streams, averages, history, checkpoints, weights.
+"""What every training loop needs: device, processes, batches, random streams, averages, history, checkpoints, weights.
 
 The loops themselves are written out where they belong (`lib.cyclegan`, `lib.cyclediff`, `lib.judge`, `lib.classifier`).
 All randomness of a step is a pure function of (seed, step), so a training that was interrupted and goes on from its
@@ -13,13 +13,15 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather, gather_object, patch_environment, reduce
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -30,18 +32,125 @@ from lib.pixels import Mapped, blocks
 from lib.runs import code_files, from_root, shown, written
 
 EVERY = (120.0, 240.0)  # seconds between two checkpoints, at least and at most
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what a launcher sets for each process
 
 
 def accelerator() -> Accelerator:
     """The device to train on, with bf16 autocast where that is faster, else in float32.
 
     On a CPU that is one with AMX: the bf16 instructions of AVX-512 alone were slower than float32 (one Xeon measured).
+    Where a launcher (torchrun, `accelerate launch`) has started several processes, this waits for all of them; each
+    GPU has one, and on CPUs they talk through gloo. An environment that lacks one of `LAUNCHED` means one process.
     """
     if torch.cuda.is_available():
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        # cuDNN may otherwise choose, by timing, algorithms that add up in another order in the next run.
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     else:
         bf16 = torch.cpu._is_amx_tile_supported()
-    return Accelerator(mixed_precision="bf16" if bf16 else "no")
+    several = all(os.environ.get(name) for name in LAUNCHED) and int(os.environ["WORLD_SIZE"]) > 1
+    with patch_environment(**({} if several else {"LOCAL_RANK": -1})):  # the one that Accelerate goes by
+        machine = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=several and not torch.cuda.is_available())
+    if not machine.is_main_process:
+        os.environ["LIB_PROGRESS"] = "none"  # one bar for all
+    return machine
+
+
+def not_deterministic() -> list[str]:
+    """What can differ between two runs of the same training on this device, besides the order of processes' sums.
+
+    These operations' gradients are documented as nondeterministic on CUDA (`torch.use_deterministic_algorithms`, and
+    `torch.nn.functional.scaled_dot_product_attention`); empty on other devices.
+    """
+    if not torch.cuda.is_available():
+        return []
+    return [
+        "reflection padding: generators, translators (lib.networks.ReflectConv2d) and lib.networks.diffaugment",
+        "scaled_dot_product_attention: U-Nets and KL autoencoders of CycleDiff (lib.cyclediff.unet.SelfAttention)",
+        "adaptive average pooling: the classifier's ResNet (lib.classifier)",
+        "negative log-likelihood: the judge's cross-entropy (lib.judge)",
+    ]
+
+
+# Processes -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's part of every batch, where several train the same networks.
+
+    All random numbers are drawn for the whole batch by every process, which then keeps those of its own rows; gradients
+    are averaged before they are clipped or used. So every process holds the same weights, and they are those that one
+    process learns from the whole batch, up to the order of sums. Collective methods must be called by all processes in
+    the same order. With one process everything is given back unchanged.
+
+    Parameters
+    ----------
+    batch : images of a domain in a step, of all processes together
+    processes, index : how many there are, and which of them this is
+
+    Raises
+    ------
+    ValueError
+        Where the processes do not divide the batch.
+    """
+
+    batch: int = 1
+    processes: int = 1
+    index: int = 0
+
+    def __post_init__(self):
+        if self.batch % self.processes:
+            below = self.batch - self.batch % self.processes
+            raise ValueError(
+                f"a batch of {self.batch} cannot be divided among {self.processes} processes: set batch to "
+                f"{below + self.processes}{f' or {below}' if below else ''}, or start another number of processes"
+            )
+
+    def of(self, whole: torch.Tensor) -> torch.Tensor:
+        """This process's rows of the whole batch, or of each of several that follow one another: real, then fake.
+
+        (k·batch, …) → (k·batch / processes, …)
+        """
+        if self.processes == 1:
+            return whole
+        return whole.unflatten(0, (-1, self.processes, self.batch // self.processes))[:, self.index].flatten(0, 1)
+
+    def all(self, own: torch.Tensor) -> torch.Tensor:
+        """(batch / processes, …) of each process → (batch, …), without gradient. Collective."""
+        return own if self.processes == 1 else gather(own.detach())
+
+    def average(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace gradients by their means over all processes, in one message. Collective."""
+        if self.processes == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        means = reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
+        for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def mean(self, terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Means of losses over all processes, without gradient: not finite where any of them is not. Collective."""
+        if self.processes == 1:
+            return terms
+        means = reduce(torch.stack([term.detach().float() for term in terms.values()]), "mean")
+        return dict(zip(terms, means, strict=True))
+
+    def any(self, wish: bool) -> bool:
+        """Whether any process wants it. Collective."""
+        return any(gather_object([wish]))
+
+    def check_same(self, facts: dict) -> None:
+        """Raise ValueError, on all processes, where they do not train the same from the same step. Collective."""
+        differing = {name for other in gather_object([facts]) for name in facts if other.get(name) != facts[name]}
+        if differing:
+            raise ValueError(
+                f"the processes differ in {', '.join(sorted(differing))}: give all of them the same settings, images "
+                "and code, and a folder that all of them see"
+            )
+
+
+ALONE = Share()
 
 
 # Random streams ------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from lib.classifier import Settings, evidence_maps, patient_probabilities, predi
 from lib.cohort import Cohort
 from lib.controls import CONTROLS, permuted_labels
 from lib.metrics import evaluate, recalibrated
-from lib.runs import Run, write_together
+from lib.runs import Run, write_text, write_together
 from lib.splits import PARTS, cell_name, cells
 from lib.training import Checkpoint, cohort_hash, generator, source_hash
 from lib.work import Machines, carry_out

@@ -82,21 +82,34 @@ class CycleDiff:
         `D_autoencoder`; `diffusion_X`, `diffusion_Y`; `adversarial_G`, `adversarial_F`, `cycle_X`, `cycle_Y`,
         `identity_X`, `identity_Y`, `perceptual_X`, `perceptual_Y`, `D_X`, `D_Y` (0.25 where a discriminator cannot
         tell), `contrastive_X`, `contrastive_Y`. `metadata["perceptual"]` says which features the perceptual term used.
+
+        Where a launcher has started several processes, all call this with the same arguments: each trains on its part
+        of every batch, and the first of them writes the files. With `dropout` the result then depends on their number.
+
+        Raises
+        ------
+        ValueError
+            Where the processes do not divide the batch, or were given different things.
+        FloatingPointError
+            Where a loss or a gradient of any process is not finite, on all of them.
         """
-        s, folder = self.settings, Path(folder)
+        s, folder, machine = self.settings, Path(folder), self.accelerator
         X, Y = domains(cohort, s.divisor, smallest=8 * s.factor, batch=s.batch)
         torch.manual_seed(seed)
         self.networks = Networks.build(s, cohort.size, self.device)
-        training, history = Training(self.networks, s, X, Y, seed, self.accelerator), History()
-        steps, joint_from = training.steps, training.ends[1]
+        training, history = Training(self.networks, s, X, Y, seed, machine), History()
+        steps, joint_from, share = training.steps, training.ends[1], training.share
 
-        self.metadata.pop("stopped_at", None)
+        for name in ("stopped_at", "processes"):
+            self.metadata.pop(name, None)
+        self.metadata |= {"processes": share.processes} if share.processes > 1 else {}
         self.metadata |= {"seed": seed, "steps": steps, "image_size": cohort.size, "perceptual": training.perceptual}
         self.metadata |= {"cohort_hash": cohort_hash(cohort), "patients_hash": patients_hash(cohort)}
         inputs = self.metadata | {"source_hash": source_hash("cyclediff")}
         checkpoint = Checkpoint(folder / "checkpoint.pt", inputs, training.objects() | {"history": history})
         done = checkpoint.load()
-        if not done:
+        share.check_same(inputs | {"steps done": done})
+        if not done and machine.is_main_process:
             remove_results(folder)  # of an earlier training
 
         bar = progress(steps, done, desc=self.name)
@@ -107,18 +120,21 @@ class CycleDiff:
                 terms = {name: term.item() for name, term in terms.items()}
                 history.record(step + 1, stage=training.stage(step), learning_rate=learning_rate, **terms)
             joint = step - joint_from
-            if preview is not None and joint >= 0 and preview_due(joint, s.joint_steps, s.previews):
+            due = joint >= 0 and preview_due(joint, s.joint_steps, s.previews)
+            if machine.is_main_process and preview is not None and due:
                 networks = training.averaged()
                 save_preview(preview, {to: self._translator(to, 0, networks) for to in LABELS}, folder, step + 1)
-            if checkpoint.due() or step + 1 == steps:
+            if machine.is_main_process and (checkpoint.due() or step + 1 == steps):
                 checkpoint.save(step + 1)
             bar.set_postfix_str(training.stage(step), refresh=False)
             bar.update()
-            if recorded and watch and step + 1 < steps and watch(history, folder):
-                checkpoint.save(step + 1)
+            if recorded and watch and step + 1 < steps and share.any(watch(history, folder)):
+                if machine.is_main_process:
+                    checkpoint.save(step + 1)
                 self.metadata["stopped_at"] = step + 1
                 break
         bar.close()
+        machine.wait_for_everyone()
         if self.metadata.get("stopped_at", steps) < joint_from:
             raise RuntimeError(
                 f"stopped after step {self.metadata['stopped_at']:,}, before the translators begin to learn (step "
@@ -127,8 +143,10 @@ class CycleDiff:
 
         for name, network in vars(training.averaged()).items():
             getattr(self.networks, name).load_state_dict(network.state_dict())
-        write_text(folder / "history.csv", history.frame().to_csv(index=False))
-        self.save(folder)
+        if machine.is_main_process:
+            write_text(folder / "history.csv", history.frame().to_csv(index=False))
+            self.save(folder)
+        machine.wait_for_everyone()
         return history.frame()
 
     # Translating ------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from lib.networks import (
     patch_layers,
     random_crops,
 )
-from lib.training import EMA, Images, batch_rows, check_finite, flipped, torch_generator
+from lib.training import EMA, Images, Share, batch_rows, check_finite, flipped, torch_generator
 
 STAGES = ("autoencoder", "warm-up", "joint")
 
@@ -42,11 +42,14 @@ class Training:
     networks : trained in place
     X, Y : (N, 1, H, W) in [-1, 1], the NFF and the AFF training images; only batches of rows are asked for
     seed : of weights, batches, flips, crops, times, noise, dropout and pools
+    accelerator : where it knows several processes, each trains on its share of every batch. What they learn is what one
+        learns, up to the order of sums, where `dropout` is 0: masks are drawn by each process for its own rows
     """
 
     def __init__(self, networks: Networks, s: Settings, X: Images, Y: Images, seed: int, accelerator: Accelerator):
         self.networks, self.settings, self.images, self.seed = networks, s, (X, Y), seed
         self.accelerator, self.device = accelerator, accelerator.device
+        self.share = Share(s.batch, accelerator.num_processes, accelerator.process_index)
         autoencoder_steps = s.autoencoder_steps if s.autoencoder == "kl" else 0
         self.ends = (autoencoder_steps, autoencoder_steps + s.warmup_steps)  # of the first two stages
         self.steps = self.ends[1] + s.joint_steps
@@ -105,11 +108,13 @@ class Training:
         Raises
         ------
         FloatingPointError
-            Where a term or a gradient is not finite, before the networks that it would have changed are updated.
+            Where a term or a gradient is not finite, of any process, before the networks that it would have changed
+            are updated.
         """
         stage, batch = self.stage(step), [self._draw(step, domain) for domain in range(2)]
         random = torch_generator(self.seed, 40, step)  # of this step's noise, times, augmentation and pools
-        torch.manual_seed(torch_generator(self.seed, 41, step).initial_seed())  # of this step's dropout
+        apart = (self.share.index,) if self.share.index else ()
+        torch.manual_seed(torch_generator(self.seed, 41, step, *apart).initial_seed())  # of this step's dropout
         if stage == "autoencoder":
             return self._autoencoder_step(step, batch, random)
         if step == self.ends[0]:
@@ -130,20 +135,28 @@ class Training:
         images, s, seed = self.images[domain], self.settings, self.seed
         batch = flipped(images[batch_rows(len(images), s.batch, step, seed, 10 + domain)], seed, 20 + domain, step)
         batch = random_crops(batch, s.enlarge, torch_generator(seed, 30 + domain, step))
-        return batch.to(self.device, memory_format=torch.channels_last)
+        return self.share.of(batch).to(self.device, memory_format=torch.channels_last)
+
+    def _times(self, t_max: float, random: torch.Generator) -> torch.Tensor:
+        return self.share.of(draw_times(self.settings.batch, t_max, random)).to(self.device)
 
     def _set_rate(self, name: str, learning_rate: float) -> None:
         for group in self.optimisers[name].param_groups:
             group["lr"] = learning_rate
 
     def _update(self, step: int, loss: torch.Tensor, terms: dict, *names: str) -> None:
-        """Step these optimisers down the gradient of a loss, unless one of its terms or a gradient is not finite."""
+        """Step these optimisers down the gradient of a loss, unless one of its terms or a gradient is not finite.
+
+        The terms become their means over all processes, as the gradients do.
+        """
+        terms |= self.share.mean(terms)
         check_finite(step + 1, terms)
         for name in names:
             self.optimisers[name].zero_grad()
         loss.backward()
         for name in names:
             parameters = [p for group in self.optimisers[name].param_groups for p in group["params"]]
+            self.share.average(parameters)
             norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip)
             check_finite(step + 1, {f"gradient of {name}": norm})
         for name in names:
@@ -158,8 +171,8 @@ class Training:
         with self.accelerator.autocast():
             for domain, images in enumerate(batch):
                 side = images.shape[-1] // s.factor
-                noise = torch.randn(len(images), autoencoders.channels, side, side, generator=random).to(images)
-                back, divergence = autoencoders.net(domain)(images, noise)
+                noise = self.share.of(torch.randn(s.batch, autoencoders.channels, side, side, generator=random))
+                back, divergence = autoencoders.net(domain)(images, noise.to(images))
                 reconstructed.append(back)
                 terms["divergence"] = terms["divergence"] + divergence / 2
             back, images = torch.cat(reconstructed), torch.cat(batch)
@@ -186,7 +199,8 @@ class Training:
         t : (B,), or (2·B,) for two copies of the latents, of which only the second counts in eq. 6.
         """
         x0 = [z.repeat(len(t) // len(z), 1, 1, 1) for z in latents]
-        eps = [torch.randn(z.shape, generator=random).to(z) for z in x0]
+        whole = len(t) * self.share.processes, *x0[0].shape[1:]
+        eps = [self.share.of(torch.randn(whole, generator=random)).to(z) for z in x0]
         x_t = torch.cat([diffuse(z, t, noise) for z, noise in zip(x0, eps, strict=True)])
         with self.accelerator.autocast():
             predicted = network.both(x_t, torch.cat([t, t]))
@@ -202,7 +216,7 @@ class Training:
 
     def _warmup_step(self, step: int, latents: list[torch.Tensor], random: torch.Generator):
         """Update the diffusion models alone."""
-        t = draw_times(len(latents[0]), 1.0, random).to(self.device)
+        t = self._times(1.0, random)
         _, compared = self._denoise(self.networks.denoisers, latents, t, random)
         terms = self._diffusion_terms(compared)
         if self.settings.diffusion_weights == "released":
@@ -222,14 +236,14 @@ class Training:
         self._set_rate("D", learning_rate)
 
         # Predict the components of both domains at one time, in one pass of the U-Nets.
-        t = draw_times(n, s.t_max, random).to(self.device)
+        t = self._times(s.t_max, random)
         if s.joint == "frozen":
             with torch.no_grad():
                 (C_X, C_Y), _ = self._denoise(self.averages["denoisers"].average, latents, t, random)
         elif s.t_max == 1:
             (C_X, C_Y), compared = self._denoise(self.networks.denoisers, latents, t, random)
         else:  # the diffusion models go on learning all times, on the batch's second copy
-            both = torch.cat([t, draw_times(n, 1.0, random).to(self.device)])
+            both = torch.cat([t, self._times(1.0, random)])
             components, compared = self._denoise(self.networks.denoisers, latents, both, random)
             C_X, C_Y = (C[:n] for C in components)
         if s.joint != "frozen":
@@ -269,7 +283,8 @@ class Training:
         terms_D, loss = {}, torch.zeros((), device=self.device)
         for name, D, real, fake, pool in (("X", D_X, C_X, C_YX, self.pool_X), ("Y", D_Y, C_Y, C_XY, self.pool_Y)):
             D.requires_grad_(True)
-            past = pool(torch.cat([fake, per_image(t).expand_as(fake[:, :1])], dim=1), random)
+            timed = torch.cat([fake, per_image(t).expand_as(fake[:, :1])], dim=1)
+            past = self.share.of(pool(self.share.all(timed), random))
             components, times = torch.cat([real.detach(), past[:, :-1]]), torch.cat([t, past[:, -1, 0, 0]])
             with self.accelerator.autocast():
                 real_scores, fake_scores = D(self._seen(components, random), times).chunk(2)
@@ -283,7 +298,7 @@ class Training:
 
     def _seen(self, C: torch.Tensor, random: torch.Generator) -> torch.Tensor:
         """What a discriminator gets of components."""
-        return diffaugment(C, random) if self.settings.diffaugment else C
+        return diffaugment(C, random, self.share) if self.settings.diffaugment else C
 
     def _features(self, C: torch.Tensor, domain: int) -> list[torch.Tensor]:
         if self.vgg16:
