@@ -146,11 +146,11 @@ def translate_test(folder: Path, method: str, cell: tuple[int, int], cohort: Coh
 def remove_others(folder: Path, methods: list[str], splits: pd.DataFrame) -> None:
     """Remove sets of an earlier run with other methods or cells from `synthetic/` of the run in this folder."""
     names = {cell_name(*cell) for cell in cells(splits)}
-    for home in Path(folder, "synthetic").glob("*/"):
+    for home in (Path(folder, "synthetic", method) for method in METHODS):
         for of_cell in home.glob("*/"):
             if home.name not in methods or of_cell.name not in names:
                 shutil.rmtree(of_cell)
-        if not any(home.iterdir()):
+        if home.exists() and not any(home.iterdir()):
             home.rmdir()
 
 
