@@ -148,9 +148,6 @@ class CycleGAN:
         `adversarial_F`, `cycle_X`, `cycle_Y`, `identity_X`, `identity_Y`, then `D_X` and `D_Y`, the losses of the
         discriminators (0.25 where one cannot tell).
 
-        Where a launcher has started several processes, all call this with the same arguments: each trains on its part
-        of every batch, and the first of them writes the files.
-
         Raises
         ------
         ValueError

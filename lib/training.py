@@ -39,8 +39,8 @@ def accelerator() -> Accelerator:
     """The device to train on, with bf16 autocast where that is faster, else in float32.
 
     On a CPU that is one with AMX: the bf16 instructions of AVX-512 alone were slower than float32 (one Xeon measured).
-    Where a launcher (torchrun, `accelerate launch`) has started several processes, this waits for all of them; each
-    GPU has one, and on CPUs they talk through gloo. An environment that lacks one of `LAUNCHED` means one process.
+    Where a launcher (torchrun, `accelerate launch` on GPUs, submitit) has started several processes, this waits for all
+    of them; each has a GPU, and on CPUs they talk through gloo. Where one of `LAUNCHED` is missing, there is one.
     """
     if torch.cuda.is_available():
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -82,7 +82,8 @@ class Share:
     All random numbers are drawn for the whole batch by every process, which then keeps those of its own rows; gradients
     are averaged before they are clipped or used. So every process holds the same weights, and they are those that one
     process learns from the whole batch, up to the order of sums. Collective methods must be called by all processes in
-    the same order. With one process everything is given back unchanged.
+    the same order; where one ends alone (of a full disk), it is the launcher that ends the others, which wait. With one
+    process everything is given back unchanged.
 
     Parameters
     ----------

@@ -43,6 +43,9 @@ class Translator(Protocol):
         translated to their other label into `previews/STEP.npy`, (N, H, W) in the cohort's own integer range.
         Where `watch` wants the training to end, what was learnt is kept, `metadata["stopped_at"]` is the number of
         steps, and the next call goes on from there.
+        Where a launcher has started several processes, all call this with the same arguments and a folder that all of
+        them see. Each trains on its part of every batch (`lib.training.Share`), the first writes the files, any may
+        stop them; `metadata["processes"]` is their number, and a checkpoint of another number is not continued.
         """
 
     def translate(self, cohort: Cohort, to: str = "AFF", batch: int = 32) -> Cohort:

@@ -83,8 +83,7 @@ class CycleDiff:
         `identity_X`, `identity_Y`, `perceptual_X`, `perceptual_Y`, `D_X`, `D_Y` (0.25 where a discriminator cannot
         tell), `contrastive_X`, `contrastive_Y`. `metadata["perceptual"]` says which features the perceptual term used.
 
-        Where a launcher has started several processes, all call this with the same arguments: each trains on its part
-        of every batch, and the first of them writes the files. With `dropout` the result then depends on their number.
+        With `dropout` the result depends on the number of processes: each draws the masks of its own rows.
 
         Raises
         ------
