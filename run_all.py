@@ -657,9 +657,11 @@ def empty(folder: Path) -> None:
 
 
 def describe_environment() -> dict:
-    """`lib.runs.environment`, from a process that gives the GPU back."""
-    command = [sys.executable, "-m", "lib.runs"]
-    return json.loads(subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    """Versions, commit and hardware, and what is not deterministic on it, from a process that gives the GPU back."""
+    code = "from lib import runs, training; facts = runs.environment()"
+    code += "; facts['not_deterministic'] = training.not_deterministic(); print(runs.json.dumps(facts))"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(told.stdout)
 
 
 def show(notebooks: list[Notebook], parameters: dict, manifest: dict) -> None:

@@ -432,7 +432,7 @@ def _imported(source: str, package: tuple[str, ...]):
 def environment() -> dict:
     """Versions of Python and of the project's dependencies, commit, device and processor.
 
-    Finding the device may claim the GPU, so `run_all.py` asks for this in a process of its own: `python -m lib.runs`.
+    Finding the device may claim the GPU, so `run_all.py` asks for this in a process of its own.
     """
     import torch
 
@@ -492,7 +492,3 @@ def _cannot_write(path: Path, error: Exception) -> OSError:
     reason = getattr(error, "strerror", None) or error
     remedy = "free space, change permissions or take another run"
     return OSError(getattr(error, "errno", None), f"cannot write {shown(path)}: {reason}; {remedy}")
-
-
-if __name__ == "__main__":
-    print(json.dumps(environment()))

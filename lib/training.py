@@ -347,6 +347,12 @@ class Checkpoint:
                 for name, thing in self.objects.items():
                     thing.load_state_dict(state["objects"][name])
                 self.step = state["step"]
+                if state["threads"] != torch.get_num_threads() and not torch.cuda.is_available():
+                    print(
+                        f"WARNING: {shown(path)} was made by {state['threads']} threads, and goes on with "
+                        f"{torch.get_num_threads()}: sums will differ in their last bits from an uninterrupted "
+                        f"training's. OMP_NUM_THREADS={state['threads']} keeps them the same."
+                    )
                 break
         return self.step
 
@@ -366,7 +372,9 @@ class Checkpoint:
         state = {name: thing.state_dict() for name, thing in self.objects.items()}
         try:
             with written(path) as part:
-                torch.save({"step": step, "inputs": self.inputs, "objects": state}, part)
+                torch.save(
+                    {"step": step, "inputs": self.inputs, "objects": state, "threads": torch.get_num_threads()}, part
+                )
                 if path.exists():
                     os.replace(path, before)
         except OSError as error:

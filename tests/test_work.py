@@ -23,7 +23,7 @@ from test_cyclegan import TOY, toy_cohort
 from lib.cyclegan import CycleGAN
 from lib.runs import ROOT, Busy, sole_writer
 from lib.splits import make_splits
-from lib.training import Checkpoint, read_whole
+from lib.training import Checkpoint, read_whole, weights_metadata
 from lib.translator import train
 from lib.trials import run_trials
 from lib.work import COLUMNS, Machines, WorkFailed, WorkList, carry_out
@@ -126,6 +126,19 @@ def test_a_process_that_dies_leaves_its_piece_failed_and_the_rest_to_the_others(
     ):
         carry_out(pieces, tmp_path / "work", TWO)
     assert all((tmp_path / name).exists() for name in "abc")
+
+
+def test_two_processes_train_one_translator_together(tmp_path):
+    trained(tmp_path / "one")()
+    carry_out({"r0f0": trained(tmp_path / "two")}, tmp_path / "work", TWO, data_parallel=True)
+    assert weights_metadata(tmp_path / "two" / "weights.safetensors")["processes"] == 2
+    histories = [pd.read_csv(tmp_path / name / "history.csv") for name in ("one", "two")]
+    pd.testing.assert_frame_equal(*histories, rtol=1e-3)
+    previews = [sorted(file.name for file in (tmp_path / name / "previews").iterdir()) for name in ("one", "two")]
+    assert previews[0] == previews[1]
+    with pytest.raises(WorkFailed, match="ValueError: a batch of 2 cannot be divided among 3 processes"):
+        three = Machines(num_processes=3)
+        carry_out({"r0f0": trained(tmp_path / "three")}, tmp_path / "work", three, data_parallel=True)
 
 
 def test_processes_end_where_the_one_that_started_them_is_killed(tmp_path):

@@ -1,0 +1,72 @@
+"""What share of a training's time its checkpoints take: `python benchmarks/checkpoints.py`.
+
+The state of each training after a step is saved five times, synced to the disk; the median counts. The next checkpoint
+comes after `every` seconds (`lib.training.Checkpoint.due`), so the share is that of saving in `every` + saving, and at
+most as much work as that is lost. Numbers of the networks' size do not depend on the size of the images.
+"""
+
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from lib import classifier, cyclediff, cyclegan
+from lib.phantom import Phantom
+from lib.training import Checkpoint
+
+
+class Saved(Exception):
+    """Ends a training at its first checkpoint, which it carries."""
+
+
+def checkpoint_of(train) -> Checkpoint:
+    def caught(self, step):
+        raise Saved(self, step)
+
+    save, Checkpoint.save = Checkpoint.save, caught
+    due, Checkpoint.due = Checkpoint.due, lambda self: True
+    try:
+        train()
+    except Saved as caught:
+        return caught.args[0]
+    finally:
+        Checkpoint.save, Checkpoint.due = save, due
+
+
+def main() -> None:
+    cohort = Phantom(40, 64, aff_share=0.4, seed=0).cohort()
+    gan, diff = cyclegan.Settings(steps=2), cyclediff.Settings(batch=1)
+    small_diff = {"autoencoder": "pixels", "unet_width": 24, "unet_multipliers": (1, 2, 2), "unet_blocks": 1}
+    small_diff |= {"shared_unet": True, "translator_width": 16, "translator_blocks": 4, "discriminator_width": 32}
+    stages = {"autoencoder_steps": 0, "warmup_steps": 0, "joint_steps": 2, "perceptual": 0.0}
+    trainings = {
+        "CycleGAN, quick": lambda f: cyclegan.CycleGAN(
+            replace(gan, batch=4, width=16, blocks=4, discriminator_width=32)
+        ).fit(cohort, f, 0),
+        "CycleGAN, published": lambda f: cyclegan.CycleGAN(gan).fit(cohort, f, 0),
+        "CycleDiff, quick": lambda f: cyclediff.CycleDiff(replace(diff, **stages, **small_diff)).fit(cohort, f, 0),
+        "CycleDiff, published": lambda f: cyclediff.CycleDiff(replace(diff, **stages)).fit(cohort, f, 0),
+        "ResNet-50": lambda f: classifier.train(
+            cohort, cohort, classifier.Settings(weights="none", steps=2, batch=4), 0, checkpoint=f / "checkpoint.pt"
+        ),
+    }
+    print(f"{'training':22}{'MB':>8}{'seconds to save':>18}{'every':>8}{'share':>8}")
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        for name, train in trainings.items():
+            place = Path(folder) / name.replace(", ", "-")
+            checkpoint, took = checkpoint_of(lambda train=train, place=place: train(place)), []
+            for step in range(5):
+                start = time.perf_counter()
+                checkpoint.save(step)
+                took.append(time.perf_counter() - start)
+            size = checkpoint.path.stat().st_size / 1e6
+            seconds, every = median(took), checkpoint.every
+            share = seconds / (seconds + every)
+            print(f"{name:22}{size:8.1f}{seconds:18.2f}{every:8.0f}{share:8.2%}", flush=True)
+            for file in Checkpoint.files(checkpoint.path):
+                file.unlink()
+
+
+if __name__ == "__main__":
+    main()
