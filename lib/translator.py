@@ -152,9 +152,12 @@ def train(
     seed: int,
     preview: Cohort | None = None,
     watch: Watch | None = None,
-) -> None:
-    """`make().fit(...)`, which another process can be sent: nothing is made before it arrives there."""
-    make().fit(cohort, folder, seed, preview, watch)
+) -> bool:
+    """`make().fit(...)`, which another process can be sent: nothing is made before it arrives there. Whether `watch`
+    has stopped it."""
+    translator = make()
+    translator.fit(cohort, folder, seed, preview, watch)
+    return "stopped_at" in translator.metadata
 
 
 class _Timed(Exception):

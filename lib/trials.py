@@ -28,7 +28,7 @@ from lib.metrics import evaluate, recalibrated
 from lib.runs import Run, write_text, write_together
 from lib.splits import PARTS, cell_name, cells
 from lib.training import Checkpoint, cohort_hash, generator, source_hash
-from lib.work import Machines, carry_out
+from lib.work import Machines, Piece, carry_out
 
 GENERATORS = ("cyclegan", "cyclediff", "noise")
 BALANCE = {
@@ -192,7 +192,8 @@ def run_trials(
         for seed in seeds:
             for c in chosen:
                 path = trial_path(folder, cell, c.name, seed)
-                trials[c.name, *cell, seed] = partial(run_trial, c, cell, parts, made, seed, settings, path)
+                trial = partial(run_trial, c, cell, parts, made, seed, settings, path)
+                trials[c.name, *cell, seed] = Piece(trial, path)
                 tested[c.name, *cell, seed] = labelled(c, cell, parts)[2].table[["image_id", "patient_id", "label"]]
     pieces = {f"{cell_name(*cell)}-{name}-s{seed}": trial for (name, *cell, seed), trial in trials.items()}
     carry_out(pieces, folder / "work", machines)

@@ -1,8 +1,8 @@
 """The work list: independent pieces of work, done here, by several processes, or by the jobs of a Slurm cluster.
 
-A piece is a function without arguments that leaves its result in files, goes on where it was killed, and returns at
-once where it has nothing left to do: the training of a cell, a trial. Who does a piece, and where, changes nothing in
-its result. What became of each piece stands in a file of its own, and all together in a table.
+A piece leaves its result in files, goes on where it was killed, and ends at once where nothing is left to do: the
+training of a cell, a trial. Who does a piece, and where, changes nothing in its result. What became of each stands in a
+file of its own, and all together in a table.
 """
 
 from __future__ import annotations
@@ -34,13 +34,28 @@ from submitit.helpers import Checkpointable, TorchDistributedEnvironment
 
 from lib.runs import ROOT, Busy, progress, shown, sole_writer, write_text, written
 
-Piece = Callable[[], object]
-STATES = ("waiting", "running", "done", "failed")
+OPEN = ("waiting", "running")
+STATES = (*OPEN, "done", "failed")
 COLUMNS = ("piece", "state", "attempts", "job", "started", "seconds", "memory_mb", "log", "error")
 CPUS_BESIDE_GPUS = 4  # a process
 ARRAY = 1000  # jobs, the largest array that Slurm takes as it is installed
 REQUEUED = 100  # times, at most, that a job whose minutes are over goes on in another
 UNSEEN = 15  # seconds that a job may be in no queue before it counts as dead: files may arrive later than that news
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of work.
+
+    Parameters
+    ----------
+    do : called without arguments, or with `watch`; for other processes it is pickled. It returns True where it was
+        stopped by hand before its end.
+    result : the file or folder that is there when it is done
+    """
+
+    do: Callable[..., object]
+    result: Path
 
 
 class WorkFailed(RuntimeError):
@@ -101,17 +116,18 @@ class WorkList:
         return self.folder.parent.name
 
     def read(self, name: str) -> dict:
-        """What is known of a piece, made of the same inputs by the same code; a piece of others is waiting."""
+        """What is known of a piece of these inputs and code; any other waits, and so does one whose result is gone."""
         path = self.folder / f"{name}.json"
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return known if known.get("key") == self.keys[name] else {"state": "waiting", "attempts": 0}
+        lost = known.get("state") == "done" and not self.pieces[name].result.exists()
+        return known if known.get("key") == self.keys[name] and not lost else {"state": "waiting", "attempts": 0}
 
     def note(self, name: str, known: dict) -> None:
         write_text(self.folder / f"{name}.json", json.dumps({"key": self.keys[name]} | known, indent=1))
 
     def unfinished(self) -> list[str]:
         """The names of pieces that wait or are being done."""
-        return [name for name in self.pieces if self.read(name)["state"] in ("waiting", "running")]
+        return [name for name in self.pieces if self.read(name)["state"] in OPEN]
 
     def counts(self) -> dict[str, int]:
         """How many pieces are in each state."""
@@ -127,8 +143,8 @@ class WorkList:
         write_text(self.folder.with_suffix(".csv"), table.to_csv(index=False))
         return table
 
-    def do(self, name: str, job: str = "", log: str = "", **how) -> None:
-        """Do one piece and note what became of it; `how` goes to the piece.
+    def do(self, name: str, states: Sequence[str] = STATES, job: str = "", log: str = "", **how) -> None:
+        """Do one piece, if it is in one of these states, and note what became of it; `how` goes to the piece.
 
         Raises
         ------
@@ -137,12 +153,14 @@ class WorkList:
         """
         with sole_writer(self.folder / "locks" / name, f"{self.name} {name}"):
             start, known = time.perf_counter(), self.read(name)
+            if known["state"] not in states:
+                return
             known = {"state": "running", "attempts": known["attempts"] + 1, "job": job or str(os.getpid()), "log": log}
             known["started"] = datetime.now().astimezone().isoformat(timespec="seconds")
             self.note(name, known)
             try:
-                self.pieces[name](**how)
-                known["state"] = "done"
+                stopped = self.pieces[name].do(**how) is True
+                known["state"] = "waiting" if stopped else "done"
             except Exception as error:
                 known |= {"state": "failed", "error": f"{type(error).__name__}: {error}"}
                 raise
@@ -267,7 +285,7 @@ def through_processes(work: WorkList, n: int, name: str = "") -> None:
         for worker in workers:
             worker.wait()
     for left in [name] if name else work.unfinished():  # nobody is left who could do it
-        if (known := work.read(left))["state"] in ("waiting", "running"):
+        if (known := work.read(left))["state"] in OPEN:
             ends = ", ".join(str(worker.returncode) for worker in workers)
             known |= {"state": "failed", "log": known.get("log") or shown(logs)}
             work.note(left, known | {"error": f"its process ended without a word (exit status {ends})"})
@@ -279,15 +297,13 @@ def work_on(work: WorkList, names: Sequence[str], job: str = "", log: str = "") 
     Without names all that wait. One that was being done when its process died is done again only by its name, since it
     may be what it died of.
     """
-    fine = True
+    fine, states = True, OPEN if names else ("waiting",)
     for name in names or work.pieces:
-        if work.read(name)["state"] not in (("waiting", "running") if names else ("waiting",)):
-            continue
         try:
             if os.environ.get("RANK", "0") == "0":
-                work.do(name, job, log)
+                work.do(name, states, job, log)
             else:
-                work.pieces[name]()
+                work.pieces[name].do()
         except Busy:
             if "RANK" in os.environ:  # others wait for this process
                 raise

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import hasty
+import hanging
 import pandas as pd
 import psutil
 import pytest
@@ -23,23 +23,24 @@ from test_cyclegan import TOY, toy_cohort
 from lib.cyclegan import CycleGAN
 from lib.runs import ROOT, Busy, sole_writer
 from lib.splits import make_splits
-from lib.training import Checkpoint, read_whole, weights_metadata
+from lib.training import read_whole, weights_metadata
 from lib.translator import train
 from lib.trials import run_trials
-from lib.work import COLUMNS, Machines, WorkFailed, WorkList, carry_out
+from lib.work import COLUMNS, Machines, Piece, WorkFailed, WorkList, carry_out
 
 TWO = Machines(num_processes=2)
 SLURM = Machines("slurm", minutes=5)
 
 
-def once(folder: Path, names: str) -> dict:
+def once(folder: Path, names) -> dict:
     """Pieces that cannot be done twice: a folder is made that must not be there."""
-    return {name: partial(os.mkdir, folder / name) for name in names}
+    return {name: Piece(partial(os.mkdir, folder / name), folder / name) for name in names}
 
 
-def trained(folder: Path, by=train, **changes) -> partial:
+def trained(folder: Path, by=train, **changes) -> Piece:
     cohort = toy_cohort()
-    return partial(by, partial(CycleGAN, replace(TOY, **changes)), cohort, folder, 0, cohort.first(4))
+    do = partial(by, partial(CycleGAN, replace(TOY, **changes)), cohort, folder, 0, cohort.first(4))
+    return Piece(do, folder / "weights.safetensors")
 
 
 def weights(folder: Path) -> dict:
@@ -56,7 +57,7 @@ def same_weights(a: Path, b: Path) -> bool:
 
 def test_here_pieces_are_done_in_order_and_get_the_watch(tmp_path):
     seen = []
-    pieces = {name: partial(seen_by, seen, name) for name in "ba"}
+    pieces = {name: Piece(partial(seen_by, seen, name), tmp_path) for name in "ba"}
     table = carry_out(pieces, tmp_path / "stage" / "work", Machines(), watch="w")
     assert seen == [("b", "w"), ("a", "w")]
     assert list(table.columns) == list(COLUMNS) and list(table.piece) == ["b", "a"]
@@ -70,7 +71,7 @@ def seen_by(seen: list, name: str, watch=None) -> None:
 
 
 def test_here_an_error_ends_the_work_and_stands_in_the_list(tmp_path):
-    pieces = {"a": partial(int, "no number"), "b": partial(os.mkdir, tmp_path / "b")}
+    pieces = {"a": Piece(partial(int, "no number"), tmp_path)} | once(tmp_path, "b")
     with pytest.raises(ValueError, match="no number"):
         carry_out(pieces, tmp_path / "work", Machines())
     work = WorkList(tmp_path / "work", pieces)
@@ -87,10 +88,22 @@ def test_a_piece_that_somebody_does_is_left_alone(tmp_path):
     assert (tmp_path / "a").exists()
 
 
-def test_what_a_piece_is_given_decides_whether_it_is_known(tmp_path):
-    WorkList(tmp_path / "work", {"a": partial(os.mkdir, tmp_path / "a")}).do("a")
-    assert WorkList(tmp_path / "work", {"a": partial(os.mkdir, tmp_path / "a")}).read("a")["state"] == "done"
-    assert WorkList(tmp_path / "work", {"a": partial(os.mkdir, tmp_path / "b")}).read("a")["state"] == "waiting"
+def test_what_a_piece_is_given_decides_whether_it_is_known_and_so_does_its_result(tmp_path):
+    def state(name: str) -> str:
+        return WorkList(tmp_path / "work", {"a": once(tmp_path, name)[name]}).read("a")["state"]
+
+    WorkList(tmp_path / "work", once(tmp_path, "a")).do("a")
+    assert (state("a"), state("b")) == ("done", "waiting")
+    (tmp_path / "a").rmdir()
+    assert state("a") == "waiting"
+
+
+def test_what_was_stopped_by_hand_is_not_done(tmp_path):
+    pieces = {"r0f0": trained(tmp_path / "gan", log_every=1)}
+    stop = [True, False, False, False, False, False]
+    table = carry_out(pieces, tmp_path / "work", Machines(), watch=lambda *_: stop.pop(0))
+    assert list(table.state) == ["waiting"] and (tmp_path / "gan" / "weights.safetensors").exists()
+    assert list(carry_out(pieces, tmp_path / "work", Machines()).state) == ["done"]
 
 
 @pytest.mark.parametrize("values", [{"executor": "sge"}, {"num_processes": 0}])
@@ -103,7 +116,7 @@ def test_machines_that_do_not_exist_are_refused(values):
 
 
 def test_two_processes_do_each_piece_once_and_report_the_failed(tmp_path):
-    pieces = once(tmp_path, "abcd") | {"wrong": partial(int, "no number")}
+    pieces = once(tmp_path, "abcd") | {"wrong": Piece(partial(int, "no number"), tmp_path)}
     with pytest.raises(WorkFailed, match=r"1 of 5 pieces .*\nwrong: ValueError: .*no number.*\.log\)") as failure:
         carry_out(pieces, tmp_path / "work", TWO)
     table = pd.read_csv(tmp_path / "work.csv").set_index("piece")
@@ -112,15 +125,14 @@ def test_two_processes_do_each_piece_once_and_report_the_failed(tmp_path):
     log = Path(str(failure.value).split("log: ")[1].rstrip(")"))
     assert "ValueError" in (ROOT / log).read_text()
 
-    (tmp_path / "a").rmdir()  # whoever is done is not asked again; the failed one is
-    pieces["wrong"] = partial(os.mkdir, tmp_path / "right")
+    pieces["wrong"] = once(tmp_path, ["right"])["right"]  # whoever is done is not asked again
     assert set(carry_out(pieces, tmp_path / "work", TWO).state) == {"done"}
-    assert (tmp_path / "right").exists() and not (tmp_path / "a").exists()
+    assert (tmp_path / "right").exists()
     assert not (tmp_path / "work" / "logs").exists() and not (tmp_path / "work" / "pieces.pkl").exists()
 
 
 def test_a_process_that_dies_leaves_its_piece_failed_and_the_rest_to_the_others(tmp_path):
-    pieces = {"dies": partial(os.abort)} | once(tmp_path, "abc")
+    pieces = {"dies": Piece(os.abort, tmp_path)} | once(tmp_path, "abc")
     with pytest.raises(
         WorkFailed, match=r"1 of 4 pieces .*\ndies: its process ended without a word \(exit status .*-6"
     ):
@@ -129,7 +141,7 @@ def test_a_process_that_dies_leaves_its_piece_failed_and_the_rest_to_the_others(
 
 
 def test_two_processes_train_one_translator_together(tmp_path):
-    trained(tmp_path / "one")()
+    trained(tmp_path / "one").do()
     carry_out({"r0f0": trained(tmp_path / "two")}, tmp_path / "work", TWO, data_parallel=True)
     assert weights_metadata(tmp_path / "two" / "weights.safetensors")["processes"] == 2
     histories = [pd.read_csv(tmp_path / name / "history.csv") for name in ("one", "two")]
@@ -205,30 +217,37 @@ def test_slurm_gives_the_tables_of_this_machine_bit_for_bit(tmp_path, slurm):
 def test_preempted_trainings_go_on_from_their_checkpoint_and_failed_ones_are_reported(tmp_path, slurm, monkeypatch):
     """Once the cluster takes a job away without asking, once it sends the signal first on which the job makes room."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)
-    trained(tmp_path / "whole", steps=200)()
-    ways = {"taken": ["scontrol", "requeue"], "asked": ["scancel", "--signal=USR2"]}
-    pieces = {name: trained(tmp_path / name, steps=200, by=hasty.train) for name in ways} | once(tmp_path, "a")
+    trained(tmp_path / "whole").do()
+    asking = [
+        "timeout",
+        "1",
+        "scancel",
+        "--signal=USR2",
+    ]  # which would ask again and again, also the job that comes back
+    ways = {"taken": ["scontrol", "requeue"], "asked": asking}
+    pieces = {name: trained(tmp_path / name, by=hanging.train) for name in ways} | once(tmp_path, "a")
     pieces["wrong"] = trained(tmp_path / "wrong", learning_rate=1e30)
     preempted, work = {}, WorkList(tmp_path / "work", pieces)
 
     def preempt():
         for name, way in ways.items():
-            saved = Checkpoint.files(tmp_path / name / "checkpoint.pt")
-            if name not in preempted and all(file.exists() for file in saved):
-                subprocess.run([*way, work.read(name)["job"]], check=True)
-                preempted[name] = read_whole(saved[1])["step"]
+            if name not in preempted and (tmp_path / name / "hanging").exists():
+                subprocess.run([*way, work.read(name)["job"]], stderr=subprocess.DEVNULL)
+                preempted[name] = read_whole(tmp_path / name / "checkpoint.pt")["step"]
 
-    monkeypatch.setattr("lib.work.time.sleep", lambda seconds, sleep=time.sleep: (preempt(), sleep(0.2)))
+    monkeypatch.setattr("lib.work.time.sleep", lambda seconds, sleep=time.sleep: (preempt(), sleep(0.5)))
     with pytest.raises(WorkFailed, match=r"1 of 4 pieces .*\nwrong: FloatingPointError: step .*_0_log\.err\)"):
         carry_out(pieces, tmp_path / "work", SLURM, data_parallel=True)
-    assert (tmp_path / "a").exists()
+    assert preempted == {"taken": 3, "asked": 3} and (tmp_path / "a").exists()
     for name in ways:
-        assert 0 < preempted[name] < 200 and work.read(name)["attempts"] > 1
-        assert same_weights(tmp_path / "whole", tmp_path / name)
+        assert work.read(name)["attempts"] > 1 and same_weights(tmp_path / "whole", tmp_path / name)
 
 
 def test_jobs_are_waited_for_not_sent_again_and_dead_ones_are_told(tmp_path, slurm, monkeypatch):
-    pieces = {"long": partial(time.sleep, 3), "dies": partial(os.kill, 0, signal.SIGKILL)}
+    pieces = {
+        "long": Piece(partial(time.sleep, 3), tmp_path),
+        "dies": Piece(partial(os.kill, 0, signal.SIGKILL), tmp_path),
+    }
     monkeypatch.setattr("lib.work.UNSEEN", 3)
     with monkeypatch.context() as patch:
         patch.setattr("lib.work.show_progress", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
