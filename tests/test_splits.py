@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.splits import check_splits, keep_aff, make_splits, predefined_splits, read_splits
+from lib.cohort import Cohort
+from lib.splits import check_splits, keep_aff, make_splits, predefined_splits, read_splits, with_windows
 
 
 def make_patients(aff: int, nff: int) -> pd.Series:
@@ -171,3 +172,23 @@ def test_a_smaller_share_of_aff_is_part_of_a_larger_one_and_nobody_else_moves():
     pd.testing.assert_frame_equal(keep_aff(splits, patients, 1.0, 0), splits)
     with pytest.raises(ValueError, match="training_aff_share=0 must lie above 0"):
         keep_aff(splits, patients, 0, 0)
+
+
+@given(
+    st.lists(st.integers(0, 65535), min_size=1, max_size=40),
+    st.floats(0, 50, allow_nan=False),
+    st.floats(51, 100, allow_nan=False),
+    st.sampled_from([np.uint8, np.uint16]),
+)
+def test_windows_are_the_percentiles_that_numpy_finds(levels, low, high, dtype):
+    levels = np.array(levels, dtype=np.uint16).astype(dtype)
+    wanted = np.percentile(levels, [low, high]) / np.iinfo(dtype).max
+    table = pd.DataFrame({"image_id": [*map(str, range(len(levels)))], "patient_id": "a", "label": "AFF"})
+    cohort = Cohort(table.assign(view="", side=""), levels[:, None, None])
+    splits = pd.DataFrame({"repeat": 0, "fold": 0, "patient_id": ["a"], "part": "train"})
+    if wanted[0] == wanted[1]:
+        with pytest.raises(ValueError, match="the same grey level"):
+            with_windows(splits, cohort, (low, high))
+    else:
+        found = with_windows(splits, cohort, (low, high))
+        assert [*found[["black", "white"]].iloc[0]] == [*wanted]

@@ -1,6 +1,8 @@
 import itertools
+import tracemalloc
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -29,6 +31,19 @@ def test_the_hash_of_the_generators_patients_stays_a_string(tmp_path, generator)
     assert set(Cohort.load(tmp_path).table.generator) == {generator}
     untrained = translated(made, "NFF", "negative", lambda x: -x, batch=4)
     assert "generator" not in untrained.table and "generator" not in sources.table
+
+
+def test_a_translation_holds_its_integers_and_a_batch_of_floats(tmp_path):
+    n, size = 1000, 64
+    table = pd.DataFrame({"image_id": map(str, range(n)), "patient_id": "a", "label": "NFF", "view": "", "side": ""})
+    Cohort(table, np.zeros((n, size, size), np.uint8)).save(tmp_path)
+    sources = Cohort.load(tmp_path)
+    tracemalloc.start()
+    made = translated(sources, "AFF", "negative", lambda x: -x, batch=32)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (made.pixels == 255).all()
+    assert peak < 2 * n * size**2, "as floats they would take four times their bytes, and that several times"
 
 
 TOYS = {
