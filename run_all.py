@@ -4,9 +4,11 @@
     python run_all.py                                       the quick profile, into runs/quick
     python run_all.py --profile full --run hospital -p radiographs_csv data/cohort.csv
     python run_all.py --list                                notebooks, their state, their parameters
+    python run_all.py --verify hospital                     run it again and compare: are all results the same?
 
 Finished notebooks whose code, parameters and inputs did not change are skipped. The exit status is 0 only if every
-notebook that was asked for has finished: 1 where one failed, 2 where the request made no sense (nothing is touched).
+notebook that was asked for has finished: 1 where one failed or could not be written, 2 where the request made no sense
+or another process writes the run (nothing is touched).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/kills.py --kills 20 --seed 0
 
-Runs a profile untouched, then into another run, which is killed (SIGKILL) at random moments and started again until it
-finishes; then compares the two with `lib.verify`. Every other time the kernel is left alive, so that the next start
+Runs a profile untouched, then into other runs, killed (SIGKILL) at random moments and started again until they finish;
+then compares them with `lib.verify`. Every other time the kernel is left alive, so that the next start
 meets a lock that is still held. Each moment is drawn from its share of the time that is left: early ones first, so that
 every notebook is hit. Exit status 0 where all results are the same.
 """
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from lib.runs import ROOT
+from lib.runs import LOCK, ROOT
 from lib.verify import compare_runs, report
 
 
@@ -48,51 +48,52 @@ def kill(process: subprocess.Popen, with_kernel: bool) -> None:
     process.wait()
 
 
-def killed_run(
-    start: Callable[[], subprocess.Popen], run: Path, untouched: Path, seconds: float, kills: int, seed: int
-) -> Counter:
-    """Start, kill and start again, then let it finish.
+def killed_runs(
+    start: Callable[[str], subprocess.Popen], untouched: Path, seconds: float, kills: int, seed: int
+) -> tuple[list[Path], Counter]:
+    """Start, kill and start again at so many moments, then let it finish. Where a run finishes before its moment has
+    come, the next one begins.
 
     Parameters
     ----------
-    start : begins the command, in a session of its own
-    run, untouched : its folder, and that of the run that was left alone
-    seconds : that the untouched run took
-    kills : how often it is killed; fewer where it finishes before
+    start : begins the command for a run of this name, in a session of its own
+    untouched : folder of the run that was left alone, beside which the others are made
+    seconds : that it took
 
     Returns
     -------
-    Counter
-        The notebook that was running → how many kills hit it; "" between or before notebooks.
+    runs : the finished ones, `killed-1` and on
+    hit : the notebook that was running → how many kills hit it; "" between or before notebooks
 
     Raises
     ------
     RuntimeError
         Where a start ends otherwise than killed or well.
     """
-    moments, hit = random.Random(seed), Counter()
+    moments, hit, runs = random.Random(seed), Counter(), [untouched.with_name("killed-1")]
     took = {name: record["seconds"] for name, record in notebooks(untouched).items()}
     for number in range(kills):
+        run = runs[-1]
         finished = [name for name, record in notebooks(run).items() if record["state"] == "finished"]
         left = seconds - sum(took[name] for name in finished)
         moment = left * (number + moments.random()) / kills
-        process = start()
+        process = start(run.name)
         try:
-            status = process.wait(moment)
+            if status := process.wait(moment):
+                raise RuntimeError(f"start {number + 1} ended with status {status}")
+            print(f"start {number + 1}: finished before it was killed ({moment:.1f} s)", flush=True)
+            runs.append(run.with_name(f"killed-{len(runs) + 1}"))
         except subprocess.TimeoutExpired:
             running = next((name for name, record in notebooks(run).items() if record["state"] == "running"), "")
             kill(process, with_kernel=number % 2 == 0)
             alive = "" if number % 2 == 0 else ", its kernel left alive"
             hit[running] += 1
             print(f"kill {number + 1}: after {moment:.1f} s, {running or 'between notebooks'}{alive}", flush=True)
-            continue
-        if status:
-            raise RuntimeError(f"start {number + 1} ended with status {status}")
-        print(f"start {number + 1} finished before it was killed ({moment:.1f} s)", flush=True)
-        break
-    if status := start().wait():
+    if not notebooks(runs[-1]):  # the last moment was too late, and none is left for another
+        return runs[:-1], hit
+    if status := start(runs[-1].name).wait():
         raise RuntimeError(f"the last start ended with status {status}")
-    return hit
+    return runs, hit
 
 
 def main() -> int:
@@ -101,9 +102,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    names = ("kills-untouched", "kills-killed")
-    runs = [ROOT / "runs" / name for name in names]
-    for run in runs:
+    untouched = ROOT / "runs" / "untouched"
+    for run in (untouched, *untouched.parent.glob("killed-*")):
         shutil.rmtree(run, ignore_errors=True)
 
     def start(name: str) -> subprocess.Popen:
@@ -111,17 +111,19 @@ def main() -> int:
         return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
 
     began = time.monotonic()
-    if status := start(names[0]).wait():
+    if status := start(untouched.name).wait():
         return status
     seconds = time.monotonic() - began
     print(f"untouched: {seconds:.0f} s; seed {options.seed}", flush=True)
-    hit = killed_run(lambda: start(names[1]), runs[1], runs[0], seconds, options.kills, options.seed)
+    runs, hit = killed_runs(start, untouched, seconds, options.kills, options.seed)
     print(f"{hit.total()} kills: " + ", ".join(f"{n} in {name or 'between'}" for name, n in sorted(hit.items())))
-    files = compare_runs(*runs)
-    print(report(files))
-    leftovers = [path for path in runs[1].rglob(".*") if path.name != ".lock"]
-    print(f"temporary files left: {len(leftovers)}")
-    return int(files.differ.any())
+    unlike = 0
+    for run in runs:
+        files = compare_runs(untouched, run)
+        unlike += int(files.differ.sum())
+        leftovers = [path for path in run.rglob(".*") if path.name != LOCK]
+        print(f"{run.name}: {report(files)}\ntemporary files left: {len(leftovers)}")
+    return int(unlike > 0)
 
 
 if __name__ == "__main__":

@@ -154,11 +154,12 @@ def index(run: Run) -> Path:
         opening = f"<h1>Run {run.folder.name}</h1>\n<p class='soft'>No answers yet: notebook 06 writes them.</p>"
     notebooks = sorted(manifest.get("notebooks", {}).items())
     entries = "\n".join(_entry(run, name, record) for name, record in notebooks)
+    peaks = [record["memory_mb"] for _, record in notebooks if "memory_mb" in record]
     facts = {
         "run": f"{run.folder.name}, profile {manifest.get('profile')}",
         "started": min((record["started"] for _, record in notebooks), default="not yet"),
         "minutes": f"{sum(record.get('seconds', 0) for _, record in notebooks) / 60:.1f}",
-        "peak memory": f"{max((record.get('memory_mb', 0) for _, record in notebooks), default=0)} MB",
+        "peak memory": f"{max(peaks)} MB" if peaks else None,
         "commit": f"{manifest.get('commit') or 'outside git'}{' with changes' if manifest.get('dirty') else ''}",
         "device": manifest.get("device"),
         "processor": f"{manifest.get('cpu')}, {manifest.get('cores')} cores",

@@ -491,4 +491,6 @@ def _plain(value):
 def _cannot_write(path: Path, error: Exception) -> OSError:
     reason = getattr(error, "strerror", None) or error
     remedy = "free space, change permissions or take another run"
-    return OSError(getattr(error, "errno", None), f"cannot write {shown(path)}: {reason}; {remedy}")
+    message = f"cannot write {shown(path)}: {reason}; {remedy}"
+    number = getattr(error, "errno", None)
+    return OSError(message) if number is None else OSError(number, message)

@@ -379,7 +379,7 @@ class Checkpoint:
                     os.replace(path, before)
         except OSError as error:
             kept = f"step {self.step:,} is kept, and the same again goes on from there"
-            raise OSError(error.errno, f"{error.strerror}; {kept}") from error
+            raise OSError(f"{error}; {kept}") from error
         self.step, self.saved_at = step, time.monotonic()
         self.every = min(max(60 * (self.saved_at - start), EVERY[0]), EVERY[1])
 

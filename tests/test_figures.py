@@ -1,3 +1,5 @@
+import os
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -35,6 +37,26 @@ def test_save_figure_writes_three_files_the_same_each_time(tmp_path):
     assert first == second
     assert first["curve.txt"] == b"A curve of 3 points.\n"
     assert b"/Type3" not in first["curve.pdf"]
+
+
+def test_a_picture_is_never_seen_with_another_caption(tmp_path, monkeypatch):
+    """Whatever is killed in between: where the picture or the .pdf is there, so is its own caption."""
+    folder, replace, seen = tmp_path / "figures", os.replace, []
+
+    def save(caption):
+        fig, ax = plt.subplots()
+        ax.plot([1, len(caption)])
+        figures.save_figure(fig, Run(tmp_path), "curve", caption)
+
+    def replaced(part, path):
+        seen.append(sorted(file.name for file in folder.glob("[!.]*")))
+        replace(part, path)
+        assert (folder / "curve.txt").read_text() == "New.\n"
+
+    save("Old one.")
+    monkeypatch.setattr(os, "replace", replaced)
+    save("New.")
+    assert seen == [[], ["curve.txt"], ["curve.pdf", "curve.txt"]]
 
 
 def test_save_table_is_booktabs_and_keeps_all_digits(tmp_path):

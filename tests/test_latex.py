@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.latex import escaped, macro, number, write_results
+from lib.latex import escaped, macro, number, write_document, write_results
 from lib.runs import Run
 
 
@@ -65,3 +65,17 @@ def test_numbers_as_the_thesis_prints_them(value, name, text):
 def test_symbols_are_commands_in_and_out_of_equations():
     assert escaped("σ of 5 % in $λ_1$, a_b") == r"$\sigma$ of 5 \% in $\lambda_1$, a\_b"
     assert escaped(r"\$5 × 2") == r"\$5 $\times$ 2"
+
+
+def test_what_a_killed_process_was_writing_is_in_no_document(run):
+    for name in (
+        "figures/01_a.pdf",
+        "figures/01_a.txt",
+        "figures/.12.01_b.pdf",
+        "tables/01_c.tex",
+        "tables/.12.01_d.tex",
+    ):
+        run.path(*name.split("/")).write_text("Caption.")
+    write_document(run, write_results(run))
+    text = (run / "study.tex").read_text()
+    assert "01_a" in text and "01_c" in text and "01_b" not in text and "01_d" not in text

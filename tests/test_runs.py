@@ -364,3 +364,18 @@ def test_a_lock_that_cannot_be_written_is_a_clear_error(tmp_path):
     (tmp_path / "quick").write_text("in the way")
     with pytest.raises(OSError, match=r"cannot write .*quick"), sole_writer(tmp_path / "quick", "mine"):
         pass
+
+
+def test_texts_written_together_are_never_read_beside_older_ones(tmp_path, monkeypatch):
+    texts = {"metrics.csv": "old", "predictions.csv": "old"}
+    runs.write_together(tmp_path, texts)
+    replace, seen = os.replace, []
+
+    def replaced(part, path):
+        seen.append({file.name: file.read_text() for file in tmp_path.glob("[!.]*")})
+        replace(part, path)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    runs.write_together(tmp_path, dict.fromkeys(texts, "new"))
+    assert seen == [{}, {"metrics.csv": "new"}]
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == dict.fromkeys(texts, "new")

@@ -114,3 +114,31 @@ def test_diffusion_models_alone_cannot_translate(cohort, tmp_path):
         kind(settings).fit(cohort, tmp_path, 0, watch=lambda *_: True)
     assert not (tmp_path / WEIGHTS).exists()
     assert kind(settings).fit(cohort, tmp_path, 0).step.iloc[-1] == 6, "the checkpoint goes on"
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_old_weights_go_when_a_training_starts_anew_and_stay_when_it_goes_on(name, cohort, tmp_path, monkeypatch):
+    kind, settings = TOYS[name]
+
+    class Killed(Exception):
+        pass
+
+    def killed(*_, **__):
+        raise Killed
+
+    def fit(seed):
+        kind(settings).fit(cohort, tmp_path, seed, preview=cohort.select(label="NFF").first(1))
+
+    fit(seed=0)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.name != "checkpoint.pt"}
+    assert {WEIGHTS, "history.csv"} < {path.name for path in before}
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "save", killed)
+        with pytest.raises(Killed):
+            fit(seed=0)  # from its checkpoint: nothing is left to be done
+        assert {path: path.read_bytes() for path in before} == before
+        with pytest.raises(Killed):
+            fit(seed=1)
+    assert not (tmp_path / WEIGHTS).exists()
+    fit(seed=0)
+    assert {path: path.read_bytes() for path in before} == before

@@ -301,12 +301,14 @@ def test_the_most_confident_errors_are_kept_with_what_spoke_for_them(study):
 
 
 def test_finished_trials_are_skipped_until_their_inputs_change(study, trained_with):
-    cohort, splits, run, _ = study
+    cohort, splits, run, folder = study
     splits = splits[splits.fold == 0]
     first = run(["real", "cyclegan"], splits=splits)
     assert len(trained_with) == 2
+    left = folder / "cells" / "r0f0" / "real-s0.pt"  # killed between result and checkpoint
+    left.touch()
     second = run(["cyclegan", "real", "oversampling"], splits=splits)
-    assert len(trained_with) == 3
+    assert len(trained_with) == 3 and left.with_suffix(".json").exists() and not left.exists()
     for a, b in zip(first, second, strict=True):
         for name in ("real", "cyclegan"):
             of_a, of_b = (table[table.condition == name].reset_index(drop=True) for table in (a, b))
