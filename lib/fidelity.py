@@ -6,6 +6,10 @@ untranslated images. All but KID, which is unbiased, are taken of equally many i
 
 from __future__ import annotations
 
+import hashlib
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter
@@ -15,9 +19,13 @@ from sklearn.metrics import roc_auc_score
 from lib.cohort import LABELS, Cohort
 from lib.distances import Space, distances, spaces
 from lib.judge import Judge, zones
+from lib.phantom import Phantom
 from lib.pixels import blocks
+from lib.runs import write_together
+from lib.splits import PARTS, cell_name
 from lib.statistics import kid, kid_jackknife, kid_permutation_test
-from lib.training import generator
+from lib.synthesis import INPUTS, TRANSLATORS
+from lib.training import cohort_hashes, generator, source_hash
 
 DIRECTIONS = {"AFF": "NFF→AFF", "NFF": "AFF→NFF"}  # by the label translated to
 OF_JUDGE = ("transfer", "neither", "transfer_blurred", "transfer_noised")  # measured by its eye, not in pixels
@@ -258,6 +266,47 @@ def fidelity_table(
         rows += [{**row, "direction": direction} for row in of_direction]
     columns = ["method", "direction", "features", "metric", "value", "ci_low", "ci_high", "n", "dimensions"]
     return pd.DataFrame(rows)[columns].astype({"dimensions": "Int64"})
+
+
+def measure_cell(
+    folder: Path,
+    cell: tuple[int, int],
+    cohort: Cohort,
+    splits: pd.DataFrame,
+    methods: list[str],
+    phantom: Phantom | None,
+    inception: str,
+) -> None:
+    """One cell's `fidelity_table` and, where both translators ran, `kid_comparison`, of the images and the judge that
+    lie in the run: into `fidelity/CELL.csv` and `CELL_kid.csv`, unless they are there from the same inputs.
+
+    Parameters
+    ----------
+    folder : of the run
+    methods : those whose images were made, see `lib.synthesis.METHODS`
+    phantom : what the cohort was drawn from, None: real radiographs
+    inception : as in `lib.distances.spaces`
+    """
+    name, synthetic = cell_name(*cell), Path(folder, "synthetic")
+    homes = {method: synthetic / method / name / "test" for method in methods if method in TRANSLATORS}
+    homes |= {"noise": synthetic / "noise" / name} if "noise" in methods else {}
+    weights = Path(folder, "judge", name, "judge.safetensors")
+    inputs = {method: json.loads((home / INPUTS).read_text(encoding="utf-8")) for method, home in homes.items()}
+    inputs |= {"judge": hashlib.sha256(weights.read_bytes()).hexdigest()[:16], "phantom": repr(phantom)}
+    training, validation, test = parts = [cohort.part(splits, *cell, part) for part in PARTS]
+    inputs |= {"inception": inception, "source": source_hash("fidelity"), "images": [*map(cohort_hashes, parts)]}
+    text, place = json.dumps(inputs, indent=1), Path(folder, "fidelity")
+    if (known := place / f"{name}.json").exists() and known.read_text(encoding="utf-8") == text:
+        return
+    images, judge = {method: Cohort.load(home) for method, home in homes.items()}, Judge.load(weights.parent)
+    noise, counterfactual = images.pop("noise", None), phantom.counterfactual(test) if phantom else None
+    table = fidelity_table(images, training, validation, test, judge, counterfactual, noise, inception)
+    tables = {f"{name}.csv": table}
+    if len(images) == len(TRANSLATORS):
+        tables[f"{name}_kid.csv"] = kid_comparison(images, test, judge, "cyclediff", "cyclegan")
+    repeat, fold = cell
+    texts = {file: table.assign(repeat=repeat, fold=fold).to_csv(index=False) for file, table in tables.items()}
+    write_together(place, texts | {f"{name}.json": text})
 
 
 def closer_by_space(fidelity: pd.DataFrame, a: str, b: str) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from lib.phantom import Phantom
 from lib.pixels import blocks
 from lib.runs import no_progress, progress, write_text, written
 from lib.splits import cell_name, cells
-from lib.training import cohort_hash, generator, source_hash, weights_metadata
+from lib.training import cohort_hashes, generator, source_hash, weights_metadata
 from lib.translator import WEIGHTS
 
 TRANSLATORS = {"cyclegan": CycleGAN, "cyclediff": CycleDiff}
@@ -94,10 +94,10 @@ def synthesise(
     if not needed:
         raise ValueError(f"cell {cell_name(*cell)} has no fewer AFF than asked for: raise synthetic_ratio")
     sources = chosen_sources(training, needed, seed)
-    home, inputs = _home(folder, method, cell), {"method": method, "seed": seed, "sources": _hashes(sources)}
+    home, inputs = _home(folder, method, cell), {"method": method, "seed": seed, "sources": cohort_hashes(sources)}
     if method in controls.CONTROL_GENERATORS:
         hidden = controls.hidden_aff(cohort, splits, cell)
-        inputs |= {"training": _hashes(training), "hidden": _hashes(hidden), "phantom": repr(phantom)}
+        inputs |= {"training": cohort_hashes(training), "hidden": cohort_hashes(hidden), "phantom": repr(phantom)}
         make = {
             "fake": partial(controls.fake, training, needed, seed),
             "useless": partial(controls.useless, sources),
@@ -133,7 +133,7 @@ def translate_test(folder: Path, method: str, cell: tuple[int, int], cohort: Coh
     """
     test = cohort.part(splits, *cell, "test")
     home, weights = _home(folder, method, cell) / "test", Path(folder, method, cell_name(*cell), WEIGHTS)
-    inputs = {"method": method, "sources": _hashes(test), "weights": _sha256(weights.read_bytes())}
+    inputs = {"method": method, "sources": cohort_hashes(test), "weights": _sha256(weights.read_bytes())}
     if _unfinished(home, inputs):
         model = TRANSLATORS[method].load(weights.parent)
         ways = [(test.select(label="NFF"), "AFF"), (test.select(label="AFF"), "NFF")]
@@ -164,10 +164,6 @@ def _trained_on(weights: Path) -> str | None:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _hashes(cohort: Cohort) -> list[str]:
-    return [cohort_hash(cohort), _sha256(cohort.table.to_csv(index=False).encode())]
 
 
 def _translations(model, sources: Cohort, to: str) -> Iterator[Piece]:

@@ -295,6 +295,11 @@ def cohort_hash(cohort: Cohort) -> str:
     return digest.hexdigest()[:16]
 
 
+def cohort_hashes(cohort: Cohort) -> list[str]:
+    """`cohort_hash`, and another that changes with anything else that the table says."""
+    return [cohort_hash(cohort), hashlib.sha256(cohort.table.to_csv(index=False).encode()).hexdigest()[:16]]
+
+
 def patients_hash(cohort: Cohort) -> str:
     """Sixteen hexadecimal digits for the set of patients: says which patients weights have seen, not who they are."""
     return hashlib.sha256("\n".join(sorted(cohort.patients.index)).encode()).hexdigest()[:16]
