@@ -88,6 +88,11 @@ class Machines:
         if self.num_processes < 1:
             raise ValueError(f"num_processes={self.num_processes}: at least one process must work")
 
+    @property
+    def here(self) -> bool:
+        """Whether all is done in this process, where it can be watched."""
+        return self.executor == "local" and self.num_processes == 1
+
 
 # The list ------------------------------------------------------------------------------------------------------------
 
@@ -207,7 +212,7 @@ def carry_out(
         Where pieces failed in other processes, after all others were done. In this process an error ends the work.
     """
     work = WorkList(folder, pieces)
-    if machines.executor == "local" and machines.num_processes == 1:
+    if machines.here:
         with progress(len(pieces), desc=work.name) as bar:
             for name in pieces:
                 bar.set_postfix_str(name)
