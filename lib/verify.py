@@ -47,7 +47,8 @@ def _tables(a: Path, b: Path) -> tuple[int, int, float, str]:
         return max(x.size, y.size), max(x.size, y.size, 1), np.nan, "other columns or other numbers of rows"
     unlike = (x != y).to_numpy(bool)
     numbers = [table.apply(pd.to_numeric, errors="coerce").to_numpy(float) for table in (x, y)]
-    largest = np.abs(numbers[0] - numbers[1])[unlike]
+    with np.errstate(invalid="ignore"):  # ∞ − ∞
+        largest = np.abs(numbers[0] - numbers[1])[unlike]
     return x.size, int(unlike.sum()), _max(largest), ", ".join(x.columns[unlike.any(0)])
 
 

@@ -93,6 +93,9 @@ def test_killed_twenty_times_it_comes_to_the_same_results(tmp_path):
         nbformat.write(new_notebook(cells=cells), tmp_path / f"notebooks/{name}.ipynb")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["run_all"])
+    first = context.Process(target=int)  # the imports are no part of the first run's time
+    first.start()
+    first.join()
     start = partial(Start, context, tmp_path)
     untouched, began = tmp_path / "runs/untouched", time.monotonic()
     assert start("untouched").wait() == 0

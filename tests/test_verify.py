@@ -132,6 +132,7 @@ def two(tmp_path, name, one, other):
         ("a,b\n1,2\n", "a,b\n1,2\n", 2, 0),
         ("a,b\n1,2\n", "a,b\n1,2.0\n", 2, 1),  # as written
         ("a,b\n1,\n", "a,b\n1,\n", 2, 0),
+        ("a,b\n1,inf\n", "a,b\n1,inf\n", 2, 0),
         ("a,b\n1,NA\n", "a,b\n1,\n", 2, 1),
         ("a,seconds,hours\n1,2,3\n", "a,seconds,hours\n1,7,8\n", 1, 0),
         ("metric,value\nseconds,1\nauroc,2\n", "metric,value\nseconds,3\nauroc,2\n", 2, 0),
@@ -141,6 +142,7 @@ def two(tmp_path, name, one, other):
         ("", "", 0, 0),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_cells_are_compared_as_written_and_times_are_not(tmp_path, one, other, compared, differ):
     row = two(tmp_path, "table.csv", one, other)
     assert (row.compared, row.differ) == (compared, differ)
