@@ -80,7 +80,7 @@ def exploration(folder: Path) -> None:
     extrapolated("quality", lambda: quality(images.first(SOME), pairs), SOME)
     part_checks(images, splits)
     duplicate_checks(images, splits, pairs)
-    image_page(images.select(label="NFF").first(24), columns=8)
+    image_page(images.take(images.table.query("label == 'NFF'").index[:24]), columns=8)
     images.save(folder / "again")
 
 

@@ -117,9 +117,9 @@ def texture(pixels: np.ndarray) -> np.ndarray:
     hardly matter and bones weigh no more than noise; then half whitened, F/|F|^½, and band-limited, between plain and
     phase-only correlation (Ito et al. 2008, *A dental radiograph recognition system using phase-only correlation*).
     """
-    textures = []
+    textures = np.empty((len(pixels), *[min(64, pixels.shape[-1])] * 2), np.float32)
     for start in range(0, len(pixels), BLOCK):
-        images = _thumbnails(pixels[start : start + BLOCK], min(64, pixels.shape[-1]))
+        images = _thumbnails(pixels[start : start + BLOCK], textures.shape[-1])
         band = images - gaussian_filter(images, 3, axes=(1, 2))
         local = np.sqrt(gaussian_filter(band**2, 4, axes=(1, 2)))
         band /= local + 0.1 * band.std((1, 2), keepdims=True) + 1e-6
@@ -128,8 +128,8 @@ def texture(pixels: np.ndarray) -> np.ndarray:
         F = rfft2(band * window * window[:, None])
         F *= np.exp(-(fftfreq(side)[:, None] ** 2 + rfftfreq(side) ** 2) / (2 * 0.15**2)) / np.sqrt(abs(F) + 1e-9)
         F[:, 0, 0] = 0
-        textures.append(_standardised(irfft2(F, s=(side, side))).reshape(images.shape).astype(np.float32))
-    return np.concatenate(textures)
+        textures[start : start + BLOCK] = _standardised(irfft2(F, s=(side, side))).reshape(images.shape)
+    return textures
 
 
 def _spectra(textures: np.ndarray) -> np.ndarray:

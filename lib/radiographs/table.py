@@ -87,7 +87,7 @@ def read_radiographs(
             reasons[row].append(str(error))
     rows_read, read = list(files), {}
     hows = [_of_row(table.loc[row], how) for row in rows_read]
-    pixels = np.zeros((len(table), size, size), np.uint8)
+    pixels = None
     with progress(len(files), desc="radiographs") as bar:
         for number, found in prepared(list(files.values()), size, hows, cache):
             bar.update()
@@ -95,7 +95,9 @@ def read_radiographs(
             if isinstance(found, ValueError):
                 reasons[row].append(str(found))
                 continue
-            if found.pixels.dtype == np.uint16 and pixels.dtype == np.uint8:
+            if pixels is None:
+                pixels = np.zeros((len(table), size, size), found.pixels.dtype)
+            elif found.pixels.dtype == np.uint16 and pixels.dtype == np.uint8:
                 pixels = _of_16_bits(pixels)
             grey = _of_16_bits(found.pixels) if pixels.dtype == np.uint16 else found.pixels
             pixels[table.index.get_loc(row)] = grey
