@@ -43,8 +43,10 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 from lib import pages
+from lib.files import ROOT, from_root, shown, write_text
+from lib.locks import LOCK, Busy, sole_writer
 from lib.radiographs.table import RadiographsError, read_csv
-from lib.runs import LOCK, ROOT, WHERE, Busy, Damaged, Run, code_files, from_root, shown, sole_writer, write_text
+from lib.runs import WHERE, Damaged, Run, code_files
 
 NOTEBOOKS = ROOT / "notebooks"
 RUNS = ROOT / "runs"
@@ -552,7 +554,7 @@ def run_notebook(notebook: Notebook, label: str, own: dict, mark: str, run: Run)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files (`lib.runs.written`) of killed processes. One that was written within the last minute
+    """Delete the temporary files (`lib.files.written`) of killed processes. One that was written within the last minute
     may be another machine's, which cannot be asked."""
     for path in folder.rglob(".*.*"):
         found = re.match(r"\.(\d+)\..", path.name)

@@ -25,9 +25,10 @@ import pydicom
 from PIL import Image
 from pydicom.data import get_testdata_file
 
+from lib.files import ROOT
 from lib.radiographs import Preparation, read_image, read_radiographs
 from lib.radiographs.preparing import prepare
-from lib.runs import ROOT, progress
+from lib.runs import progress
 
 SECONDS, MEMORY, SECRET = 20, 4 * 2**30, "Geheim"
 

@@ -26,7 +26,8 @@ from pathlib import Path
 
 import psutil
 
-from lib.runs import LOCK, ROOT
+from lib.files import ROOT
+from lib.locks import LOCK
 from lib.verify import compare_runs, report
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from lib.cohort import Cohort
 from lib.controls import CONTROL_GENERATORS
 from lib.duplicates import duplicates
-from lib.runs import write_text
+from lib.files import write_text
 from lib.splits import PARTS, cell_name, cells, with_windows
 from lib.training import cohort_hash, patients_hash, weights_metadata
 

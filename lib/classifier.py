@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
 
 from lib.cohort import LABELS, Cohort
+from lib.files import from_root
 from lib.metrics import by_patient, calibration_intercept, choose_threshold
-from lib.runs import from_root
 from lib.training import (
     Checkpoint,
     History,

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from lib.files import write_text, written
 from lib.pixels import BLOCK, File, Mapped, blocks, joined, save_pixels, taken
-from lib.runs import write_text, written
 
 LABELS = ("NFF", "AFF")  # a label's position is the number networks are trained on: AFF is the positive class
 COLUMNS = ("image_id", "patient_id", "label", "view", "side")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lib.cohort import Cohort
-from lib.runs import shown
+from lib.files import shown
 
 VERDICTS = "verdicts.csv"  # image_id, pixels, keep, reason: what was decided by hand
 

@@ -30,6 +30,7 @@ from torch import nn
 from torch.nn.functional import l1_loss
 
 from lib.cohort import LABELS, Cohort
+from lib.files import write_text
 from lib.networks import (
     ImagePool,
     PatchGAN,
@@ -42,7 +43,7 @@ from lib.networks import (
     patch_layers,
     random_crops,
 )
-from lib.runs import progress, write_text
+from lib.runs import progress
 from lib.training import (
     EMA,
     Checkpoint,

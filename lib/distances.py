@@ -22,9 +22,9 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from lib.cohort import Cohort, to_images
+from lib.files import from_root
 from lib.judge import Judge
 from lib.pixels import Mapped, blocks
-from lib.runs import from_root
 from lib.training import Images, generator, read_weights
 
 NEIGHBOURS = 5  # of density and coverage; precision and recall have 3, their paper's

@@ -18,10 +18,10 @@ from sklearn.metrics import roc_auc_score
 
 from lib.cohort import LABELS, Cohort
 from lib.distances import Space, distances, spaces
+from lib.files import write_together
 from lib.judge import Judge, zones
 from lib.phantom import Phantom
 from lib.pixels import blocks
-from lib.runs import write_together
 from lib.splits import PARTS, cell_name
 from lib.statistics import kid, kid_jackknife, kid_permutation_test
 from lib.synthesis import INPUTS, TRANSLATORS

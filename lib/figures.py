@@ -15,8 +15,9 @@ from matplotlib.textpath import TextPath
 
 from lib import latex
 from lib.cohort import LABELS, Cohort
+from lib.files import write_text, write_together, written
 from lib.metrics import METRICS
-from lib.runs import Run, write_text, write_together, written
+from lib.runs import Run
 
 WIDTH = 6.3  # inches: the text width of the thesis
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito 2008

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from lib.runs import Run, write_text
+from lib.files import write_text
+from lib.runs import Run
 
 PAGE = 40  # rows of a table that still fit on one
 SYMBOLS = {  # what pdfLaTeX does not know as a letter

@@ -22,7 +22,8 @@ from PIL import Image
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
-from lib.runs import Run, write_text
+from lib.files import write_text
+from lib.runs import Run
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1d2125; --soft: #667078; --page: #fff; --box: #f5f6f7; --line: #dde1e4;

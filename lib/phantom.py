@@ -33,7 +33,7 @@ import pandas as pd
 from scipy.ndimage import gaussian_filter
 
 from lib.cohort import LABELS, Cohort
-from lib.runs import write_text
+from lib.files import write_text
 
 FIELD_OF_VIEW = 90.0  # mm, side of the square frame: a shaft of 28 mm is a little under a third of it
 MU_CORTEX, MU_MARROW, MU_SOFT = 0.0604, 0.0235, 0.0217  # 1/mm at 60 keV

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.runs import shown
+from lib.files import shown
 
 BLOCK = 256  # images read at a time
 

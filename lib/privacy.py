@@ -35,11 +35,12 @@ import pandas as pd
 import pydicom
 from PIL import Image
 
+from lib.files import ROOT, from_root
 from lib.radiographs.__main__ import KEY
 from lib.radiographs.files import is_dicom, read_dataset
 from lib.radiographs.importing import LINKAGE, walk
 from lib.radiographs.table import OPTIONAL, REQUIRED, RadiographsError, read_csv
-from lib.runs import ROOT, Damaged, Run, from_root, progress
+from lib.runs import Damaged, Run, progress
 
 # Tags beside all names (PN), dates (DA, DT) and instances' UIDs
 TAGS = (

@@ -17,7 +17,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from lib.cohort import LABELS, Cohort
 from lib.curation import pixel_hashes
-from lib.runs import shown, write_text
+from lib.files import shown, write_text
 from lib.training import cohort_hash, generator
 
 ORIGINS = ("real", "synthetic")

@@ -15,9 +15,10 @@ import pandas as pd
 from lib.cohort import Cohort
 from lib.comparisons import MARGIN, QUESTIONS
 from lib.controls import is_control
+from lib.files import ROOT
 from lib.metrics import KEY_SECONDARY, PRIMARY
 from lib.planning import COMPARISONS, errors_to_detect
-from lib.runs import ROOT, Run
+from lib.runs import Run
 from lib.splits import cells, counts_by_part, read_splits
 
 

@@ -11,32 +11,23 @@ import os
 import platform
 import re
 import subprocess
-import sys
-import threading
-import time
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import datetime
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-import psutil
 import tqdm
 import tqdm.auto
-from safetensors import SafetensorError
+
+from lib.files import ROOT, cannot_write, from_root, shown, write_text
+from lib.locks import HOLDER, Busy, held_by, holder
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-ROOT = Path(__file__).resolve().parents[1]  # the repository
 WHERE = ("executor", "slurm_partition", "slurm_gpus", "slurm_minutes", "slurm_account")  # parameters: no result follows
-LOCK = ".lock"  # the file that says who writes a folder
-HOLDER = "LIB_SOLE_WRITER"  # environment variable: the folder that this process's starter holds, and so does it
-BEAT, STALE = 30, 180  # seconds between a holder's signs of life; without one for so long, it is dead
-PATIENCE = 60  # seconds that the kernel of a killed holder is waited for
 
 
 class NotYet(FileNotFoundError):
@@ -45,10 +36,6 @@ class NotYet(FileNotFoundError):
 
 class Damaged(ValueError):
     """A manifest that is no JSON."""
-
-
-class Busy(RuntimeError):
-    """Another process writes the folder; the message says which, since when, and what to do."""
 
 
 class Run:
@@ -76,7 +63,7 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _cannot_write(self.folder, error) from error
+            raise cannot_write(self.folder, error) from error
         if not os.access(self.folder, os.W_OK):
             raise PermissionError(
                 f"cannot write to {shown(self.folder)}: change its permissions or take another --run NAME"
@@ -88,7 +75,7 @@ class Run:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _cannot_write(path.parent, error) from error
+            raise cannot_write(path.parent, error) from error
         return path
 
     def __truediv__(self, part: str) -> Path:
@@ -137,7 +124,7 @@ class Run:
             Where the run was made with other parameters; those that say only where to train (`WHERE`) may differ.
         """
         if os.environ.get(HOLDER) != str(self.folder.resolve()) and (owner := holder(self.folder)) is not None:
-            raise Busy(_held_by(self.folder, owner))
+            raise Busy(held_by(self.folder, owner))
         past = self.manifest.get("notebooks", {}).get(notebook, {}).get("parameters", {})
         unlike = [
             f"{name} = {values[name]!r} (there {old!r})"
@@ -205,195 +192,6 @@ def no_progress():
         os.environ.pop("LIB_PROGRESS")
         if before:
             os.environ["LIB_PROGRESS"] = before
-
-
-@contextmanager
-def written(path: str | Path):
-    """A path to write to, which becomes `path` when all is written: readers never see half a file.
-
-    The file is on the disk before it takes its place, and its place before this returns, so that a power cut leaves the
-    old file or the new one. Where writing fails (a full disk, no permission) the old file stays and the error names the
-    file.
-    """
-    path = Path(path)
-    part = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the suffix, which tells writers the format
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        _to_disk(part)
-        os.replace(part, path)
-        with suppress(OSError):  # Windows opens no folders, and some file systems sync none
-            _to_disk(path.parent)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise _cannot_write(path, error) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-@contextmanager
-def sole_writer(folder: str | Path, what: str) -> Iterator[int]:
-    """Hold a folder against every other process: `with sole_writer("runs/quick", "run_all.py"): ...`.
-
-    The lock is flock on the folder's `.lock`, so that it is free once its holder and whoever was given the descriptor
-    have ended, however they ended. The file says who holds it, and its time is renewed every half minute: where flock
-    ends at the machine (some network file systems) or is missing (Windows, where two processes that start in the same
-    instant are not kept apart), a holder counts that gave a sign of life in the last three minutes. One that sleeps
-    longer, a paused machine's for example, is taken for dead there. The file is emptied in the end, never deleted:
-    others may be waiting at it.
-
-    Parameters
-    ----------
-    folder : created where it is missing
-    what : who holds it, as messages name it
-
-    Yields
-    ------
-    The file's descriptor, for processes that shall hold the lock on when this one is killed (`Popen(pass_fds=…)`).
-
-    Raises
-    ------
-    Busy
-        Where another process holds it: at once where that process lives; after a minute where it was killed and what it
-        started lives on; after its next sign of life, or never, where it was on another machine.
-    OSError
-        Where the folder cannot be written.
-    """
-    folder = from_root(folder)
-    path = folder / LOCK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    ended, before = threading.Event(), os.environ.get(HOLDER)
-    try:
-        began, beat = time.monotonic(), path.stat().st_mtime_ns
-        state, owner = _state(descriptor, path)
-        if state in ("orphaned", "silent"):
-            wait = f"waiting until its kernel has ended, at most {PATIENCE} s"
-            if state == "silent":
-                wait = f"waiting for a sign of life, at most {STALE} s"
-            print(f"{shown(folder)} was being written by {_said(owner)}: {wait}", file=sys.stderr, flush=True)
-        while state != "free":
-            late = state == "orphaned" and time.monotonic() - began > PATIENCE
-            if state == "held" or late or (state == "silent" and path.stat().st_mtime_ns != beat):
-                raise Busy(_held_by(folder, owner))
-            time.sleep(0.2)
-            state, owner = _state(descriptor, path)
-        if owner:
-            print(f"{shown(folder)}: {_said(owner)} has ended before its end; going on", file=sys.stderr, flush=True)
-        since = datetime.now().astimezone().isoformat(timespec="seconds")
-        content = json.dumps({"host": platform.node(), "pid": os.getpid(), "what": what, "since": since})
-        try:
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, content.encode())
-        except OSError as error:
-            raise _cannot_write(path, error) from error
-        threading.Thread(target=_renew, args=(path, ended), daemon=True).start()
-        os.environ[HOLDER] = str(folder.resolve())
-        try:
-            yield descriptor
-        finally:
-            ended.set()
-            os.environ.pop(HOLDER)
-            if before is not None:
-                os.environ[HOLDER] = before
-            with suppress(OSError):
-                os.ftruncate(descriptor, 0)
-            if fcntl:
-                with suppress(OSError):
-                    fcntl.flock(descriptor, fcntl.LOCK_UN)  # for whoever was given the descriptor, too
-    finally:
-        os.close(descriptor)
-
-
-def holder(folder: Path) -> dict | None:
-    """Who holds a folder (`sole_writer`): host, pid, what, since, as far as known; None where nobody does."""
-    try:
-        descriptor = os.open(folder / LOCK, os.O_RDWR)
-    except OSError:
-        return None
-    try:
-        state, owner = _state(descriptor, folder / LOCK)
-        return None if state == "free" else owner
-    finally:
-        os.close(descriptor)
-
-
-def _state(descriptor: int, path: Path) -> tuple[str, dict]:
-    """Whether a lock is "free" (and then taken), "held", held on by what a dead process started ("orphaned"), or was
-    lately another machine's ("silent"); and whom it names."""
-    locked = False  # None: there is no flock here
-    try:
-        if fcntl:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        locked = True
-    except OSError:
-        locked = None
-    try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # nobody, or somebody who is just writing his name
-        owner = {}
-    here = owner.get("host", platform.node()) == platform.node()
-    lives = here and "pid" in owner and psutil.pid_exists(owner["pid"])
-    fresh = bool(owner) and time.time() - path.stat().st_mtime < STALE
-    if locked:
-        return "orphaned" if here and not lives else "held", owner
-    if not here:
-        return "silent" if fresh else "free", owner
-    flock_says = fcntl is not None and locked is not None
-    return "held" if lives and fresh and not flock_says else "free", owner
-
-
-def _renew(path: Path, ended: threading.Event) -> None:
-    while not ended.wait(BEAT):
-        with suppress(OSError):
-            os.utime(path)
-
-
-def _said(owner: dict) -> str:
-    where = f"process {owner['pid']} on {owner['host']}, since {owner['since']}" if owner else "another process"
-    return f"{owner['what']} ({where})" if owner else where
-
-
-def _held_by(folder: Path, owner: dict) -> str:
-    return f"{shown(folder)} is being written by {_said(owner)}: wait for its end, end it, or take another run"
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    with written(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def write_together(folder: Path, texts: dict[str, str]) -> None:
-    """Write text files of which none may be read beside an old one of another: all are removed first, so that where the
-    last is there, all are."""
-    for name in reversed(texts):
-        (folder / name).unlink(missing_ok=True)
-    for name, text in texts.items():
-        write_text(folder / name, text)
-
-
-def from_root(path: str | Path) -> Path:
-    """A path as parameters give it: relative ones count from the repository."""
-    return ROOT / Path(path).expanduser()
-
-
-def shown(path: str | Path) -> str:
-    """A path as messages show it: from the repository where it lies inside."""
-    path = Path(path)
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
 def code_files(source: str, root: Path = ROOT) -> list[Path]:
@@ -486,11 +284,3 @@ def _processor() -> str:
 def _plain(value):
     """What json cannot write: numpy scalars and arrays as numbers and lists, paths as text."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
-def _cannot_write(path: Path, error: Exception) -> OSError:
-    reason = getattr(error, "strerror", None) or error
-    remedy = "free space, change permissions or take another run"
-    message = f"cannot write {shown(path)}: {reason}; {remedy}"
-    number = getattr(error, "errno", None)
-    return OSError(message) if number is None else OSError(number, message)

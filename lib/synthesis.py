@@ -20,9 +20,10 @@ from lib import controls
 from lib.cohort import Cohort, save_blocks
 from lib.cyclediff import CycleDiff
 from lib.cyclegan import CycleGAN
+from lib.files import write_text, written
 from lib.phantom import Phantom
 from lib.pixels import blocks
-from lib.runs import no_progress, progress, write_text, written
+from lib.runs import no_progress, progress
 from lib.splits import cell_name, cells
 from lib.training import cohort_hashes, generator, source_hash, weights_metadata
 from lib.translator import WEIGHTS

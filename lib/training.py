@@ -28,8 +28,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib.cohort import Cohort, to_images
+from lib.files import from_root, shown, written
 from lib.pixels import Mapped, blocks
-from lib.runs import code_files, from_root, shown, written
+from lib.runs import code_files
 
 EVERY = (120.0, 240.0)  # seconds between two checkpoints, at least and at most
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what a launcher sets for each process

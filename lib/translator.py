@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 
 from lib.cohort import LABELS, Cohort, to_pixels
-from lib.runs import no_progress, progress, written
+from lib.files import written
+from lib.runs import no_progress, progress
 from lib.training import History, Images
 
 WEIGHTS = "weights.safetensors"

@@ -24,8 +24,9 @@ from lib.audit import check_parts, check_sources
 from lib.classifier import Settings, evidence_maps, patient_probabilities, predict, require_both_labels
 from lib.cohort import Cohort
 from lib.controls import CONTROLS, permuted_labels
+from lib.files import write_text, write_together
 from lib.metrics import evaluate, recalibrated
-from lib.runs import Run, write_text, write_together
+from lib.runs import Run
 from lib.splits import PARTS, cell_name, cells
 from lib.training import Checkpoint, cohort_hash, generator, source_hash
 from lib.work import Machines, Piece, carry_out

@@ -22,8 +22,8 @@ from lib import readers
 from lib.cohort import LABELS, Cohort
 from lib.curation import pixel_hashes, read_verdicts
 from lib.figures import PALETTE, WIDTH, image_page, image_rows, loss_curves, loss_panels
+from lib.files import write_text
 from lib.metrics import by_patient
-from lib.runs import write_text
 from lib.training import History
 
 ALL = "all"

@@ -32,7 +32,9 @@ import submitit
 import torch
 from submitit.helpers import Checkpointable, TorchDistributedEnvironment
 
-from lib.runs import ROOT, Busy, progress, shown, sole_writer, write_text, written
+from lib.files import ROOT, shown, write_text, written
+from lib.locks import Busy, sole_writer
+from lib.runs import progress
 
 OPEN = ("waiting", "running")
 STATES = (*OPEN, "done", "failed")

@@ -14,7 +14,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import expect
 
-from lib.runs import ROOT
+from lib.files import ROOT
 from lib.training import weights_metadata
 from run_all import NOTEBOOKS
 

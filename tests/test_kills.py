@@ -12,7 +12,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 from benchmarks.kills import killed_runs, notebooks
-from lib.runs import LOCK, holder
+from lib.locks import LOCK, holder
 from lib.verify import compare_runs, report
 
 KILLS = 20
@@ -22,7 +22,8 @@ from lib.cohort import Cohort
 from lib.cyclegan import CycleGAN, Settings
 from lib.figures import image_rows, save_figure
 from lib.phantom import Phantom
-from lib.runs import Run, write_text
+from lib.files import write_text
+from lib.runs import Run
 from lib.splits import make_splits
 run = Run(run_dir)
 run.keep("01_translates", globals())
@@ -42,7 +43,8 @@ TRIES = """
 from lib.classifier import Settings
 from lib.cohort import Cohort
 from lib.figures import save_table
-from lib.runs import Run, write_text
+from lib.files import write_text
+from lib.runs import Run
 from lib.splits import read_splits
 from lib.trials import run_trials
 run = Run(run_dir)

@@ -27,8 +27,8 @@ from lib.cohort import Cohort
 from lib.cyclediff import CycleDiff, train
 from lib.cyclediff.autoencoders import Autoencoders
 from lib.cyclegan import CycleGAN
+from lib.files import ROOT
 from lib.networks import diffaugment
-from lib.runs import ROOT
 from lib.training import LAUNCHED, Share, torch_generator
 
 COHORT = test_cyclegan.toy_cohort(15, size=32)  # 5 AFF

@@ -20,9 +20,10 @@ from PIL import Image, PngImagePlugin
 from safetensors.numpy import save_file
 
 from lib import privacy
+from lib.files import ROOT
 from lib.privacy import Identifiers, main, words
 from lib.radiographs.importing import pseudonym
-from lib.runs import ROOT, Run
+from lib.runs import Run
 from run_all import within_repository
 
 PERSON = {

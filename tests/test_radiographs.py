@@ -28,12 +28,12 @@ from pydicom.uid import (
 
 from benchmarks import fuzz_radiographs
 from lib.cohort import COLUMNS, CROP, MEASURES, TO_SOURCE
+from lib.files import ROOT
 from lib.radiographs import Radiograph, RadiographsError, files, preparing, read_image, read_radiographs
 from lib.radiographs.files import window
 from lib.radiographs.geometry import moved
 from lib.radiographs.preparing import Preparation, prepare
 from lib.radiographs.table import flow, steps
-from lib.runs import ROOT
 
 
 def write_csv(folder, rows, name="mine.csv", sep=",", encoding="utf-8"):

@@ -14,7 +14,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import run_all
-from lib import pages, runs
+from lib import pages
+from lib.locks import HOLDER, sole_writer
 
 FIRST = [
     new_markdown_cell("# 01 · First\n\nWhat is $x_1$? See [the second](02_second.ipynb).\n\nReads nothing."),
@@ -44,7 +45,8 @@ SECOND = [
         '    os._exit(1)\nif how == "exit":\n    sys.exit(0)\nif how == "wait":\n    time.sleep(60)'
     ),
     new_code_cell(
-        "from lib.runs import Run, write_text\nwrite_text(Run(run_dir) / 'answers.md', f'# Answers\\n\\nRQ1: {seed}.')"
+        "from lib.files import write_text\nfrom lib.runs import Run\n"
+        "write_text(Run(run_dir) / 'answers.md', f'# Answers\\n\\nRQ1: {seed}.')"
     ),
 ]
 
@@ -293,7 +295,7 @@ def test_ctrl_c_is_a_failure_that_says_so(study, capsys, monkeypatch):
 
 def test_a_second_writer_touches_nothing(study, capsys):
     before = snapshot(study)
-    with runs.sole_writer(study / "runs/a", "training"):
+    with sole_writer(study / "runs/a", "training"):
         lock = (study / "runs/a/.lock").read_text()
         assert again(study, "--force") == 2
         assert again(study, "--list") == 0
@@ -307,15 +309,18 @@ def test_a_second_writer_touches_nothing(study, capsys):
 def test_a_kernel_of_run_all_may_write_its_run_and_one_by_hand_may_not(study, capsys):
     cells = [
         new_code_cell('run_dir = "runs/quick"', metadata={"tags": ["parameters"]}),
-        new_code_cell("from lib.runs import Run, holder\nrun = Run(run_dir)\nrun.keep('03_third', globals())"),
+        new_code_cell(
+            "from lib.locks import holder\nfrom lib.runs import Run\n"
+            "run = Run(run_dir)\nrun.keep('03_third', globals())"
+        ),
         new_code_cell("run.record(held_by=holder(run.folder)['what'])"),
     ]
     write(study / "notebooks", "03_third", cells)
     assert again(study, "--from", "03") == 0
     assert manifest(study)["held_by"] == "run_all.py"
-    with runs.sole_writer(study / "runs/a", "run_all.py"):
+    with sole_writer(study / "runs/a", "run_all.py"):
         command = f"from lib.runs import Run; Run({str(study / 'runs/a')!r}).keep('03_third', {{}})"
-        other = {name: value for name, value in os.environ.items() if name != runs.HOLDER}
+        other = {name: value for name, value in os.environ.items() if name != HOLDER}
         by_hand = subprocess.run(
             [sys.executable, "-c", command], env=other, cwd=run_all.ROOT, capture_output=True, text=True
         )

@@ -1,38 +1,16 @@
-import errno
 import json
 import os
-import platform
-import stat
 import subprocess
-import sys
-import threading
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
-from lib import runs
-from lib.runs import (
-    HOLDER,
-    LOCK,
-    ROOT,
-    WHERE,
-    Busy,
-    Damaged,
-    NotYet,
-    Run,
-    code_files,
-    duration,
-    environment,
-    fcntl,
-    holder,
-    sole_writer,
-    write_text,
-)
+from lib import files, runs
+from lib.runs import WHERE, Damaged, NotYet, Run, code_files, duration, environment
 
 
 def test_relative_run_folder_counts_from_the_repository(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
     run = Run("runs/quick")
@@ -82,38 +60,6 @@ def test_no_permission_is_a_clear_error(tmp_path):
         Run(tmp_path / "quick")
     with pytest.raises(PermissionError, match="cannot write"):
         Run(tmp_path)
-
-
-def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "answers.md"
-    write_text(path, "old")
-
-    def no_space(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", no_space)
-    with pytest.raises(OSError, match=r"cannot write .*answers\.md: No space left") as error:
-        write_text(path, "new")
-    assert error.value.errno == errno.ENOSPC
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["answers.md"]
-
-
-def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
-    done, fsync, replace = [], os.fsync, os.replace
-
-    def synced(descriptor):
-        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
-        fsync(descriptor)
-
-    def replaced(*paths):
-        done.append("replace")
-        replace(*paths)
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(os, "replace", replaced)
-    write_text(tmp_path / "answers.md", "new")
-    assert done == ["file", "replace", "folder"]
 
 
 def test_a_damaged_manifest_is_a_clear_error(tmp_path):
@@ -190,11 +136,6 @@ def test_commit_and_changes_come_from_this_repository_alone(tmp_path, monkeypatc
     assert runs._commit() == (None, None)
 
 
-def test_messages_show_paths_from_the_repository(tmp_path):
-    assert runs.shown(ROOT / "runs/quick/answers.md") == "runs/quick/answers.md"
-    assert runs.shown(tmp_path) == str(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("seconds", "said"), [(0.4, "0 seconds"), (89, "89 seconds"), (420, "7.0 minutes"), (9000, "2.5 hours")]
 )
@@ -217,165 +158,3 @@ def test_where_a_training_runs_is_no_difference(tmp_path):
     other.record(parameters={"seed": 0, **dict.fromkeys(WHERE, "slurm")})
     assert one.differing(other) == {}
     one.keep("02", {"executor": "slurm"})
-
-
-# The lock
-
-
-HOLD = """
-import sys
-from lib.runs import sole_writer
-with sole_writer(sys.argv[1], "training") as lock:
-    {inside}
-"""
-READY = "print('ready', flush=True); sys.stdin.read()"
-WITH_CHILD = (
-    "import subprocess; child = 'print(\\'ready\\', flush=True); import time; time.sleep({seconds})'; "
-    "subprocess.Popen([sys.executable, '-c', child], pass_fds=(lock,)); sys.stdin.read()"
-)
-
-
-@contextmanager
-def held(folder, inside=READY):
-    """A process that holds the folder."""
-    command = [sys.executable, "-c", HOLD.format(inside=inside), folder]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "ready\n"
-        yield process
-        process.kill()
-
-
-def named(folder, **changes):
-    """A lock file as some owner would have left it."""
-    owner = {"host": platform.node(), "pid": 2**22 + 1, "what": "training", "since": "then"} | changes
-    (folder / LOCK).write_text(json.dumps(owner))
-
-
-def test_one_writer_at_a_time(tmp_path):
-    with held(tmp_path) as process:
-        assert holder(tmp_path)["pid"] == process.pid
-        message = rf"is being written by training \(process {process.pid} on .*, since 20.*\): wait for its end"
-        with pytest.raises(Busy, match=message), sole_writer(tmp_path, "mine"):
-            pass
-        with pytest.raises(Busy, match=message):
-            Run(tmp_path).keep("02_cyclegan", {})
-        process.stdin.close()
-        process.wait()
-    assert (tmp_path / LOCK).read_text() == ""
-    assert holder(tmp_path) is None
-    with sole_writer(tmp_path, "mine"):
-        Run(tmp_path).keep("02_cyclegan", {})  # as a kernel that this process started would
-        assert set(json.loads((tmp_path / LOCK).read_text())) == {"host", "pid", "what", "since"}
-    assert HOLDER not in os.environ
-
-
-def test_an_error_inside_frees_the_lock(tmp_path):
-    with pytest.raises(ZeroDivisionError), sole_writer(tmp_path, "mine"):
-        raise ZeroDivisionError
-    assert holder(tmp_path) is None
-
-
-@pytest.mark.skipif(fcntl is None, reason="no flock")
-def test_a_killed_owners_lock_is_free_at_once(tmp_path, capsys):
-    with held(tmp_path) as process:
-        process.kill()
-        process.wait()
-        with sole_writer(tmp_path, "mine"):
-            assert holder(tmp_path)["what"] == "mine"
-    assert "training (process" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(fcntl is None, reason="no flock")
-def test_what_a_killed_owner_started_is_waited_for(tmp_path, capsys):
-    with held(tmp_path, WITH_CHILD.format(seconds=1.5)) as process:
-        process.kill()
-        process.wait()
-        assert holder(tmp_path)["what"] == "training"
-        with sole_writer(tmp_path, "mine"):
-            assert process.stdout.read() == ""  # the child has ended
-    assert "waiting until its kernel has ended, at most 60 s" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(fcntl is None, reason="no flock")
-def test_but_not_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "PATIENCE", 0.3)
-    with held(tmp_path, WITH_CHILD.format(seconds=2)) as process:
-        process.kill()
-        process.wait()
-        with pytest.raises(Busy, match="training"), sole_writer(tmp_path, "mine"):
-            pass
-
-
-def test_another_machine_counts_while_it_gives_signs_of_life(tmp_path, monkeypatch, capsys):
-    """Where flock ends at the machine: it is free here, but the file is another's."""
-    named(tmp_path, host="elsewhere")
-    assert holder(tmp_path)["host"] == "elsewhere"
-    with pytest.raises(Busy, match="on elsewhere, since then"):
-        Run(tmp_path).keep("02_cyclegan", {})
-    signs = threading.Timer(0.5, os.utime, [tmp_path / LOCK])
-    signs.start()
-    with pytest.raises(Busy, match="on elsewhere, since then"), sole_writer(tmp_path, "mine"):
-        pass
-    signs.join()
-    monkeypatch.setattr(runs, "STALE", 1)
-    with sole_writer(tmp_path, "mine"):  # waits for a second without any
-        assert json.loads((tmp_path / LOCK).read_text())["what"] == "mine"
-    assert "waiting for a sign of life" in capsys.readouterr().err
-
-
-def test_the_owner_gives_signs_of_life(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "BEAT", 0.05)
-    with sole_writer(tmp_path, "mine"):
-        os.utime(tmp_path / LOCK, (1, 1))
-        waited = threading.Event()
-        while (tmp_path / LOCK).stat().st_mtime < 2:
-            waited.wait(0.05)
-
-
-def test_without_flock_the_file_alone_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "fcntl", None)
-    with held(tmp_path) as process:
-        with pytest.raises(Busy, match=f"process {process.pid}"), sole_writer(tmp_path, "mine"):
-            pass
-        process.kill()
-        process.wait()
-        with sole_writer(tmp_path, "mine"):
-            assert holder(tmp_path)["what"] == "mine"
-    named(tmp_path, pid=os.getpid())
-    os.utime(tmp_path / LOCK, (1, 1))  # the number of a process that ended long ago, given to another
-    assert holder(tmp_path) is None
-
-
-def test_a_file_system_without_locks_is_as_without_flock(tmp_path, monkeypatch):
-    class NoLocks:
-        LOCK_EX = LOCK_NB = LOCK_UN = 0
-
-        @staticmethod
-        def flock(*_):
-            raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(runs, "fcntl", NoLocks)
-    with sole_writer(tmp_path, "one"), pytest.raises(Busy, match="one"), sole_writer(tmp_path, "two"):
-        pass
-    assert holder(tmp_path) is None
-
-
-def test_a_lock_that_cannot_be_written_is_a_clear_error(tmp_path):
-    (tmp_path / "quick").write_text("in the way")
-    with pytest.raises(OSError, match=r"cannot write .*quick"), sole_writer(tmp_path / "quick", "mine"):
-        pass
-
-
-def test_texts_written_together_are_never_read_beside_older_ones(tmp_path, monkeypatch):
-    texts = {"metrics.csv": "old", "predictions.csv": "old"}
-    runs.write_together(tmp_path, texts)
-    replace, seen = os.replace, []
-
-    def replaced(part, path):
-        seen.append({file.name: file.read_text() for file in tmp_path.glob("[!.]*")})
-        replace(part, path)
-
-    monkeypatch.setattr(os, "replace", replaced)
-    runs.write_together(tmp_path, dict.fromkeys(texts, "new"))
-    assert seen == [{}, {"metrics.csv": "new"}]
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == dict.fromkeys(texts, "new")

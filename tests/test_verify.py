@@ -15,7 +15,8 @@ from lib.verify import compare_runs, report
 RESULTS = """
 import numpy as np, pandas as pd, time
 from safetensors.numpy import save_file
-from lib.runs import Run, write_text
+from lib.files import write_text
+from lib.runs import Run
 run = Run(run_dir)
 rows = pd.DataFrame({"metric": ["auroc", "seconds"], "value": [seed / 3, time.time()]})
 write_text(run / "trials" / "metrics.csv", rows.to_csv(index=False))

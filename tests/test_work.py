@@ -21,7 +21,8 @@ from test_classifier import toy_cohort as classifier_cohort
 from test_cyclegan import TOY, toy_cohort
 
 from lib.cyclegan import CycleGAN
-from lib.runs import ROOT, Busy, sole_writer
+from lib.files import ROOT
+from lib.locks import Busy, sole_writer
 from lib.splits import make_splits
 from lib.training import read_whole, weights_metadata
 from lib.translator import train

@@ -16,7 +16,7 @@ from torch import nn
 
 from lib.cyclediff.process import diffuse, recover_x0
 from lib.cyclediff.settings import Settings
-from lib.runs import from_root
+from lib.files import from_root
 from lib.training import read_weights
 
 

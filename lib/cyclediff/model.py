@@ -17,7 +17,8 @@ from lib.cyclediff.networks import Denoisers, Networks
 from lib.cyclediff.process import Denoise, diffuse, generate, invert, time_grid
 from lib.cyclediff.settings import Sampler, Settings
 from lib.cyclediff.train import Training
-from lib.runs import progress, write_text
+from lib.files import write_text
+from lib.runs import progress
 from lib.training import (
     Checkpoint,
     History,
