@@ -43,7 +43,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 from lib import pages
-from lib.files import ROOT, from_root, shown, write_text
+from lib.files import ROOT, from_root, shown, without_paths, write_text
 from lib.locks import LOCK, Busy, sole_writer
 from lib.radiographs.table import RadiographsError, read_csv
 from lib.runs import WHERE, Damaged, Run, code_files
@@ -203,6 +203,11 @@ def within_repository(csv: Path) -> str:
 
 def check_choices(values: dict[str, object]) -> None:
     """Refuse conditions, methods and run folders that notebooks 04 and 05 would refuse after hours of training."""
+    if values.get("executor", "local") != "local":
+        if values["executor"] != "slurm":
+            raise Mistake(f"parameter executor: {values['executor']!r}; there are 'local' and 'slurm'")
+        if not shutil.which("sbatch"):
+            raise Mistake("parameter executor: there is no sbatch here; start this on a machine of the Slurm cluster")
     if not {"conditions", "methods", "learning_curve"} & set(values):
         return
     from lib.controls import CONTROL_GENERATORS  # here, since torch takes seconds to load
@@ -441,15 +446,6 @@ def execute(notebook: Notebook, parameters: dict, copy: Path, live: Live) -> Non
         break
     if any(cell.metadata.papermill.status != "completed" for cell in read_copy(copy)):
         raise Failure(where(notebook, copy) + "left the notebook before its end (exit or quit)")
-
-
-def without_paths(text: str) -> str:
-    """Text that tells nothing of this machine's folders, and who works there."""
-    folders = {ROOT: ".", Path(sys.prefix): "python", Path.home(): "~"}
-    for folder, instead in sorted(folders.items(), key=lambda item: -len(item[0].parts)):  # the innermost first
-        for written in {str(folder), json.dumps(str(folder))[1:-1]} if len(folder.parts) > 1 else ():
-            text = re.sub(re.escape(written) + r"(?![\w-]|\.\w)", instead, text)
-    return text
 
 
 def read_copy(copy: Path) -> list:

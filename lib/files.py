@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,6 +23,15 @@ def shown(path: str | Path) -> str:
     """A path as messages show it: from the repository where it lies inside."""
     path = Path(path)
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def without_paths(text: str) -> str:
+    """Text that tells nothing of this machine's folders, and who works there."""
+    folders = {ROOT: ".", Path(sys.prefix): "python", Path.home(): "~"}
+    for folder, instead in sorted(folders.items(), key=lambda item: -len(item[0].parts)):  # the innermost first
+        for written in {str(folder), json.dumps(str(folder))[1:-1]} if len(folder.parts) > 1 else ():
+            text = re.sub(re.escape(written) + r"(?![\w-]|\.\w)", instead, text)
+    return text
 
 
 @contextmanager

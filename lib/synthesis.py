@@ -33,7 +33,7 @@ METHODS = (*TRANSLATORS, "noise", *controls.CONTROL_GENERATORS)
 CHUNK = 32  # images between two files: the batch of a translation, so that chunks change no image
 INPUTS, CHUNKS = "inputs.json", "chunks"  # in a set's folder: what it is made from, and what is finished of it
 
-Piece = Callable[[], Cohort]  # makes the images of a chunk
+Chunk = Callable[[], Cohort]  # makes the images of one
 
 
 # Which images --------------------------------------------------------------------------------------------------------
@@ -112,14 +112,14 @@ def synthesise(
         if method == "noise":
             model = CycleDiff.load(weights.parent)
             table = model.noise_table(needed, "AFF", seed)
-            pieces = [
+            makers = [
                 partial(model.sample, len(rows), "AFF", seed, like=training, batch=CHUNK, first=rows[0])
                 for rows in blocks(needed, CHUNK)
             ]
         else:
             table = sources.provenance("AFF", method, _trained_on(weights))
-            pieces = list(_translations(TRANSLATORS[method].load(weights.parent), sources, "AFF"))
-        _make(home, table, pieces, f"{method} {cell_name(*cell)}")
+            makers = list(_translations(TRANSLATORS[method].load(weights.parent), sources, "AFF"))
+        _make(home, table, makers, f"{method} {cell_name(*cell)}")
     return Cohort.load(home)
 
 
@@ -139,8 +139,8 @@ def translate_test(folder: Path, method: str, cell: tuple[int, int], cohort: Coh
         model = TRANSLATORS[method].load(weights.parent)
         ways = [(test.select(label="NFF"), "AFF"), (test.select(label="AFF"), "NFF")]
         tables = [sources.provenance(to, method, _trained_on(weights)) for sources, to in ways]
-        pieces = [piece for sources, to in ways for piece in _translations(model, sources, to)]
-        _make(home, pd.concat(tables, ignore_index=True), pieces, f"{method} {cell_name(*cell)}, test")
+        makers = [make for sources, to in ways for make in _translations(model, sources, to)]
+        _make(home, pd.concat(tables, ignore_index=True), makers, f"{method} {cell_name(*cell)}, test")
     return Cohort.load(home)
 
 
@@ -167,7 +167,7 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _translations(model, sources: Cohort, to: str) -> Iterator[Piece]:
+def _translations(model, sources: Cohort, to: str) -> Iterator[Chunk]:
     return (partial(model.translate, few, to, batch=CHUNK) for _, few in sources.blocks(CHUNK))
 
 
@@ -185,14 +185,14 @@ def _unfinished(home: Path, inputs: dict) -> bool:
     return True
 
 
-def _make(home: Path, table: pd.DataFrame, pieces: list[Piece], name: str) -> None:
+def _make(home: Path, table: pd.DataFrame, makers: list[Chunk], name: str) -> None:
     """Make a set of images: the chunks that are not there yet, then its cohort of all, then remove the chunks."""
-    chunks = [home / CHUNKS / f"{number:06d}.npy" for number in range(len(pieces))]
+    chunks = [home / CHUNKS / f"{number:06d}.npy" for number in range(len(makers))]
     with progress(len(chunks), sum(chunk.exists() for chunk in chunks), name) as bar, no_progress():
-        for chunk, piece in zip(chunks, pieces, strict=True):
+        for chunk, make in zip(chunks, makers, strict=True):
             if not chunk.exists():
                 with written(chunk) as path:
-                    np.save(path, piece().pixels)
+                    np.save(path, make().pixels)
                 bar.update()
     save_blocks(home, table, map(np.load, chunks))
     shutil.rmtree(home / CHUNKS)

@@ -32,7 +32,7 @@ import submitit
 import torch
 from submitit.helpers import Checkpointable, TorchDistributedEnvironment
 
-from lib.files import ROOT, shown, write_text, written
+from lib.files import ROOT, shown, without_paths, write_text, written
 from lib.locks import Busy, sole_writer
 from lib.runs import progress
 
@@ -169,7 +169,7 @@ class WorkList:
                 stopped = self.pieces[name].do(**how) is True
                 known["state"] = "waiting" if stopped else "done"
             except Exception as error:
-                known |= {"state": "failed", "error": f"{type(error).__name__}: {error}"}
+                known |= {"state": "failed", "error": without_paths(f"{type(error).__name__}: {error}")}
                 raise
             finally:
                 known["seconds"] = round(time.perf_counter() - start, 1)

@@ -1,7 +1,10 @@
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from lib import fidelity
 from lib.cohort import Cohort
 from lib.distances import Space
 from lib.fidelity import (
@@ -14,6 +17,7 @@ from lib.fidelity import (
     image_rows,
     kid_comparison,
     mean_by_patient,
+    measure_cell,
     noised,
     reconstruction,
     ssim_by_zone,
@@ -21,6 +25,7 @@ from lib.fidelity import (
 )
 from lib.judge import Judge
 from lib.phantom import Phantom
+from lib.splits import make_splits
 
 PHANTOM = Phantom(patients=24, size=32, aff_share=0.4, seed=7)
 
@@ -197,3 +202,35 @@ def test_reconstruction_sees_what_is_lost_and_where(cohort, judge_folder):
     lost = reconstruction(Cohort(table, pixels), Cohort(table, cohort.pixels), judge)
     assert lost["error_inside"] == pytest.approx(0.2) and lost["error_outside"] == 0
     assert lost["auroc_reconstructed"] != lost["auroc"]
+
+
+def test_a_cell_is_measured_once_from_the_same_images_and_anew_from_others(cohort, judge_folder, tmp_path, monkeypatch):
+    splits = make_splits(cohort.patients, 1, 1, seed=0)
+    validation, test = (cohort.part(splits, 0, 0, part) for part in ("validation", "test"))
+    shutil.copytree(judge_folder, tmp_path / "judge" / "r0f0")
+    made = {"cyclegan": PHANTOM.counterfactual(test).images(), "cyclediff": test.images()}
+    for method, images in made.items():
+        home = tmp_path / "synthetic" / method / "r0f0" / "test"
+        as_translated(test, images, method).save(home)
+        (home / "inputs.json").write_text(f'{{"method": "{method}"}}')
+
+    def measure(**changes):
+        given = {"methods": ["cyclegan", "cyclediff"], "phantom": PHANTOM, "inception": "none"} | changes
+        measure_cell(tmp_path, (0, 0), cohort, splits, **given)
+
+    measure()
+    found = pd.read_csv(tmp_path / "fidelity" / "r0f0.csv", dtype={"dimensions": "Int64"})
+    images = {name: Cohort.load(tmp_path / "synthetic" / name / "r0f0" / "test") for name in made}
+    training, judge = cohort.part(splits, 0, 0, "train"), Judge.load(judge_folder)
+    table = fidelity_table(images, training, validation, test, judge, PHANTOM.counterfactual(test))
+    pd.testing.assert_frame_equal(found, table.assign(repeat=0, fold=0), check_exact=True, check_dtype=False)
+    assert list(pd.read_csv(tmp_path / "fidelity" / "r0f0_kid.csv").b) == ["cyclegan"] * 2
+
+    monkeypatch.setattr(fidelity, "fidelity_table", lambda *_: pytest.fail("measured again"))
+    measure()
+    for changes in ({"phantom": None}, {"methods": ["cyclegan"]}):
+        with pytest.raises(pytest.fail.Exception, match="measured again"):
+            measure(**changes)
+    (tmp_path / "synthetic" / "cyclegan" / "r0f0" / "test" / "inputs.json").write_text("{}")
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        measure()

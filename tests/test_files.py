@@ -1,10 +1,13 @@
 import errno
+import json
 import os
 import stat
+import sys
+from pathlib import Path
 
 import pytest
 
-from lib.files import ROOT, shown, write_text, write_together
+from lib.files import ROOT, shown, without_paths, write_text, write_together
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
@@ -57,3 +60,13 @@ def test_texts_written_together_are_never_read_beside_older_ones(tmp_path, monke
     write_together(tmp_path, dict.fromkeys(texts, "new"))
     assert seen == [{}, {"metrics.csv": "new"}]
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == dict.fromkeys(texts, "new")
+
+
+def test_paths_of_this_machine_are_forgotten(monkeypatch):
+    text = f'File "{ROOT}/lib/x.py", in {Path.home()}/data and {sys.prefix}/lib: {ROOT}-other'
+    forgotten = without_paths(text)
+    assert 'File "./lib/x.py", in ~/data and python/lib: ' in forgotten
+    monkeypatch.setattr(sys, "prefix", str(ROOT / ".venv"))
+    assert without_paths(f"{ROOT}/.venv/lib") == "python/lib"
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/jörg"))
+    assert without_paths("in /home/jörg/x and /home/jörg. " + json.dumps("/home/jörg")) == 'in ~/x and ~. "~"'

@@ -490,16 +490,6 @@ def test_values_take_the_type_of_the_default(study):
     assert of_profile["radiographs_csv"] == linked
 
 
-def test_paths_of_this_machine_are_forgotten(study, monkeypatch):
-    text = f'File "{run_all.ROOT}/lib/x.py", in {Path.home()}/data and {sys.prefix}/lib: {run_all.ROOT}-other'
-    forgotten = run_all.without_paths(text)
-    assert 'File "./lib/x.py", in ~/data and python/lib: ' in forgotten
-    monkeypatch.setattr(run_all.sys, "prefix", str(run_all.ROOT / ".venv"))
-    assert run_all.without_paths(f"{run_all.ROOT}/.venv/lib") == "python/lib"
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/jörg"))
-    assert run_all.without_paths("in /home/jörg/x and /home/jörg. " + json.dumps("/home/jörg")) == 'in ~/x and ~. "~"'
-
-
 def test_a_failed_notebook_tells_no_paths(study):
     write(study / "notebooks", "02_second", [
         new_code_cell("seed = 0", metadata={"tags": ["parameters"]}),
@@ -568,3 +558,12 @@ def test_what_a_late_notebook_would_refuse_is_refused_at_once(values, message):
     with pytest.raises(run_all.Mistake, match=message):
         run_all.check_choices(values)
     run_all.check_choices({"conditions": ["real", "cyclegan@0.5", "fake"], "methods": ["noise"], "learning_curve": []})
+
+
+def test_an_executor_that_cannot_work_is_refused_before_anything_is_touched(monkeypatch):
+    with pytest.raises(run_all.Mistake, match=r"executor: 'sge'; there are 'local' and 'slurm'"):
+        run_all.check_choices({"executor": "sge"})
+    monkeypatch.setattr(run_all.shutil, "which", lambda program: None)
+    with pytest.raises(run_all.Mistake, match="executor: there is no sbatch here"):
+        run_all.check_choices({"executor": "slurm"})
+    run_all.check_choices({"executor": "local"})
