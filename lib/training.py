@@ -349,17 +349,18 @@ class Checkpoint:
             except ValueError as error:
                 print(f"WARNING: {error}; the checkpoint before is used, where there is one.")
                 continue
-            if state["inputs"] == self.inputs:
-                for name, thing in self.objects.items():
-                    thing.load_state_dict(state["objects"][name])
-                self.step = state["step"]
-                if state["threads"] != torch.get_num_threads() and not torch.cuda.is_available():
-                    print(
-                        f"WARNING: {shown(path)} was made by {state['threads']} threads, and goes on with "
-                        f"{torch.get_num_threads()}: sums will differ in their last bits from an uninterrupted "
-                        f"training's. OMP_NUM_THREADS={state['threads']} keeps them the same."
-                    )
-                break
+            if state["inputs"] != self.inputs:
+                return 0  # and the one before is older than what those inputs have left here
+            for name, thing in self.objects.items():
+                thing.load_state_dict(state["objects"][name])
+            self.step = state["step"]
+            if state["threads"] != torch.get_num_threads() and not torch.cuda.is_available():
+                print(
+                    f"WARNING: {shown(path)} was made by {state['threads']} threads, and goes on with "
+                    f"{torch.get_num_threads()}: sums will differ in their last bits from an uninterrupted "
+                    f"training's. OMP_NUM_THREADS={state['threads']} keeps them the same."
+                )
+            break
         return self.step
 
     def due(self) -> bool:

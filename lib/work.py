@@ -217,6 +217,7 @@ def carry_out(
     if machines.here:
         with progress(len(pieces), desc=work.name) as bar:
             for name in pieces:
+                work.table()
                 bar.set_postfix_str(name)
                 work.do(name, **({"watch": watch} if watch else {}))
                 bar.update()

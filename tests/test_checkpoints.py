@@ -95,9 +95,19 @@ def test_a_changed_weight_is_noticed(tmp_path):
         training.read_whole(tmp_path / "c.pt")
 
 
-def test_other_inputs_do_not_go_on(tmp_path):
+def test_other_inputs_do_not_go_on_nor_does_what_came_before_them(tmp_path):
     two_saved(tmp_path)
-    assert checkpoint(tmp_path, {"seed": 1})[1].load() == 0
+    _, other = checkpoint(tmp_path, {"seed": 1})
+    assert other.load() == 0
+    other.save(5)
+    assert checkpoint(tmp_path)[1].load() == 0, "what lies beside it is no longer this training's"
+
+
+def test_another_number_of_threads_is_told(tmp_path, monkeypatch, capsys):
+    two_saved(tmp_path)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert checkpoint(tmp_path)[1].load() == 2
+    assert "made by 1 threads, and goes on with 7" in capsys.readouterr().out
 
 
 def half_saved(state, path):
