@@ -32,7 +32,7 @@ from lib.files import from_root, shown, written
 from lib.pixels import Mapped, blocks
 from lib.runs import code_files
 
-EVERY = (120.0, 240.0)  # seconds between two checkpoints, at least and at most
+EVERY = (120.0, 285.0)  # seconds between two checkpoints, at least and at most
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what a launcher sets for each process
 
 

@@ -122,6 +122,8 @@ class Training:
             autoencoders.load_state_dict(self.averages["autoencoders"].average.state_dict())
             autoencoders.standardise(*self.images, self.device)
             self.averages["autoencoders"].average.load_state_dict(autoencoders.state_dict())
+            for name in {"A", "D_A"} & set(self.optimisers):
+                self.optimisers[name].state.clear()  # a fifth of a checkpoint, and never needed again
         with torch.no_grad(), self.accelerator.autocast():
             latents = [self.networks.autoencoders.encode(images, domain) for domain, images in enumerate(batch)]
         s = self.settings
