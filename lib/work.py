@@ -38,7 +38,8 @@ from lib.runs import progress
 
 OPEN = ("waiting", "running")
 STATES = (*OPEN, "done", "failed")
-COLUMNS = ("piece", "state", "attempts", "job", "started", "seconds", "memory_mb", "log", "error")
+COLUMNS = ("state", "attempts", "job", "started", "seconds", "memory_mb", "log", "error")
+SHORT = ["state", "attempts", "seconds", "memory_mb"]
 CPUS_BESIDE_GPUS = 4  # a process
 ARRAY = 1000  # jobs, the largest array that Slurm takes as it is installed
 REQUEUED = 100  # times, at most, that a job whose minutes are over goes on in another
@@ -146,8 +147,9 @@ class WorkList:
 
         `job` is the number of a process or of a job of the cluster, `memory_mb` the peak of the process until then.
         """
-        table = pd.DataFrame([{"piece": name} | self.read(name) for name in self.pieces]).reindex(columns=COLUMNS)
-        write_text(self.folder.with_suffix(".csv"), table.to_csv(index=False))
+        rows = {name: self.read(name) for name in self.pieces}
+        table = pd.DataFrame.from_dict(rows, "index").reindex(columns=COLUMNS).rename_axis("piece")
+        write_text(self.folder.with_suffix(".csv"), table.to_csv())
         return table
 
     def do(self, name: str, states: Sequence[str] = STATES, job: str = "", log: str = "", **how) -> None:
@@ -167,7 +169,7 @@ class WorkList:
             self.note(name, known)
             try:
                 stopped = self.pieces[name].do(**how) is True
-                known["state"] = "waiting" if stopped else "done"
+                known |= {"state": "waiting" if stopped else "done", "log": ""}
             except Exception as error:
                 known |= {"state": "failed", "error": without_paths(f"{type(error).__name__}: {error}")}
                 raise
@@ -199,7 +201,7 @@ class WorkList:
 def carry_out(
     pieces: dict[str, Piece], folder: Path, machines: Machines, data_parallel: bool = False, watch=None
 ) -> pd.DataFrame:
-    """Do all pieces and return the table of the list (see `WorkList.table`).
+    """Do all pieces and return `state, attempts, seconds, memory_mb` of each, the short form of `WorkList.table`.
 
     Parameters
     ----------
@@ -221,7 +223,7 @@ def carry_out(
                 bar.set_postfix_str(name)
                 work.do(name, **({"watch": watch} if watch else {}))
                 bar.update()
-        return work.table()
+        return work.table()[SHORT]
 
     work.give_out()
     if machines.executor == "slurm":
@@ -237,12 +239,12 @@ def carry_out(
         raise WorkFailed(
             f"{len(failed)} of {len(pieces)} pieces of {shown(work.folder)} failed; the others are done, and the same "
             "again goes on with those that are not:\n"
-            + "\n".join(f"{row.piece}: {row.error} (log: {row.log})" for row in failed.itertuples())
+            + "\n".join(f"{row.Index}: {row.error} (log: {row.log})" for row in failed.itertuples())
         )
     for left in ("pieces.pkl", "jobs.json"):
         (work.folder / left).unlink(missing_ok=True)
     shutil.rmtree(work.folder / "logs", ignore_errors=True)
-    return table
+    return table[SHORT]
 
 
 def show_progress(work: WorkList, going_on: Callable[[], bool], every: float) -> None:

@@ -61,10 +61,11 @@ def test_here_pieces_are_done_in_order_and_get_the_watch(tmp_path):
     pieces = {name: Piece(partial(seen_by, seen, name), tmp_path) for name in "ba"}
     table = carry_out(pieces, tmp_path / "stage" / "work", Machines(), watch="w")
     assert seen == [("b", "w"), ("a", "w")]
-    assert list(table.columns) == list(COLUMNS) and list(table.piece) == ["b", "a"]
+    assert list(table.index) == ["b", "a"]
     assert set(table.state) == {"done"} and (table.memory_mb > 50).all() and (table.seconds >= 0).all()
-    written = pd.read_csv(tmp_path / "stage" / "work.csv", dtype=str, keep_default_na=False)
-    pd.testing.assert_frame_equal(written, table.astype(str).fillna(""))
+    written = pd.read_csv(tmp_path / "stage" / "work.csv", index_col="piece")
+    assert list(written.columns) == list(COLUMNS)
+    pd.testing.assert_frame_equal(written[list(table)], table)
 
 
 def seen_by(seen: list, name: str, watch=None) -> None:
