@@ -203,6 +203,12 @@ def within_repository(csv: Path) -> str:
 
 def check_choices(values: dict[str, object]) -> None:
     """Refuse conditions, methods and run folders that notebooks 04 and 05 would refuse after hours of training."""
+    n = values.get("num_processes", 1)
+    if n < 1:
+        raise Mistake(f"parameter num_processes: {n}; at least one process must work")
+    for name in ("cyclegan_batch", "cyclediff_batch"):
+        if values.get(name, n) % n:
+            raise Mistake(f"parameter num_processes: {n} processes cannot share {name} = {values[name]} evenly")
     if values.get("executor", "local") != "local":
         if values["executor"] != "slurm":
             raise Mistake(f"parameter executor: {values['executor']!r}; there are 'local' and 'slurm'")
@@ -639,8 +645,9 @@ def verify(name: str, notebooks_folder: Path, runs_folder: Path) -> int:
             again.record(verified=same)
             if same:
                 empty(again.folder)
+        if same:
+            shutil.rmtree(again.folder, ignore_errors=True)
     if same:
-        shutil.rmtree(again.folder, ignore_errors=True)
         print(f"runs/{name} is reproduced")
         return 0
     print(f"runs/{name} is NOT reproduced; the repetition is kept: {shown(again.folder)}")

@@ -13,7 +13,7 @@ from statistics import median
 
 from lib import classifier, cyclediff, cyclegan
 from lib.phantom import Phantom
-from lib.training import Checkpoint
+from lib.training import EVERY, Checkpoint
 
 
 class Saved(Exception):
@@ -67,7 +67,8 @@ def main() -> None:
                 checkpoint.save(step)
                 took.append(time.perf_counter() - start)
             size = checkpoint.path.stat().st_size / 1e6
-            seconds, every = median(took), checkpoint.every
+            seconds = median(took)
+            every = min(max(60 * seconds, EVERY[0]), EVERY[1])
             share = seconds / (seconds + every)
             print(f"{name:22}{size:8.1f}{seconds:18.2f}{every:8.0f}{share:8.2%}", flush=True)
             for file in Checkpoint.files(checkpoint.path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,15 @@ from sklearn.metrics import roc_auc_score
 
 from lib.cohort import LABELS, Cohort
 from lib.distances import Space, distances, spaces
-from lib.files import write_together
+from lib.files import from_root, write_together
 from lib.judge import Judge, zones
 from lib.phantom import Phantom
 from lib.pixels import blocks
-from lib.splits import PARTS, cell_name
+from lib.splits import PARTS, cell_name, cells
 from lib.statistics import kid, kid_jackknife, kid_permutation_test
 from lib.synthesis import INPUTS, TRANSLATORS
 from lib.training import cohort_hashes, generator, source_hash
+from lib.work import Piece
 
 DIRECTIONS = {"AFF": "NFF→AFF", "NFF": "AFF→NFF"}  # by the label translated to
 OF_JUDGE = ("transfer", "neither", "transfer_blurred", "transfer_noised")  # measured by its eye, not in pixels
@@ -268,6 +270,34 @@ def fidelity_table(
     return pd.DataFrame(rows)[columns].astype({"dimensions": "Int64"})
 
 
+def pieces_of(
+    folder: Path,
+    methods: list[str],
+    cohort: Cohort,
+    splits: pd.DataFrame,
+    phantom: Phantom | None,
+    inception: str,
+) -> dict[str, Piece]:
+    """By name, `measure_cell` of every cell."""
+    pieces = {}
+    for cell in cells(splits):
+        do = partial(measure_cell, folder, cell, cohort, splits, methods, phantom, inception)
+        of_cell = [home / INPUTS for home in _sets(folder, cell, methods).values()]
+        needs = (Path(folder, "judge", cell_name(*cell), "judge.safetensors"), *of_cell, from_root(inception))
+        pieces[cell_name(*cell)] = Piece(do, Path(folder, "fidelity", f"{cell_name(*cell)}.json"), needs)
+    return pieces
+
+
+def _sets(folder: Path, cell: tuple[int, int], methods: list[str]) -> dict[str, Path]:
+    """By method, the folder of the images that are measured: translated test images, or AFF images from noise."""
+    homes = {method: Path(folder, "synthetic", method, cell_name(*cell)) for method in methods}
+    return {
+        method: home if method == "noise" else home / "test"
+        for method, home in homes.items()
+        if method in (*TRANSLATORS, "noise")
+    }
+
+
 def measure_cell(
     folder: Path,
     cell: tuple[int, int],
@@ -287,14 +317,14 @@ def measure_cell(
     phantom : what the cohort was drawn from, None: real radiographs
     inception : as in `lib.distances.spaces`
     """
-    name, synthetic = cell_name(*cell), Path(folder, "synthetic")
-    homes = {method: synthetic / method / name / "test" for method in methods if method in TRANSLATORS}
-    homes |= {"noise": synthetic / "noise" / name} if "noise" in methods else {}
+    name, homes = cell_name(*cell), _sets(folder, cell, methods)
     weights = Path(folder, "judge", name, "judge.safetensors")
     inputs = {method: json.loads((home / INPUTS).read_text(encoding="utf-8")) for method, home in homes.items()}
     inputs |= {"judge": hashlib.sha256(weights.read_bytes()).hexdigest()[:16], "phantom": repr(phantom)}
     training, validation, test = parts = [cohort.part(splits, *cell, part) for part in PARTS]
     inputs |= {"inception": inception, "source": source_hash("fidelity"), "images": [*map(cohort_hashes, parts)]}
+    if (file := from_root(inception)).is_file():
+        inputs |= {"inception_sha256": hashlib.sha256(file.read_bytes()).hexdigest()[:16]}
     text, place = json.dumps(inputs, indent=1), Path(folder, "fidelity")
     if (known := place / f"{name}.json").exists() and known.read_text(encoding="utf-8") == text:
         return

@@ -205,6 +205,11 @@ class Judge:
         return history.frame()
 
     @classmethod
+    def train(cls, cohort: Cohort, folder: Path, steps: int, seed: int, phantom: Phantom | None = None) -> None:
+        """`Judge().fit(...)`, which another process can be sent: nothing is made before it arrives there."""
+        cls().fit(cohort, folder, steps, seed, phantom)
+
+    @classmethod
     def load(cls, folder: Path) -> Judge:
         path = Path(folder) / "judge.safetensors"
         judge = cls(**training.weights_metadata(path)["settings"])

@@ -22,11 +22,6 @@ import tqdm.auto
 from lib.files import ROOT, cannot_write, from_root, shown, write_text
 from lib.locks import HOLDER, Busy, held_by, holder
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 WHERE = ("executor", "slurm_partition", "slurm_gpus", "slurm_minutes", "slurm_account")  # parameters: no result follows
 
 

@@ -25,8 +25,9 @@ from lib.phantom import Phantom
 from lib.pixels import blocks
 from lib.runs import no_progress, progress
 from lib.splits import cell_name, cells
-from lib.training import cohort_hashes, generator, source_hash, weights_metadata
+from lib.training import arithmetic, cohort_hashes, generator, source_hash, weights_metadata
 from lib.translator import WEIGHTS
+from lib.work import Piece
 
 TRANSLATORS = {"cyclegan": CycleGAN, "cyclediff": CycleDiff}
 METHODS = (*TRANSLATORS, "noise", *controls.CONTROL_GENERATORS)
@@ -144,6 +145,28 @@ def translate_test(folder: Path, method: str, cell: tuple[int, int], cohort: Coh
     return Cohort.load(home)
 
 
+def pieces_of(
+    folder: Path,
+    methods: list[str],
+    cohort: Cohort,
+    splits: pd.DataFrame,
+    ratio: float,
+    seed: int,
+    phantom: Phantom | None,
+) -> dict[str, Piece]:
+    """By name, the making of all sets of a run: `synthesise` and, of translators, `translate_test` in every cell."""
+    pieces = {}
+    for cell in cells(splits):
+        for method in methods:
+            given, name = (folder, method, cell, cohort, splits), f"{cell_name(*cell)}-{method}"
+            home, trained = _home(folder, method, cell), "cyclediff" if method == "noise" else method
+            needs = (Path(folder, trained, cell_name(*cell), WEIGHTS),) if trained in TRANSLATORS else ()
+            pieces[name] = Piece(partial(synthesise, *given, ratio, seed, phantom), home / "table.csv", needs)
+            if method in TRANSLATORS:
+                pieces[f"{name}-test"] = Piece(partial(translate_test, *given), home / "test" / "table.csv", needs)
+    return pieces
+
+
 def remove_others(folder: Path, methods: list[str], splits: pd.DataFrame) -> None:
     """Remove sets of an earlier run with other methods or cells from `synthetic/` of the run in this folder."""
     names = {cell_name(*cell) for cell in cells(splits)}
@@ -173,7 +196,7 @@ def _translations(model, sources: Cohort, to: str) -> Iterator[Chunk]:
 
 def _unfinished(home: Path, inputs: dict) -> bool:
     """Whether a set of images is to be made, or made on, from these inputs; what was made from others is removed."""
-    text = json.dumps(inputs | {"source": source_hash("synthesis")}, indent=1)
+    text = json.dumps(inputs | {"source": source_hash("synthesis"), "arithmetic": arithmetic()}, indent=1)
     path, table = home / INPUTS, home / "table.csv"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         table.unlink(missing_ok=True)

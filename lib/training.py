@@ -57,6 +57,13 @@ def accelerator() -> Accelerator:
     return machine
 
 
+def arithmetic() -> str:
+    """What the last bits of a result depend on besides its inputs: device and precision, on a CPU also threads."""
+    if torch.cuda.is_available():
+        return "cuda bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "cuda float32"
+    return f"cpu {'bf16' if torch.cpu._is_amx_tile_supported() else 'float32'}, {torch.get_num_threads()} threads"
+
+
 def not_deterministic() -> list[str]:
     """What can differ between two runs of the same training on this device, besides the order of processes' sums.
 
@@ -342,7 +349,13 @@ class Checkpoint:
             file.unlink(missing_ok=True)
 
     def load(self) -> int:
-        """Restore the objects and return the number of steps done: 0 where there is nothing to continue."""
+        """Restore the objects and return the number of steps done: 0 where there is nothing to continue.
+
+        Raises
+        ------
+        ValueError
+            Where there is a checkpoint of the same training by another number of processes.
+        """
         for path in filter(Path.exists, self.files(self.path)):
             try:
                 state = read_whole(path)
@@ -350,6 +363,7 @@ class Checkpoint:
                 print(f"WARNING: {error}; the checkpoint before is used, where there is one.")
                 continue
             if state["inputs"] != self.inputs:
+                self.refuse_or_tell(path, json.loads(state["inputs"]), json.loads(self.inputs), state["step"])
                 return 0  # and the one before is older than what those inputs have left here
             for name, thing in self.objects.items():
                 thing.load_state_dict(state["objects"][name])
@@ -362,6 +376,17 @@ class Checkpoint:
                 )
             break
         return self.step
+
+    @staticmethod
+    def refuse_or_tell(path: Path, past: dict, now: dict, step: int) -> None:
+        unlike = sorted(name for name in past.keys() | now.keys() if past.get(name) != now.get(name))
+        if unlike == ["processes"]:
+            n = past.get("processes", 1)
+            raise ValueError(
+                f"{shown(path)} was made by {n} process{'es' if n > 1 else ''}, and this would be another training, "
+                f"from its first step: set num_processes to {n}, or delete the file"
+            )
+        print(f"{shown(path)} (step {step:,}) is of another training ({', '.join(unlike)}): this one starts anew.")
 
     def due(self) -> bool:
         """Whether it is time to save: after two minutes, or later where saving takes more than a sixtieth of that."""

@@ -24,11 +24,11 @@ from lib.audit import check_parts, check_sources
 from lib.classifier import Settings, evidence_maps, patient_probabilities, predict, require_both_labels
 from lib.cohort import Cohort
 from lib.controls import CONTROLS, permuted_labels
-from lib.files import write_text, write_together
+from lib.files import from_root, write_text, write_together
 from lib.metrics import evaluate, recalibrated
 from lib.runs import Run
 from lib.splits import PARTS, cell_name, cells
-from lib.training import Checkpoint, cohort_hash, generator, source_hash
+from lib.training import Checkpoint, arithmetic, cohort_hash, generator, source_hash
 from lib.work import Machines, Piece, carry_out
 
 GENERATORS = ("cyclegan", "cyclediff", "noise")
@@ -184,6 +184,7 @@ def run_trials(
         spent: `steps`, `images_seen`, `validations`, `seconds`
     """
     chosen, folder = [condition(name) for name in conditions], Path(folder)
+    needs = () if settings.weights in ("none", "imagenet") else (from_root(settings.weights),)
     trials, tested = {}, {}
     for cell in cells(splits):
         parts = [cohort.part(splits, *cell, part) for part in PARTS]
@@ -194,7 +195,7 @@ def run_trials(
             for c in chosen:
                 path = trial_path(folder, cell, c.name, seed)
                 trial = partial(run_trial, c, cell, parts, made, seed, settings, path)
-                trials[c.name, *cell, seed] = Piece(trial, path)
+                trials[c.name, *cell, seed] = Piece(trial, path, needs)
                 tested[c.name, *cell, seed] = labelled(c, cell, parts)[2].table[["image_id", "patient_id", "label"]]
     pieces = {f"{cell_name(*cell)}-{name}-s{seed}": trial for (name, *cell, seed), trial in trials.items()}
     carry_out(pieces, folder / "work", machines)
@@ -269,6 +270,7 @@ def run_trial(
         "validation": cohort_hash(validation),
         "test": cohort_hash(test),
         "source": source_hash("trials"),
+        "arithmetic": arithmetic(),
     }
     checkpoint, start = path.with_suffix(".pt"), time.perf_counter()
     if path.exists() and json.loads(path.read_text(encoding="utf-8"))["inputs"] == inputs:

@@ -1,8 +1,8 @@
 """The work list: independent pieces of work, done here, by several processes, or by the jobs of a Slurm cluster.
 
 A piece leaves its result in files, goes on where it was killed, and ends at once where nothing is left to do: the
-training of a cell, a trial. Who does a piece, and where, changes nothing in its result. What became of each stands in a
-file of its own, and all together in a table.
+training of a cell, a trial. Who does a piece changes nothing in its result where device and threads are the same. What
+became of each stands in a file of its own, and all together in a table.
 """
 
 from __future__ import annotations
@@ -55,10 +55,19 @@ class Piece:
     do : called without arguments, or with `watch`; for other processes it is pickled. It returns True where it was
         stopped by hand before its end.
     result : the file or folder that is there when it is done
+    needs : files that its result follows from, besides what `do` is given: where one changes, it is done again
     """
 
     do: Callable[..., object]
     result: Path
+    needs: tuple[Path, ...] = ()
+
+    def key(self, code: bytes) -> str:
+        """Sixteen hexadecimal digits that change with the code, with what it is given and with what it needs."""
+        digest = hashlib.sha256(code + pickle.dumps(self))
+        for path in self.needs:
+            digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"-")
+        return digest.hexdigest()[:16]
 
 
 class WorkFailed(RuntimeError):
@@ -74,7 +83,8 @@ class Machines:
     executor : "local", this machine, or "slurm", the cluster that this machine belongs to
     num_processes : that train one translator together, each on its part of a batch, or do as many trials at a time; 1,
         on this machine: all in this process
-    partition, account, minutes, gpus : of Slurm's jobs; what else a cluster asks for is set by Slurm's own environment
+    partition, account, minutes : of Slurm's jobs
+    gpus : of each process of a job; 0: CPUs. What else a cluster asks for is set by Slurm's own environment
         variables, for example SBATCH_QOS or SBATCH_MEM_PER_CPU
     """
 
@@ -90,6 +100,12 @@ class Machines:
             raise ValueError(f"executor={self.executor!r}: there are 'local' and 'slurm'")
         if self.num_processes < 1:
             raise ValueError(f"num_processes={self.num_processes}: at least one process must work")
+
+    @property
+    def threads(self) -> int:
+        """Of a process: the cores are shared out. The same everywhere, since sums on a CPU depend on it in their last
+        bits."""
+        return max(torch.get_num_threads() // self.num_processes, 1)
 
     @property
     def here(self) -> bool:
@@ -114,9 +130,7 @@ class WorkList:
     def __init__(self, folder: Path, pieces: dict[str, Piece]):
         self.folder, self.pieces = Path(folder), pieces
         code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted((ROOT / "lib").rglob("*.py")))).digest()
-        self.keys = {
-            name: hashlib.sha256(code + pickle.dumps(piece)).hexdigest()[:16] for name, piece in pieces.items()
-        }
+        self.keys = {name: piece.key(code) for name, piece in pieces.items()}
 
     @property
     def name(self) -> str:
@@ -132,6 +146,17 @@ class WorkList:
 
     def note(self, name: str, known: dict) -> None:
         write_text(self.folder / f"{name}.json", json.dumps({"key": self.keys[name]} | known, indent=1))
+        self.table()
+
+    def lock(self, name: str):
+        """Held while a piece is done; see `lib.locks.sole_writer`."""
+        return sole_writer(self.folder / "locks" / name, f"{self.name} {name}")
+
+    def give_up(self, name: str, **facts) -> None:
+        """Note that a piece failed whose process is gone, unless another one does it."""
+        with suppress(Busy), self.lock(name):
+            if (known := self.read(name))["state"] in OPEN:
+                self.note(name, known | {"state": "failed"} | facts)
 
     def unfinished(self) -> list[str]:
         """The names of pieces that wait or are being done."""
@@ -160,7 +185,7 @@ class WorkList:
         Busy
             Where another process is doing it.
         """
-        with sole_writer(self.folder / "locks" / name, f"{self.name} {name}"):
+        with self.lock(name):
             start, known = time.perf_counter(), self.read(name)
             if known["state"] not in states:
                 return
@@ -185,7 +210,7 @@ class WorkList:
             known = self.read(name)
             with suppress(Busy):
                 if known["state"] == "running":
-                    with sole_writer(self.folder / "locks" / name):
+                    with self.lock(name):
                         known["state"] = "failed"
                 if known["state"] == "failed":
                     self.note(name, {"state": "waiting", "attempts": known["attempts"]})
@@ -216,10 +241,11 @@ def carry_out(
         Where pieces failed in other processes, after all others were done. In this process an error ends the work.
     """
     work = WorkList(folder, pieces)
+    if machines.executor == "local":
+        call_off(work)
     if machines.here:
         with progress(len(pieces), desc=work.name) as bar:
             for name in pieces:
-                work.table()
                 bar.set_postfix_str(name)
                 work.do(name, **({"watch": watch} if watch else {}))
                 bar.update()
@@ -230,21 +256,37 @@ def carry_out(
         through_cluster(work, machines, data_parallel)
     elif data_parallel:
         for name in work.unfinished():
-            through_processes(work, machines.num_processes, name)
-    else:
-        through_processes(work, machines.num_processes)
+            through_processes(work, machines, name)
+    elif work.unfinished():
+        through_processes(work, machines)
     table = work.table()
     failed = table[table.state != "done"]
     if len(failed):
         raise WorkFailed(
             f"{len(failed)} of {len(pieces)} pieces of {shown(work.folder)} failed; the others are done, and the same "
             "again goes on with those that are not:\n"
-            + "\n".join(f"{row.Index}: {row.error} (log: {row.log})" for row in failed.itertuples())
+            + "\n".join(f"{row.Index}: {said(row)}" for row in failed.itertuples())
         )
     for left in ("pieces.pkl", "jobs.json"):
         (work.folder / left).unlink(missing_ok=True)
+    for line in warnings_of(work.folder / "logs"):
+        print(line)
     shutil.rmtree(work.folder / "logs", ignore_errors=True)
     return table[SHORT]
+
+
+def said(row) -> str:
+    """Of a row of the table, why the piece is not done."""
+    return f"{row.error} (log: {row.log})" if row.state == "failed" else "another process is doing it"
+
+
+def warnings_of(logs: Path) -> list[str]:
+    """What the pieces' logs warn of, each line once."""
+    texts = [
+        file.read_text(encoding="utf-8", errors="replace") for file in sorted(logs.glob("*")) if file.suffix != ".pkl"
+    ]
+    lines = [line.strip() for text in texts for line in re.split(r"[\r\n]", text)]
+    return list(dict.fromkeys(line for line in lines if line.startswith("WARNING")))
 
 
 def show_progress(work: WorkList, going_on: Callable[[], bool], every: float) -> None:
@@ -267,23 +309,24 @@ def show_progress(work: WorkList, going_on: Callable[[], bool], every: float) ->
 # Several processes on this machine -----------------------------------------------------------------------------------
 
 
-def through_processes(work: WorkList, n: int, name: str = "") -> None:
-    """Let n processes do all pieces, each as many as it gets to, or one piece together; returns when they have ended.
+def through_processes(work: WorkList, machines: Machines, name: str = "") -> None:
+    """Let processes do all pieces, each as many as it gets to, or one piece together; returns when they have ended.
 
     The cores are shared out among them, and GPUs one after the other.
     """
-    command, logs = [sys.executable, "-m"], work.folder / "logs"
+    n, command, logs = machines.num_processes, [sys.executable, "-m"], work.folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(n), "-m"] if name else []
     command += [*together, "lib.work", str(work.folder), *([name] if name else [])]
-    threads = str(max(torch.get_num_threads() // n, 1))
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
+    if name and gpus != [""] and n > len(gpus):
+        raise ValueError(f"num_processes={n}: there are {len(gpus)} GPUs, and each process that trains needs one")
     workers = []
     try:
         for number in range(1 if name else n):
             log = logs / f"{name or f'process{number}'}.log"
             environment = os.environ | {"LIB_PROGRESS": "text", "LIB_PARENT": str(os.getpid()), "LIB_LOG": shown(log)}
-            environment |= {"OMP_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
+            environment |= {"OMP_NUM_THREADS": str(machines.threads), "PYTHONPATH": str(ROOT)}
             if not name and gpus != [""]:
                 environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
             with open(log, "ab") as file:
@@ -294,11 +337,10 @@ def through_processes(work: WorkList, n: int, name: str = "") -> None:
             worker.terminate()
         for worker in workers:
             worker.wait()
-    for left in [name] if name else work.unfinished():  # nobody is left who could do it
-        if (known := work.read(left))["state"] in OPEN:
-            ends = ", ".join(str(worker.returncode) for worker in workers)
-            known |= {"state": "failed", "log": known.get("log") or shown(logs)}
-            work.note(left, known | {"error": f"its process ended without a word (exit status {ends})"})
+    ends = ", ".join(str(worker.returncode) for worker in workers)
+    for left in {name} & set(work.unfinished()) if name else work.unfinished():
+        log = work.read(left).get("log") or shown(logs)
+        work.give_up(left, log=log, error=f"its process ended without a word (exit status {ends})")
 
 
 def work_on(work: WorkList, names: Sequence[str], job: str = "", log: str = "") -> bool:
@@ -307,7 +349,8 @@ def work_on(work: WorkList, names: Sequence[str], job: str = "", log: str = "") 
     Without names all that wait. One that was being done when its process died is done again only by its name, since it
     may be what it died of.
     """
-    fine, states = True, OPEN if names else ("waiting",)
+    fine, together = True, "RANK" in os.environ
+    states = STATES if together else OPEN if names else ("waiting",)  # a group does not ask, it might hear two answers
     for name in names or work.pieces:
         try:
             if os.environ.get("RANK", "0") == "0":
@@ -315,7 +358,7 @@ def work_on(work: WorkList, names: Sequence[str], job: str = "", log: str = "") 
             else:
                 work.pieces[name].do()
         except Busy:
-            if "RANK" in os.environ:  # others wait for this process
+            if together:  # others wait for this process
                 raise
         except Exception:
             traceback.print_exc()
@@ -346,41 +389,49 @@ def main() -> int:
 class Job(Checkpointable):
     """A piece as a job of the cluster; sent there again where the cluster takes its place or its minutes are over."""
 
-    def __call__(self, folder: Path, name: str, threads: int) -> None:
+    def __call__(self, folder: Path, name: str, key: str, threads: int) -> None:
         environment = submitit.JobEnvironment()
         os.environ["LIB_PROGRESS"] = "text"
         torch.set_num_threads(threads)
         if environment.num_tasks > 1:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         log = shown(environment.paths.stderr)
-        if not work_on(WorkList.given_out(folder), [name], environment.job_id, log):
+        work, fine = WorkList.given_out(folder), True
+        if work.keys.get(name) != key:
+            sys.exit(f"{name} is another piece by now: this job is no longer wanted")
+        while fine and (environment.num_tasks > 1 or work.read(name)["state"] in OPEN):
+            fine = work_on(work, [name], environment.job_id, log)
+            if environment.num_tasks > 1:
+                break
+            time.sleep(1)  # a job that was called off may still be ending
+        if not fine:
             sys.exit(1)
 
 
 def through_cluster(work: WorkList, machines: Machines, data_parallel: bool) -> None:
-    """Send the pieces as arrays of jobs, and wait for them; those of an earlier call are waited for as they are."""
+    """Send the pieces as arrays of jobs, and wait for them. Jobs of an earlier call are waited for as they are; those
+    whose piece has become another are called off."""
     sent_file, everything = work.folder / "jobs.json", work.unfinished()
-    sent = json.loads(sent_file.read_text(encoding="utf-8")) if sent_file.exists() else {}
-    queued = queue(set())
-    new = [name for name in everything if sent.get(name) not in queued]
+    sent, queued = call_off(work, keep=work.keys), queue()
+    new = [name for name in everything if name not in sent]
     processes = machines.num_processes if data_parallel else 1
-    threads = torch.get_num_threads()  # as here: on a CPU sums depend on it in their last bits
+    threads = CPUS_BESIDE_GPUS if machines.gpus else machines.threads
     executor = submitit.AutoExecutor(work.folder / "logs", cluster="slurm", slurm_max_num_timeout=REQUEUED)
     executor.update_parameters(
         name=work.name,
         timeout_min=machines.minutes,
         tasks_per_node=processes,
-        cpus_per_task=CPUS_BESIDE_GPUS if machines.gpus else threads,
-        **({"gpus_per_node": machines.gpus if data_parallel else 1} if machines.gpus else {}),
+        cpus_per_task=threads,
+        **({"gpus_per_node": processes * machines.gpus} if machines.gpus else {}),
         **({"slurm_partition": machines.partition} if machines.partition else {}),
         **({"slurm_account": machines.account} if machines.account else {}),
     )
     for start in range(0, len(new), ARRAY):
         names = new[start : start + ARRAY]
         with executor.batch():
-            jobs = [executor.submit(Job(), work.folder, name, threads) for name in names]
+            jobs = [executor.submit(Job(), work.folder, name, work.keys[name], threads) for name in names]
         sent |= {name: job.job_id for name, job in zip(names, jobs, strict=True)}
-        write_text(sent_file, json.dumps(sent, indent=1))
+        write_text(sent_file, json.dumps({name: (job, work.keys[name]) for name, job in sent.items()}, indent=1))
     unseen = {}
 
     def going_on() -> bool:
@@ -392,8 +443,8 @@ def through_cluster(work: WorkList, machines: Machines, data_parallel: bool) -> 
             elif time.monotonic() - unseen.setdefault(name, time.monotonic()) > UNSEEN:
                 log = shown(work.folder / "logs" / f"{sent[name]}_0_log.err")
                 error = f"job {sent[name]} ended without a word: {what_became_of(sent[name])}"
-                work.note(name, work.read(name) | {"state": "failed", "job": sent[name], "log": log, "error": error})
-        return bool(left)
+                work.give_up(name, job=sent[name], log=log, error=error)
+        return bool(left or queued & set(sent.values()))  # a job that is done still writes into the folder of logs
 
     try:
         show_progress(work, going_on, every=2)
@@ -403,13 +454,44 @@ def through_cluster(work: WorkList, machines: Machines, data_parallel: bool) -> 
         raise
 
 
-def queue(before: set[str]) -> set[str]:
-    """The numbers of this user's jobs that wait or run, ARRAY_INDEX in arrays; those before where Slurm is silent."""
-    asked = subprocess.run(["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True)
-    if asked.returncode:
-        print(f"Slurm does not answer, its jobs are waited for: {asked.stderr.strip()}")
-        return before
-    return set(asked.stdout.split())
+def call_off(work: WorkList, keep: dict[str, str] | None = None) -> dict[str, str]:
+    """End the jobs that earlier calls have sent and that still wait or run, but for those of pieces with these keys;
+    the jobs that go on, by piece."""
+    sent_file, keep = work.folder / "jobs.json", keep or {}
+    if not sent_file.exists():
+        return {}
+    past, queued = json.loads(sent_file.read_text(encoding="utf-8")), queue()
+    kept = {name: job for name, (job, key) in past.items() if job in queued and keep.get(name) == key}
+    others = {job for job, _ in past.values()} & queued - set(kept.values())
+    if others:
+        print(f"Jobs {' '.join(sorted(others))} of an earlier call do what is no longer wanted: they are called off.")
+        subprocess.run(["scancel", *others], check=True)
+    while others & queue():
+        time.sleep(1)
+    if not kept:
+        sent_file.unlink()
+    return kept
+
+
+def queue(before: set[str] | None = None) -> set[str]:
+    """The numbers of this user's jobs that wait or run, ARRAY_INDEX in arrays; where Slurm is silent, those before.
+
+    Raises
+    ------
+    RuntimeError
+        Where nothing is known from before, and Slurm has been asked for a minute.
+    """
+    for _ in range(1 if before is not None else 12):
+        asked = subprocess.run(
+            ["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True
+        )
+        if not asked.returncode:
+            return set(asked.stdout.split())
+        print(f"Slurm does not answer: {asked.stderr.strip()}")
+        if before is not None:
+            return before
+        time.sleep(5)
+    raise RuntimeError("Slurm does not answer, so nobody knows which jobs run. The same again goes on once it does.")
 
 
 def what_became_of(job: str) -> str:

@@ -103,6 +103,14 @@ def test_other_inputs_do_not_go_on_nor_does_what_came_before_them(tmp_path):
     assert checkpoint(tmp_path)[1].load() == 0, "what lies beside it is no longer this training's"
 
 
+def test_another_number_of_processes_is_refused_before_anything_is_lost(tmp_path, capsys):
+    two_saved(tmp_path)
+    with pytest.raises(ValueError, match=r"made by 1 process, .*set num_processes to 1, or delete the file"):
+        checkpoint(tmp_path, {"seed": 0, "processes": 2})[1].load()
+    assert checkpoint(tmp_path, {"seed": 1, "processes": 2})[1].load() == 0
+    assert "(step 2) is of another training (processes, seed): this one starts anew." in capsys.readouterr().out
+
+
 def test_another_number_of_threads_is_told(tmp_path, monkeypatch, capsys):
     two_saved(tmp_path)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)

@@ -25,6 +25,8 @@ from lib.phantom import Phantom
 from lib.files import write_text
 from lib.runs import Run
 from lib.splits import make_splits
+from lib import training as checkpoints
+checkpoints.EVERY = (0.0, 0.0)
 run = Run(run_dir)
 run.keep("01_translates", globals())
 (run / "cohort" / "splits.csv").unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from lib.cyclediff import CycleDiff
 from lib.cyclegan import CycleGAN, Settings
 from lib.phantom import Phantom
 from lib.splits import make_splits
-from lib.synthesis import METHODS, chosen_sources, images_needed, remove_others, synthesise, translate_test
+from lib.synthesis import METHODS, chosen_sources, images_needed, pieces_of, remove_others, synthesise, translate_test
 
 COHORT = Phantom(patients=30, size=16, aff_share=0.2).cohort()
 
@@ -42,6 +42,24 @@ def test_sources_are_nff_used_once_and_drawn_by_the_seed():
 # Making them: toys at 32 px, in chunks of 4 ---------------------------------------------------------------------------
 
 CELL = (0, 0)
+
+
+def test_a_set_is_made_anew_where_its_generator_was_trained_anew(tmp_path):
+    splits = make_splits(COHORT.patients, 1, 1, seed=0)
+    given = tmp_path, ["cyclegan", "noise", "useless"], COHORT, splits, 1.0, 0, None
+
+    def keys() -> dict[str, str]:
+        return {name: piece.key(b"") for name, piece in pieces_of(*given).items()}
+
+    before = keys()
+    assert set(before) == {"r0f0-cyclegan", "r0f0-cyclegan-test", "r0f0-noise", "r0f0-useless"}
+    for method, changed in (("cyclegan", {"r0f0-cyclegan", "r0f0-cyclegan-test"}), ("cyclediff", {"r0f0-noise"})):
+        weights = tmp_path / method / "r0f0" / "weights.safetensors"
+        weights.parent.mkdir(parents=True)
+        weights.write_bytes(b"others")
+        now = keys()
+        assert {name for name in now if now[name] != before[name]} == changed
+        before = now
 
 
 class Killed(BaseException):

@@ -27,7 +27,7 @@ from lib.splits import make_splits
 from lib.training import read_whole, weights_metadata
 from lib.translator import train
 from lib.trials import run_trials
-from lib.work import COLUMNS, Machines, Piece, WorkFailed, WorkList, carry_out
+from lib.work import COLUMNS, Machines, Piece, WorkFailed, WorkList, carry_out, queue
 
 TWO = Machines(num_processes=2)
 SLURM = Machines("slurm", minutes=5)
@@ -100,6 +100,16 @@ def test_what_a_piece_is_given_decides_whether_it_is_known_and_so_does_its_resul
     assert state("a") == "waiting"
 
 
+def test_where_a_file_changes_that_a_piece_needs_it_is_done_again(tmp_path):
+    weights = tmp_path / "weights"
+    weights.write_text("one")
+    pieces = {"a": Piece(partial(os.mkdir, tmp_path / "a"), tmp_path / "a", (weights,))}
+    WorkList(tmp_path / "work", pieces).do("a")
+    assert WorkList(tmp_path / "work", pieces).read("a")["state"] == "done"
+    weights.write_text("two")
+    assert WorkList(tmp_path / "work", pieces).read("a")["state"] == "waiting"
+
+
 def test_what_was_stopped_by_hand_is_not_done(tmp_path):
     pieces = {"r0f0": trained(tmp_path / "gan", log_every=1)}
     stop = [True, False, False, False, False, False]
@@ -155,22 +165,29 @@ def test_two_processes_train_one_translator_together(tmp_path):
         carry_out({"r0f0": trained(tmp_path / "three")}, tmp_path / "work", three, data_parallel=True)
 
 
-def test_processes_end_where_the_one_that_started_them_is_killed(tmp_path):
-    call = "import time; from functools import partial; from pathlib import Path; from lib.work import *; carry_out("
-    call += (
-        f"{{n: partial(time.sleep, 60) for n in 'ab'}}, Path({str(tmp_path / 'work')!r}), Machines(num_processes=2))"
+def test_a_killed_command_takes_its_processes_along_and_the_same_goes_on(tmp_path):
+    call = (
+        "from pathlib import Path; from functools import partial; from lib.work import *; folder = Path({folder!r}); "
+        "two = Machines(num_processes=2); "
+        "carry_out({{name: Piece(partial(time.sleep, 60), folder) for name in 'ab'}}, folder / 'work', two)"
     )
-    caller = subprocess.Popen(
-        [sys.executable, "-c", call], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    states = [tmp_path / "work" / f"{name}.json" for name in "ab"]
-    wait_until(lambda: all(file.exists() for file in states))
+    command = [sys.executable, "-c", call.format(folder=str(tmp_path))]
+    caller = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    work = WorkList(tmp_path / "work", {name: Piece(partial(time.sleep, 60), tmp_path) for name in "ab"})
+    wait_until(lambda: [work.read(name)["state"] for name in "ab"] == ["running"] * 2)
     workers = psutil.Process(caller.pid).children(recursive=True)
     assert len(workers) == 2
     caller.kill()
     caller.wait()
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
+    work.give_out()
+    assert [work.read(name) | {"key": ""} for name in "ab"] == [{"key": "", "state": "waiting", "attempts": 1}] * 2
+    with work.lock("a"), sole_writer(tmp_path / "work" / "locks" / "b", "b"):
+        work.note("a", {"state": "running", "attempts": 1})
+        work.give_out()
+        work.give_up("a", error="nobody there")
+    assert work.read("a")["state"] == "running", "somebody is doing it"
 
 
 def wait_until(what, seconds: float = 60) -> None:
@@ -245,6 +262,11 @@ def test_preempted_trainings_go_on_from_their_checkpoint_and_failed_ones_are_rep
         assert work.read(name)["attempts"] > 1 and same_weights(tmp_path / "whole", tmp_path / name)
 
 
+def interrupted_when_running(work: WorkList, *_, **__) -> None:
+    wait_until(lambda: work.read("long")["state"] == "running")
+    raise KeyboardInterrupt
+
+
 def test_jobs_are_waited_for_not_sent_again_and_dead_ones_are_told(tmp_path, slurm, monkeypatch):
     pieces = {
         "long": Piece(partial(time.sleep, 3), tmp_path),
@@ -252,11 +274,30 @@ def test_jobs_are_waited_for_not_sent_again_and_dead_ones_are_told(tmp_path, slu
     }
     monkeypatch.setattr("lib.work.UNSEEN", 3)
     with monkeypatch.context() as patch:
-        patch.setattr("lib.work.show_progress", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("lib.work.show_progress", interrupted_when_running)
         with pytest.raises(KeyboardInterrupt):
             carry_out(pieces, tmp_path / "work", SLURM)
     sent = json.loads((tmp_path / "work" / "jobs.json").read_text())
-    with pytest.raises(WorkFailed, match=rf"dies: job {sent['dies']} ended without a word: JobState=FAILED"):
+    with pytest.raises(WorkFailed, match=rf"dies: job {sent['dies'][0]} ended without a word: JobState=FAILED"):
         carry_out(pieces, tmp_path / "work", SLURM)
-    again = json.loads((tmp_path / "work" / "jobs.json").read_text())
-    assert again["long"] == sent["long"] and WorkList(tmp_path / "work", pieces).read("long")["attempts"] == 1
+    assert WorkList(tmp_path / "work", pieces).read("long")["attempts"] == 1
+
+
+def test_a_job_that_is_no_longer_wanted_is_called_off(tmp_path, slurm, monkeypatch, capsys):
+    pieces = {"long": Piece(partial(time.sleep, 300), tmp_path)}
+    with monkeypatch.context() as patch:
+        patch.setattr("lib.work.show_progress", interrupted_when_running)
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(pieces, tmp_path / "work", SLURM)
+    job, _ = json.loads((tmp_path / "work" / "jobs.json").read_text())["long"]
+    assert job in queue()
+    table = carry_out({"long": Piece(partial(time.sleep, 0), tmp_path)}, tmp_path / "work", Machines())
+    assert job not in queue() and list(table.state) == ["done"]
+    assert f"Jobs {job} of an earlier call" in capsys.readouterr().out
+
+
+def test_two_tasks_of_a_job_train_together_as_two_processes_here(tmp_path, slurm):
+    carry_out({"r0f0": trained(tmp_path / "here")}, tmp_path / "here" / "work", TWO, data_parallel=True)
+    two = replace(SLURM, num_processes=2)
+    carry_out({"r0f0": trained(tmp_path / "slurm")}, tmp_path / "slurm" / "work", two, data_parallel=True)
+    assert same_weights(tmp_path / "here", tmp_path / "slurm")
