@@ -108,6 +108,12 @@ class Machines:
         return max(torch.get_num_threads() // self.num_processes, 1)
 
     @property
+    def arithmetic(self) -> str:
+        """What the last bits of results depend on besides inputs; what was done on another kind is done again."""
+        gpu = torch.cuda.is_available() if self.executor == "local" else self.gpus
+        return "GPU" if gpu else f"CPU, {self.threads} threads"
+
+    @property
     def here(self) -> bool:
         """Whether all is done in this process, where it can be watched."""
         return self.executor == "local" and self.num_processes == 1
@@ -125,12 +131,13 @@ class WorkList:
     Parameters
     ----------
     pieces : by name, which becomes part of file names
+    machines : who does them
     """
 
-    def __init__(self, folder: Path, pieces: dict[str, Piece]):
+    def __init__(self, folder: Path, pieces: dict[str, Piece], machines: Machines):
         self.folder, self.pieces = Path(folder), pieces
         code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted((ROOT / "lib").rglob("*.py")))).digest()
-        self.keys = {name: piece.key(code) for name, piece in pieces.items()}
+        self.keys = {name: piece.key(code + machines.arithmetic.encode()) for name, piece in pieces.items()}
 
     @property
     def name(self) -> str:
@@ -240,7 +247,7 @@ def carry_out(
     WorkFailed
         Where pieces failed in other processes, after all others were done. In this process an error ends the work.
     """
-    work = WorkList(folder, pieces)
+    work = WorkList(folder, pieces, machines)
     if machines.executor == "local":
         call_off(work)
     if machines.here:

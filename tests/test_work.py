@@ -29,7 +29,7 @@ from lib.translator import train
 from lib.trials import run_trials
 from lib.work import COLUMNS, Machines, Piece, WorkFailed, WorkList, carry_out, queue
 
-TWO = Machines(num_processes=2)
+HERE, TWO = Machines(), Machines(num_processes=2)
 SLURM = Machines("slurm", minutes=5)
 
 
@@ -59,7 +59,7 @@ def same_weights(a: Path, b: Path) -> bool:
 def test_here_pieces_are_done_in_order_and_get_the_watch(tmp_path):
     seen = []
     pieces = {name: Piece(partial(seen_by, seen, name), tmp_path) for name in "ba"}
-    table = carry_out(pieces, tmp_path / "stage" / "work", Machines(), watch="w")
+    table = carry_out(pieces, tmp_path / "stage" / "work", HERE, watch="w")
     assert seen == [("b", "w"), ("a", "w")]
     assert list(table.index) == ["b", "a"]
     assert set(table.state) == {"done"} and (table.memory_mb > 50).all() and (table.seconds >= 0).all()
@@ -75,15 +75,15 @@ def seen_by(seen: list, name: str, watch=None) -> None:
 def test_here_an_error_ends_the_work_and_stands_in_the_list(tmp_path):
     pieces = {"a": Piece(partial(int, "no number"), tmp_path)} | once(tmp_path, "b")
     with pytest.raises(ValueError, match="no number"):
-        carry_out(pieces, tmp_path / "work", Machines())
-    work = WorkList(tmp_path / "work", pieces)
+        carry_out(pieces, tmp_path / "work", HERE)
+    work = WorkList(tmp_path / "work", pieces, HERE)
     assert work.read("a")["state"] == "failed" and "no number" in work.read("a")["error"]
     assert work.read("b") == {"state": "waiting", "attempts": 0} and not (tmp_path / "b").exists()
 
 
 def test_a_piece_that_somebody_does_is_left_alone(tmp_path):
     pieces = once(tmp_path, "a")
-    work = WorkList(tmp_path / "work", pieces)
+    work = WorkList(tmp_path / "work", pieces, HERE)
     with sole_writer(tmp_path / "work" / "locks" / "a", "by hand"), pytest.raises(Busy):
         work.do("a")
     work.do("a")
@@ -91,11 +91,12 @@ def test_a_piece_that_somebody_does_is_left_alone(tmp_path):
 
 
 def test_what_a_piece_is_given_decides_whether_it_is_known_and_so_does_its_result(tmp_path):
-    def state(name: str) -> str:
-        return WorkList(tmp_path / "work", {"a": once(tmp_path, name)[name]}).read("a")["state"]
+    def state(name: str, machines=HERE) -> str:
+        return WorkList(tmp_path / "work", {"a": once(tmp_path, name)[name]}, machines).read("a")["state"]
 
-    WorkList(tmp_path / "work", once(tmp_path, "a")).do("a")
+    WorkList(tmp_path / "work", once(tmp_path, "a"), HERE).do("a")
     assert (state("a"), state("b")) == ("done", "waiting")
+    assert (state("a", replace(SLURM, gpus=0)), state("a", replace(SLURM, gpus=1))) == ("done", "waiting")
     (tmp_path / "a").rmdir()
     assert state("a") == "waiting"
 
@@ -104,18 +105,18 @@ def test_where_a_file_changes_that_a_piece_needs_it_is_done_again(tmp_path):
     weights = tmp_path / "weights"
     weights.write_text("one")
     pieces = {"a": Piece(partial(os.mkdir, tmp_path / "a"), tmp_path / "a", (weights,))}
-    WorkList(tmp_path / "work", pieces).do("a")
-    assert WorkList(tmp_path / "work", pieces).read("a")["state"] == "done"
+    WorkList(tmp_path / "work", pieces, HERE).do("a")
+    assert WorkList(tmp_path / "work", pieces, HERE).read("a")["state"] == "done"
     weights.write_text("two")
-    assert WorkList(tmp_path / "work", pieces).read("a")["state"] == "waiting"
+    assert WorkList(tmp_path / "work", pieces, HERE).read("a")["state"] == "waiting"
 
 
 def test_what_was_stopped_by_hand_is_not_done(tmp_path):
     pieces = {"r0f0": trained(tmp_path / "gan", log_every=1)}
     stop = [True, False, False, False, False, False]
-    table = carry_out(pieces, tmp_path / "work", Machines(), watch=lambda *_: stop.pop(0))
+    table = carry_out(pieces, tmp_path / "work", HERE, watch=lambda *_: stop.pop(0))
     assert list(table.state) == ["waiting"] and (tmp_path / "gan" / "weights.safetensors").exists()
-    assert list(carry_out(pieces, tmp_path / "work", Machines()).state) == ["done"]
+    assert list(carry_out(pieces, tmp_path / "work", HERE).state) == ["done"]
 
 
 @pytest.mark.parametrize("values", [{"executor": "sge"}, {"num_processes": 0}])
@@ -173,7 +174,7 @@ def test_a_killed_command_takes_its_processes_along_and_the_same_goes_on(tmp_pat
     )
     command = [sys.executable, "-c", call.format(folder=str(tmp_path))]
     caller = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    work = WorkList(tmp_path / "work", {name: Piece(partial(time.sleep, 60), tmp_path) for name in "ab"})
+    work = WorkList(tmp_path / "work", {name: Piece(partial(time.sleep, 60), tmp_path) for name in "ab"}, TWO)
     wait_until(lambda: [work.read(name)["state"] for name in "ab"] == ["running"] * 2)
     workers = psutil.Process(caller.pid).children(recursive=True)
     assert len(workers) == 2
@@ -223,7 +224,7 @@ def results(folder: Path) -> dict:
 
 
 def test_slurm_gives_the_tables_of_this_machine_bit_for_bit(tmp_path, slurm):
-    predictions, metrics = trials(tmp_path / "here", Machines())
+    predictions, metrics = trials(tmp_path / "here", HERE)
     sent_predictions, sent_metrics = trials(tmp_path / "slurm", SLURM)
     pd.testing.assert_frame_equal(sent_predictions, predictions, check_exact=True)
     timeless = [table[table.metric != "seconds"] for table in (sent_metrics, metrics)]
@@ -246,7 +247,7 @@ def test_preempted_trainings_go_on_from_their_checkpoint_and_failed_ones_are_rep
     ways = {"taken": ["scontrol", "requeue"], "asked": asking}
     pieces = {name: trained(tmp_path / name, by=hanging.train) for name in ways} | once(tmp_path, "a")
     pieces["wrong"] = trained(tmp_path / "wrong", learning_rate=1e30)
-    preempted, work = {}, WorkList(tmp_path / "work", pieces)
+    preempted, work = {}, WorkList(tmp_path / "work", pieces, HERE)
 
     def preempt():
         for name, way in ways.items():
@@ -280,7 +281,7 @@ def test_jobs_are_waited_for_not_sent_again_and_dead_ones_are_told(tmp_path, slu
     sent = json.loads((tmp_path / "work" / "jobs.json").read_text())
     with pytest.raises(WorkFailed, match=rf"dies: job {sent['dies'][0]} ended without a word: JobState=FAILED"):
         carry_out(pieces, tmp_path / "work", SLURM)
-    assert WorkList(tmp_path / "work", pieces).read("long")["attempts"] == 1
+    assert WorkList(tmp_path / "work", pieces, HERE).read("long")["attempts"] == 1
 
 
 def test_a_job_that_is_no_longer_wanted_is_called_off(tmp_path, slurm, monkeypatch, capsys):
@@ -291,7 +292,7 @@ def test_a_job_that_is_no_longer_wanted_is_called_off(tmp_path, slurm, monkeypat
             carry_out(pieces, tmp_path / "work", SLURM)
     job, _ = json.loads((tmp_path / "work" / "jobs.json").read_text())["long"]
     assert job in queue()
-    table = carry_out({"long": Piece(partial(time.sleep, 0), tmp_path)}, tmp_path / "work", Machines())
+    table = carry_out({"long": Piece(partial(time.sleep, 0), tmp_path)}, tmp_path / "work", HERE)
     assert job not in queue() and list(table.state) == ["done"]
     assert f"Jobs {job} of an earlier call" in capsys.readouterr().out
 
