@@ -572,9 +572,12 @@ def kept(folder: Path) -> str:
     except (OSError, ValueError, KeyError):
         notebooks = {}
     finished = [name for name, record in notebooks.items() if record["state"] == "finished"]
+    lists = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*/work/jobs.json")]
+    jobs = " ".join(sorted({job.split("_")[0] for sent in lists for job, _ in sent.values()}))
+    going = f"; jobs {jobs}, where they still wait or run, go on and are waited for (`scancel {jobs}` ends them)"
     return (
         f"finished notebooks are kept ({', '.join(finished) or 'none yet'}), and the last checkpoint of what was being "
-        f"trained; once that is mended, the command goes on (runs/{folder.name})"
+        f"trained{going if jobs else ''}; the same command goes on (runs/{folder.name})"
     )
 
 

@@ -160,4 +160,7 @@ def _said(owner: dict) -> str:
 
 
 def held_by(folder: Path, owner: dict) -> str:
+    if owner.get("host") == platform.node() and not psutil.pid_exists(owner["pid"]):
+        said = f"a process that {_said(owner)} had started, which itself has ended"
+        return f"{shown(folder)} is being written by {said}: end it (a kernel?), or take another run"
     return f"{shown(folder)} is being written by {_said(owner)}: wait for its end, end it, or take another run"

@@ -32,7 +32,7 @@ import submitit
 import torch
 from submitit.helpers import Checkpointable, TorchDistributedEnvironment
 
-from lib.files import ROOT, shown, without_paths, write_text, written
+from lib.files import ROOT, from_root, shown, without_paths, write_text, written
 from lib.locks import Busy, sole_writer
 from lib.runs import progress
 
@@ -174,6 +174,16 @@ class WorkList:
         states = [self.read(name)["state"] for name in self.pieces]
         return {state: states.count(state) for state in STATES if state in states}
 
+    def newest(self) -> str:
+        """The last line of the log of the first piece that runs."""
+        for name in self.pieces:
+            if (known := self.read(name))["state"] == "running" and (log := from_root(known["log"])).is_file():
+                with open(log, "rb") as file:
+                    file.seek(max(log.stat().st_size - 400, 0))
+                    lines = re.split(r"[\r\n]+", file.read().decode(errors="ignore").strip())
+                return re.sub(r"\|.*?\|", " ", lines[-1])
+        return ""
+
     def table(self) -> pd.DataFrame:
         """`piece, state, attempts, job, started, seconds, memory_mb, log, error` of all pieces, written and returned.
 
@@ -270,9 +280,8 @@ def carry_out(
     failed = table[table.state != "done"]
     if len(failed):
         raise WorkFailed(
-            f"{len(failed)} of {len(pieces)} pieces of {shown(work.folder)} failed; the others are done, and the same "
-            "again goes on with those that are not:\n"
-            + "\n".join(f"{row.Index}: {said(row)}" for row in failed.itertuples())
+            f"{len(failed)} of {len(pieces)} pieces of {shown(work.folder)} failed, all others are done; the same "
+            "again goes on with what is not:\n" + "\n".join(f"{row.Index}: {said(row)}" for row in failed.itertuples())
         )
     for left in ("pieces.pkl", "jobs.json"):
         (work.folder / left).unlink(missing_ok=True)
@@ -308,7 +317,8 @@ def show_progress(work: WorkList, going_on: Callable[[], bool], every: float) ->
                 work.table()
                 bar.update(now.get("done", 0) - counts.get("done", 0))
                 counts = now
-            bar.set_postfix_str(", ".join(f"{n} {state}" for state, n in counts.items() if state != "done"))
+            states = ", ".join(f"{n} {state}" for state, n in counts.items() if state != "done")
+            bar.set_postfix_str("; ".join(filter(None, [states, work.newest()])))
             if more:
                 time.sleep(every)
 
@@ -347,7 +357,7 @@ def through_processes(work: WorkList, machines: Machines, name: str = "") -> Non
     ends = ", ".join(str(worker.returncode) for worker in workers)
     for left in {name} & set(work.unfinished()) if name else work.unfinished():
         log = work.read(left).get("log") or shown(logs)
-        work.give_up(left, log=log, error=f"its process ended without a word (exit status {ends})")
+        work.give_up(left, log=log, error=f"its process ended before it was done (exit status {ends})")
 
 
 def work_on(work: WorkList, names: Sequence[str], job: str = "", log: str = "") -> bool:
@@ -449,7 +459,7 @@ def through_cluster(work: WorkList, machines: Machines, data_parallel: bool) -> 
                 unseen.pop(name, None)
             elif time.monotonic() - unseen.setdefault(name, time.monotonic()) > UNSEEN:
                 log = shown(work.folder / "logs" / f"{sent[name]}_0_log.err")
-                error = f"job {sent[name]} ended without a word: {what_became_of(sent[name])}"
+                error = f"job {sent[name]} ended before it was done: {what_became_of(sent[name])}"
                 work.give_up(name, job=sent[name], log=log, error=error)
         return bool(left or queued & set(sent.values()))  # a job that is done still writes into the folder of logs
 

@@ -88,6 +88,13 @@ def test_what_a_killed_owner_started_is_waited_for(tmp_path, capsys):
     assert "waiting until its kernel has ended, at most 60 s" in capsys.readouterr().err
 
 
+def test_whoever_a_dead_owner_left_behind_is_told_from_him(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    owner = {"host": platform.node(), "pid": gone.pid, "what": "run_all.py", "since": "now"}
+    assert f"a process that run_all.py (process {gone.pid} on" in locks.held_by(tmp_path, owner)
+
+
 @pytest.mark.skipif(fcntl is None, reason="no flock")
 def test_but_not_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "PATIENCE", 0.3)

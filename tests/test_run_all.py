@@ -15,6 +15,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import run_all
 from lib import pages
+from lib.files import write_text
 from lib.locks import HOLDER, sole_writer
 
 FIRST = [
@@ -558,6 +559,23 @@ def test_what_a_late_notebook_would_refuse_is_refused_at_once(values, message):
     with pytest.raises(run_all.Mistake, match=message):
         run_all.check_choices(values)
     run_all.check_choices({"conditions": ["real", "cyclegan@0.5", "fake"], "methods": ["noise"], "learning_curve": []})
+
+
+def test_what_stopped_says_what_is_kept_and_which_jobs_go_on(tmp_path):
+    notebooks = {"01_x": {"state": "finished"}, "02_y": {"state": "failed"}}
+    write_text(tmp_path / "a" / "manifest.json", json.dumps({"notebooks": notebooks}))
+    assert "(01_x), and the last checkpoint of what was being trained; the same command" in run_all.kept(tmp_path / "a")
+    sent = {"r0f0": ["7_0", "k"], "r0f1": ["7_1", "k"]}
+    write_text(tmp_path / "a" / "cyclegan" / "work" / "jobs.json", json.dumps(sent))
+    assert "jobs 7, where they still wait or run, go on" in run_all.kept(tmp_path / "a")
+
+
+def test_processes_that_cannot_share_a_batch_are_refused_before_anything_is_touched():
+    with pytest.raises(run_all.Mistake, match="num_processes: 0; at least one"):
+        run_all.check_choices({"num_processes": 0})
+    with pytest.raises(run_all.Mistake, match="3 processes cannot share cyclegan_batch = 4 evenly"):
+        run_all.check_choices({"num_processes": 3, "cyclegan_batch": 4, "cyclediff_batch": 24})
+    run_all.check_choices({"num_processes": 4, "cyclegan_batch": 4, "cyclediff_batch": 24})
 
 
 def test_an_executor_that_cannot_work_is_refused_before_anything_is_touched(monkeypatch):

@@ -147,7 +147,7 @@ def test_two_processes_do_each_piece_once_and_report_the_failed(tmp_path):
 def test_a_process_that_dies_leaves_its_piece_failed_and_the_rest_to_the_others(tmp_path):
     pieces = {"dies": Piece(os.abort, tmp_path)} | once(tmp_path, "abc")
     with pytest.raises(
-        WorkFailed, match=r"1 of 4 pieces .*\ndies: its process ended without a word \(exit status .*-6"
+        WorkFailed, match=r"1 of 4 pieces .*\ndies: its process ended before it was done \(exit status .*-6"
     ):
         carry_out(pieces, tmp_path / "work", TWO)
     assert all((tmp_path / name).exists() for name in "abc")
@@ -279,7 +279,7 @@ def test_jobs_are_waited_for_not_sent_again_and_dead_ones_are_told(tmp_path, slu
         with pytest.raises(KeyboardInterrupt):
             carry_out(pieces, tmp_path / "work", SLURM)
     sent = json.loads((tmp_path / "work" / "jobs.json").read_text())
-    with pytest.raises(WorkFailed, match=rf"dies: job {sent['dies'][0]} ended without a word: JobState=FAILED"):
+    with pytest.raises(WorkFailed, match=rf"dies: job {sent['dies'][0]} ended before it was done: JobState=FAILED"):
         carry_out(pieces, tmp_path / "work", SLURM)
     assert WorkList(tmp_path / "work", pieces, HERE).read("long")["attempts"] == 1
 
