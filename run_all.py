@@ -572,7 +572,7 @@ def kept(folder: Path) -> str:
     except (OSError, ValueError, KeyError):
         notebooks = {}
     finished = [name for name, record in notebooks.items() if record["state"] == "finished"]
-    lists = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*/work/jobs.json")]
+    lists = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*/*/jobs.json")]
     jobs = " ".join(sorted({job.split("_")[0] for sent in lists for job, _ in sent.values()}))
     going = f"; jobs {jobs}, where they still wait or run, go on and are waited for (`scancel {jobs}` ends them)"
     return (

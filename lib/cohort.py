@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from lib.files import write_text, written
-from lib.pixels import BLOCK, File, Mapped, blocks, joined, save_pixels, taken
+from lib.pixels import BLOCK, File, OnDisk, blocks, joined, save_pixels, taken
 
 LABELS = ("NFF", "AFF")  # a label's position is the number networks are trained on: AFF is the positive class
 COLUMNS = ("image_id", "patient_id", "label", "view", "side")
@@ -42,7 +42,7 @@ class Cohort:
     """
 
     table: pd.DataFrame
-    pixels: np.ndarray | Mapped
+    pixels: np.ndarray | OnDisk
 
     def __post_init__(self):
         object.__setattr__(self, "table", self.table.reset_index(drop=True))
@@ -195,7 +195,7 @@ class Cohort:
         top = np.iinfo(self.pixels.dtype).max
         levels = np.clip((np.arange(top + 1) / top - black) / (white - black), 0, 1)
         levels = np.rint(levels * top).astype(self.pixels.dtype)
-        on_disk = isinstance(self.pixels, Mapped)
+        on_disk = isinstance(self.pixels, OnDisk)
         return Cohort(self.table, self.pixels.through(levels) if on_disk else levels[self.pixels])
 
     def save(self, folder: str | Path) -> None:
@@ -210,7 +210,7 @@ class Cohort:
         folder = Path(folder)
         ids = dict.fromkeys(("image_id", "patient_id", "source_image_id", "generator"), str)
         table = pd.read_csv(folder / "table.csv", dtype=ids, keep_default_na=False, na_values=[""])
-        return cls(table, Mapped.of(File(folder / "pixels.npy")))
+        return cls(table, OnDisk.of(File(folder / "pixels.npy")))
 
 
 def save_blocks(folder: str | Path, table: pd.DataFrame, images: Iterable[np.ndarray]) -> None:

@@ -24,7 +24,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from lib.cohort import Cohort, to_images
 from lib.files import from_root
 from lib.judge import Judge
-from lib.pixels import Mapped, blocks
+from lib.pixels import OnDisk, blocks
 from lib.training import Images, generator, read_weights
 
 NEIGHBOURS = 5  # of density and coverage; precision and recall have 3, their paper's
@@ -84,7 +84,7 @@ def principal_components(training: Cohort) -> Callable[[np.ndarray], np.ndarray]
     return lambda pixels: fitted.transform(thumbnails(pixels))
 
 
-def shrunk(pixels: np.ndarray | Mapped, most: int) -> np.ndarray:
+def shrunk(pixels: np.ndarray | OnDisk, most: int) -> np.ndarray:
     """(N, side, side) float32 in [-1, 1] from (N, H, W) integers: averages, `most` pixels or fewer a side."""
     side = min(most, pixels.shape[-1])
     small = np.empty((len(pixels), side, side), np.float32)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from lib import training
 from lib.cohort import LABELS, Cohort
 from lib.phantom import FAILURES, Phantom
-from lib.pixels import Mapped, joined
+from lib.pixels import OnDisk, joined
 from lib.runs import progress
 
 CLASSES = (*LABELS, "neither")
@@ -73,7 +73,7 @@ def made_failure(image: np.ndarray, other: np.ndarray, zone: tuple[float, float]
     return image + weight * (changed - image)
 
 
-def examples(cohort: Cohort, seed: int, phantom: Phantom | None = None) -> tuple[np.ndarray | Mapped, np.ndarray]:
+def examples(cohort: Cohort, seed: int, phantom: Phantom | None = None) -> tuple[np.ndarray | OnDisk, np.ndarray]:
     """What the judge learns from, or is tested on: one failure for every image beside the images themselves.
 
     On the phantom the failures are rendered, and every patient is also rendered with the other fracture, which gives
@@ -218,7 +218,7 @@ class Judge:
         return judge
 
     @torch.no_grad()
-    def _run(self, function, pixels: np.ndarray | Mapped) -> np.ndarray:
+    def _run(self, function, pixels: np.ndarray | OnDisk) -> np.ndarray:
         batch = max(min(256, 2**20 // (pixels.shape[1] * pixels.shape[2])), 1)  # 256 up to 64 px: a few hundred MB
         self.network.eval()
         device = next(self.network.parameters()).device

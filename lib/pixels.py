@@ -23,14 +23,14 @@ def blocks(n: int, size: int = BLOCK) -> Iterator[np.ndarray]:
         yield np.arange(start, min(start + size, n))
 
 
-def taken(pixels: np.ndarray | Mapped, rows) -> np.ndarray | Mapped:
+def taken(pixels: np.ndarray | OnDisk, rows) -> np.ndarray | OnDisk:
     """The images at these positions; those on disk stay there."""
-    return pixels.take(rows) if isinstance(pixels, Mapped) else pixels[rows]
+    return pixels.take(rows) if isinstance(pixels, OnDisk) else pixels[rows]
 
 
-def joined(several: Sequence[np.ndarray | Mapped]) -> np.ndarray | Mapped:
+def joined(several: Sequence[np.ndarray | OnDisk]) -> np.ndarray | OnDisk:
     """The images of the first, then those of the second, and so on; where some are on disk nothing is read."""
-    return Mapped.joined(several) if any(isinstance(pixels, Mapped) for pixels in several) else np.concatenate(several)
+    return OnDisk.joined(several) if any(isinstance(pixels, OnDisk) for pixels in several) else np.concatenate(several)
 
 
 def save_pixels(path: Path, n: int, images: Iterable[np.ndarray]) -> None:
@@ -91,7 +91,7 @@ def _opened_again(path: Path, identity: tuple) -> File:
     return file
 
 
-class Mapped:
+class OnDisk:
     """(N, H, W) pixels of one or several files and arrays, in any order; what is indexed is read, as an array.
 
     Pickled, files are their paths, so that it is small where no array is among its parts.
@@ -109,14 +109,14 @@ class Mapped:
         self.parts, self.which, self.row = parts, np.asarray(which), np.asarray(row)
 
     @classmethod
-    def of(cls, pixels: File | np.ndarray | Mapped) -> Mapped:
+    def of(cls, pixels: File | np.ndarray | OnDisk) -> OnDisk:
         """All images of a file or an array."""
-        if isinstance(pixels, Mapped):
+        if isinstance(pixels, OnDisk):
             return pixels
         return cls(((pixels, None),), np.zeros(len(pixels), int), np.arange(len(pixels)))
 
     @classmethod
-    def joined(cls, several: Sequence[File | np.ndarray | Mapped]) -> Mapped:
+    def joined(cls, several: Sequence[File | np.ndarray | OnDisk]) -> OnDisk:
         """The images of the first, then those of the second, and so on; all of one size and type."""
         several = [cls.of(pixels) for pixels in several]
         before = np.cumsum([0, *(len(pixels.parts) for pixels in several)])
@@ -137,14 +137,14 @@ class Mapped:
     def __len__(self) -> int:
         return len(self.row)
 
-    def take(self, rows) -> Mapped:
+    def take(self, rows) -> OnDisk:
         """The images at these positions, or where this boolean mask is true; nothing is read."""
-        return Mapped(self.parts, self.which[rows], self.row[rows])
+        return OnDisk(self.parts, self.which[rows], self.row[rows])
 
-    def through(self, levels: np.ndarray) -> Mapped:
+    def through(self, levels: np.ndarray) -> OnDisk:
         """The same images, each grey level replaced by its entry in a table."""
         seen = tuple((source, levels if past is None else levels[past]) for source, past in self.parts)
-        return Mapped(seen, self.which, self.row)
+        return OnDisk(seen, self.which, self.row)
 
     def __getitem__(self, index) -> np.ndarray:
         """As of an array; behind the first comma stand slices and numbers only."""

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lib.cohort import Cohort, to_images
 from lib.files import from_root, shown, written
-from lib.pixels import Mapped, blocks
+from lib.pixels import OnDisk, blocks
 from lib.runs import code_files
 
 EVERY = (120.0, 285.0)  # seconds between two checkpoints, at least and at most
@@ -44,14 +44,13 @@ def accelerator() -> Accelerator:
     of them; each has a GPU, and on CPUs they talk through gloo. Where one of `LAUNCHED` is missing, there is one.
     """
     if torch.cuda.is_available():
-        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         # cuDNN may otherwise choose, by timing, algorithms that add up in another order in the next run.
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    else:
-        bf16 = torch.cpu._is_amx_tile_supported()
     several = all(os.environ.get(name) for name in LAUNCHED) and int(os.environ["WORLD_SIZE"]) > 1
     with patch_environment(**({} if several else {"LOCAL_RANK": -1})):  # the one that Accelerate goes by
-        machine = Accelerator(mixed_precision="bf16" if bf16 else "no", cpu=several and not torch.cuda.is_available())
+        machine = Accelerator(
+            mixed_precision="bf16" if _bf16() else "no", cpu=several and not torch.cuda.is_available()
+        )
     if not machine.is_main_process:
         os.environ["LIB_PROGRESS"] = "none"  # one bar for all
     return machine
@@ -59,9 +58,15 @@ def accelerator() -> Accelerator:
 
 def arithmetic() -> str:
     """What the last bits of a result depend on besides its inputs: device and precision, on a CPU also threads."""
+    precision = "bf16" if _bf16() else "float32"
+    return f"cuda {precision}" if torch.cuda.is_available() else f"cpu {precision}, {torch.get_num_threads()} threads"
+
+
+def _bf16() -> bool:
+    """Whether bf16 is faster than float32 here."""
     if torch.cuda.is_available():
-        return "cuda bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "cuda float32"
-    return f"cpu {'bf16' if torch.cpu._is_amx_tile_supported() else 'float32'}, {torch.get_num_threads()} threads"
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported()
 
 
 def not_deterministic() -> list[str]:
@@ -197,7 +202,7 @@ class Images:
     pixels : (N, H, W) integers, in memory or on disk
     """
 
-    def __init__(self, pixels: np.ndarray | Mapped):
+    def __init__(self, pixels: np.ndarray | OnDisk):
         self.pixels = pixels
 
     def __len__(self) -> int:
@@ -363,7 +368,7 @@ class Checkpoint:
                 print(f"WARNING: {error}; the checkpoint before is used, where there is one.")
                 continue
             if state["inputs"] != self.inputs:
-                self.refuse_or_tell(path, json.loads(state["inputs"]), json.loads(self.inputs), state["step"])
+                self._refuse_or_tell(path, json.loads(state["inputs"]), json.loads(self.inputs), state["step"])
                 return 0  # and the one before is older than what those inputs have left here
             for name, thing in self.objects.items():
                 thing.load_state_dict(state["objects"][name])
@@ -378,7 +383,7 @@ class Checkpoint:
         return self.step
 
     @staticmethod
-    def refuse_or_tell(path: Path, past: dict, now: dict, step: int) -> None:
+    def _refuse_or_tell(path: Path, past: dict, now: dict, step: int) -> None:
         unlike = sorted(name for name in past.keys() | now.keys() if past.get(name) != now.get(name))
         if unlike == ["processes"]:
             n = past.get("processes", 1)

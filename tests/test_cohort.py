@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lib.cohort import Cohort, to_pixels
 from lib.phantom import Phantom
-from lib.pixels import Mapped
+from lib.pixels import OnDisk
 from lib.splits import make_splits, with_windows
 from lib.training import cohort_hash
 
@@ -42,7 +42,7 @@ def test_save_and_load(tmp_path, dtype):
     loaded = Cohort.load(tmp_path / "new" / "cohort")
     assert loaded.table.equals(cohort.table)  # ids keep their leading zeros
     assert loaded.pixels.dtype == dtype and np.array_equal(loaded.pixels, cohort.pixels)
-    assert isinstance(loaded.pixels, Mapped)
+    assert isinstance(loaded.pixels, OnDisk)
     assert numbers(loaded.select(label="AFF")) == numbers(cohort.select(label="AFF"))
 
 
@@ -214,7 +214,7 @@ def test_pixels_on_disk_give_what_pixels_in_memory_give(tmp_path, dtype):
         (on_disk.select(label="NFF").windowed(0.2, 0.7), cohort.select(label="NFF").windowed(0.2, 0.7)),
         (on_disk.copies(np.array([5, 5, 0]), "twice"), cohort.copies(np.array([5, 5, 0]), "twice")),
     ]:
-        assert isinstance(a.pixels, Mapped) and isinstance(b.pixels, np.ndarray)
+        assert isinstance(a.pixels, OnDisk) and isinstance(b.pixels, np.ndarray)
         assert a.table.equals(b.table) and np.array_equal(a.pixels, b.pixels) and cohort_hash(a) == cohort_hash(b)
         assert np.array_equal(a.images(), b.images())
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib.pixels import File, Mapped, joined, save_pixels, taken
+from lib.pixels import File, OnDisk, joined, save_pixels, taken
 
 SHAPE = (3, 2)
 
@@ -18,9 +18,9 @@ def images(n: int, seed: int = 0, dtype=np.uint8) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, (n, *SHAPE), dtype, endpoint=True)
 
 
-def on_disk(pixels: np.ndarray, path) -> Mapped:
+def on_disk(pixels: np.ndarray, path) -> OnDisk:
     save_pixels(path, len(pixels), [pixels])
-    return Mapped.of(File(path))
+    return OnDisk.of(File(path))
 
 
 def rows(draw, n: int) -> np.ndarray:
@@ -50,7 +50,7 @@ def test_any_operations_give_what_they_give_on_an_array(data):
                     pairs.append((joined([lazy, other[0]]), np.concatenate([array, other[1]])))
                 case "window":
                     levels = np.random.default_rng(draw(st.integers(0, 9))).permutation(256).astype(np.uint8)
-                    pairs.append((Mapped.of(lazy).through(levels), levels[array]))
+                    pairs.append((OnDisk.of(lazy).through(levels), levels[array]))
         for lazy, array in pairs:
             again = pickle.loads(pickle.dumps(lazy))
             assert np.array_equal(again, array) and len(lazy) == len(array)
@@ -86,7 +86,7 @@ def test_a_file_that_is_replaced_keeps_its_content_but_is_not_opened_again(tmp_p
     sent = pickle.dumps(lazy)
     save_pixels(tmp_path / "b.npy", 3, [new])
     os.replace(tmp_path / "b.npy", tmp_path / "a.npy")
-    assert np.array_equal(lazy, old) and np.array_equal(Mapped.of(File(tmp_path / "a.npy")), new)
+    assert np.array_equal(lazy, old) and np.array_equal(OnDisk.of(File(tmp_path / "a.npy")), new)
     with pytest.raises(ValueError, match="written anew since it was opened: load the cohort again"):
         pickle.loads(sent)
 
