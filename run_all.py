@@ -42,11 +42,12 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
-from lib import pages
-from lib.files import ROOT, from_root, shown, without_paths, write_text
-from lib.locks import LOCK, Busy, sole_writer
 from lib.radiographs.table import RadiographsError, read_csv
-from lib.runs import WHERE, Damaged, Run, code_files
+from lib.report import pages
+from lib.run.files import ROOT, from_root, shown, without_paths, write_text
+from lib.run.fingerprint import code_files
+from lib.run.folder import WHERE, Damaged, Run
+from lib.run.locks import LOCK, Busy, sole_writer
 
 NOTEBOOKS = ROOT / "notebooks"
 RUNS = ROOT / "runs"
@@ -216,8 +217,8 @@ def check_choices(values: dict[str, object]) -> None:
             raise Mistake("parameter executor: there is no sbatch here; start this on a machine of the Slurm cluster")
     if not {"conditions", "methods", "learning_curve"} & set(values):
         return
-    from lib.controls import CONTROL_GENERATORS  # here, since torch takes seconds to load
-    from lib.trials import GENERATORS, condition
+    from lib.fidelity.controls import CONTROL_GENERATORS
+    from lib.trials.conditions import GENERATORS, condition
 
     try:
         for name in values.get("conditions", ()):
@@ -340,7 +341,7 @@ class ThisPython(AsyncKernelManager):
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "PYTHONHASHSEED": "0",
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-            "LIB_PROGRESS": "text",  # see lib.runs.progress
+            "LIB_PROGRESS": "text",  # see lib.run.progress.progress
             "TQDM_MININTERVAL": "10",  # seconds; for the bars of other libraries
             "TQDM_NCOLS": "80",  # both given, bars ask no terminal for its size
             "TQDM_NROWS": "20",
@@ -556,7 +557,8 @@ def run_notebook(notebook: Notebook, label: str, own: dict, mark: str, run: Run)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files (`lib.files.written`) of killed processes. One that was written within the last minute
+    """Delete the temporary files (`lib.run.files.written`) of killed processes. One that was written within the last
+    minute
     may be another machine's, which cannot be asked."""
     for path in folder.rglob(".*.*"):
         found = re.match(r"\.(\d+)\..", path.name)
@@ -603,7 +605,7 @@ def verify(name: str, notebooks_folder: Path, runs_folder: Path) -> int:
     The repetition goes on where it was interrupted. It is deleted where all is the same, and kept to be looked at where
     not; the next call then makes a new one.
     """
-    from lib.verify import compare_runs, report
+    from lib.checks.verify import compare_runs, report
 
     if not (runs_folder / name / "manifest.json").is_file():
         known = sorted(path.parent.name for path in runs_folder.glob("*/manifest.json"))
@@ -668,8 +670,8 @@ def empty(folder: Path) -> None:
 
 def describe_environment() -> dict:
     """Versions, commit and hardware, and what is not deterministic on it, from a process that gives the GPU back."""
-    code = "from lib import runs, training; facts = runs.environment()"
-    code += "; facts['not_deterministic'] = training.not_deterministic(); print(runs.json.dumps(facts))"
+    code = "import json; from lib.run import hardware; facts = hardware.environment()"
+    code += "; facts['not_deterministic'] = hardware.not_deterministic(); print(json.dumps(facts))"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(told.stdout)
 

@@ -1,7 +1,8 @@
 """What share of a training's time its checkpoints take: `python benchmarks/checkpoints.py`.
 
 The state of each training after a step is saved five times, synced to the disk; the median counts. The next checkpoint
-comes after `every` seconds (`lib.training.Checkpoint.due`), so the share is that of saving in `every` + saving, and at
+comes after `every` seconds (`lib.run.checkpoints.Checkpoint.due`), so the share is that of saving in `every` +
+saving, and at
 most as much work as that is lost. Numbers of the networks' size do not depend on the size of the images.
 """
 
@@ -11,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from lib import classifier, cyclediff, cyclegan
-from lib.phantom import Phantom
-from lib.training import EVERY, Checkpoint
+from lib.data.phantom import Phantom
+from lib.run.checkpoints import EVERY, Checkpoint
+from lib.translators import cyclediff, cyclegan
+from lib.trials import classifier
 
 
 class Saved(Exception):

@@ -1,7 +1,8 @@
 """CycleDiff's speed: this project's training step and sampler against plain renditions of the published schedule.
 
 Training: joint steps a second at 64 px, against two full passes of all networks a step, one that updates translators
-and U-Nets and one the discriminators, in float32 and in this project's precision on the machine (`lib.training`: bf16
+and U-Nets and one the discriminators, in float32 and in this project's precision on the machine
+(`lib.translators.training`: bf16
 autocast where that is faster). Sampling: images a second, KID and the judge's
 verdict on validation images of a trained model, against 100 Euler steps with float32 networks and float64 arithmetic
 from the same start, and as many steps as ours in that precision. All use the same blocks and alternate in one process;
@@ -22,17 +23,25 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib.cohort import Cohort
-from lib.cyclediff import CycleDiff, Settings
-from lib.cyclediff.losses import contrastive_loss, cycle_loss, diffusion_loss, identity_loss, perceptual_loss
-from lib.cyclediff.networks import Denoisers, Networks, Translator
-from lib.cyclediff.process import diffuse, draw_times
-from lib.cyclediff.train import Training
-from lib.fidelity import at_a_glance
-from lib.judge import Judge
-from lib.networks import lsgan_discriminator, lsgan_generator
-from lib.splits import read_splits
-from lib.training import accelerator, torch_generator
+from lib.data.cohort import Cohort
+from lib.data.splits import read_splits
+from lib.fidelity.judge import Judge
+from lib.fidelity.measures import at_a_glance
+from lib.run.hardware import accelerator
+from lib.run.randomness import torch_generator
+from lib.translators.cyclediff.losses import (
+    contrastive_loss,
+    cycle_loss,
+    diffusion_loss,
+    identity_loss,
+    perceptual_loss,
+)
+from lib.translators.cyclediff.model import CycleDiff
+from lib.translators.cyclediff.networks import Denoisers, Networks, Translator
+from lib.translators.cyclediff.process import diffuse, draw_times
+from lib.translators.cyclediff.settings import Settings
+from lib.translators.cyclediff.train import Training
+from lib.translators.networks import lsgan_discriminator, lsgan_generator
 
 SETTINGS = Settings(
     autoencoder="pixels", warmup_steps=0, joint_steps=1000, batch=8, unet_width=32, unet_multipliers=(1, 2, 2),

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from lib.cohort import Cohort
-from lib.networks import PatchGAN, diffaugment, init_weights, lsgan_discriminator
-from lib.phantom import Phantom
-from lib.splits import make_splits
-from lib.training import accelerator, batch_rows, flipped, torch_generator
-from lib.translator import domains
+from lib.data.cohort import Cohort
+from lib.data.phantom import Phantom
+from lib.data.splits import make_splits
+from lib.run.hardware import accelerator
+from lib.run.randomness import batch_rows, flipped, torch_generator
+from lib.translators.networks import PatchGAN, diffaugment, init_weights, lsgan_discriminator
+from lib.translators.translator import domains
 
 STEPS, EVERY, BATCH = 1000, 100, 4
 

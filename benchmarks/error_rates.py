@@ -1,7 +1,8 @@
 """Error rates of the study's tests where the truth is known: `python benchmarks/error_rates.py [COHORTS] [STUDIES]`.
 
 Cohorts of the thesis' size (1,200 patients), by default 1,000 of each truth; what is wanted of each test stands in
-`lib.simulation.WANTED`. Power by formula (`lib.planning`) is set beside that of simulated cells. Exit status 1 where a
+`lib.statistics.simulation.WANTED`. Power by formula (`lib.statistics.planning`) is set beside that of simulated
+cells. Exit status 1 where a
 test is not as wanted, or power is off its formula by more than 0.03. The bootstrap has 300 draws here, a run's 10,000.
 """
 
@@ -12,8 +13,8 @@ import time
 
 import pandas as pd
 
-from lib.planning import power, power_of_equivalence, ratio_of_cell
-from lib.simulation import (
+from lib.statistics.planning import power, power_of_equivalence, ratio_of_cell
+from lib.statistics.simulation import (
     LEVEL,
     VALIDATION_SHARE,
     WANTED,

@@ -25,10 +25,11 @@ import pydicom
 from PIL import Image
 from pydicom.data import get_testdata_file
 
-from lib.files import ROOT
-from lib.radiographs import Preparation, read_image, read_radiographs
-from lib.radiographs.preparing import prepare
-from lib.runs import progress
+from lib.radiographs.decoding import read_image
+from lib.radiographs.preparing import Preparation, prepare
+from lib.radiographs.table import read_radiographs
+from lib.run.files import ROOT
+from lib.run.progress import progress
 
 SECONDS, MEMORY, SECRET = 20, 4 * 2**30, "Geheim"
 

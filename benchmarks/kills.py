@@ -3,7 +3,7 @@
     python benchmarks/kills.py --kills 20 --seed 0
 
 Runs a profile untouched, then into other runs, killed (SIGKILL) at random moments and started again until they finish;
-then compares them with `lib.verify`. Every other time the kernel is left alive, so that the next start
+then compares them with `lib.checks.verify`. Every other time the kernel is left alive, so that the next start
 meets a lock that is still held. Each moment is drawn from its share of the time that is left: early ones first, so that
 every notebook is hit. Exit status 0 where all results are the same.
 """
@@ -26,9 +26,9 @@ from pathlib import Path
 
 import psutil
 
-from lib.files import ROOT
-from lib.locks import LOCK
-from lib.verify import compare_runs, report
+from lib.checks.verify import compare_runs, report
+from lib.run.files import ROOT
+from lib.run.locks import LOCK
 
 
 def notebooks(run: Path) -> dict[str, dict]:

@@ -18,22 +18,22 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from lib.audit import duplicate_checks, part_checks, synthetic_checks
-from lib.classifier import Settings
-from lib.cohort import Cohort, save_blocks
-from lib.cyclegan import CycleGAN
-from lib.cyclegan import Settings as GANSettings
-from lib.duplicates import BLOCK, duplicate_pairs, duplicates
-from lib.fidelity import fidelity_table
-from lib.figures import image_page
-from lib.judge import Judge
-from lib.memorisation import memorisation_table
-from lib.phantom import Phantom
-from lib.pixels import blocks
-from lib.quality import quality
-from lib.splits import make_splits, read_splits
-from lib.synthesis import synthesise, translate_test
-from lib.trials import run_trials
+from lib.checks.audit import duplicate_checks, part_checks, synthetic_checks
+from lib.data.cohort import Cohort, save_blocks
+from lib.data.duplicates import BLOCK, duplicate_pairs, duplicates
+from lib.data.phantom import Phantom
+from lib.data.pixels import blocks
+from lib.data.splits import make_splits, read_splits
+from lib.fidelity.judge import Judge
+from lib.fidelity.measures import fidelity_table
+from lib.fidelity.memorisation import memorisation_table
+from lib.fidelity.synthesis import synthesise, translate_test
+from lib.radiographs.quality import quality
+from lib.report.figures import image_page
+from lib.translators.cyclegan import CycleGAN
+from lib.translators.cyclegan import Settings as GANSettings
+from lib.trials.classifier import Settings
+from lib.trials.trials import run_trials
 
 IMAGES, SIZE, GIB, CELL = 20_000, 256, 2**30, (0, 0)
 SOME = 200  # images, where time grows with them and memory does not

@@ -6,7 +6,7 @@ python benchmarks/phantom.py
 import statistics
 import time
 
-from lib.phantom import Phantom
+from lib.data.phantom import Phantom
 
 
 def seconds(phantom: Phantom, images: int | None = None) -> tuple[float, int]:

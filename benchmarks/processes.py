@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from lib.classifier import Settings
-from lib.cohort import Cohort
-from lib.phantom import Phantom
-from lib.splits import make_splits
-from lib.trials import run_trials
-from lib.work import Machines
+from lib.data.cohort import Cohort
+from lib.data.phantom import Phantom
+from lib.data.splits import make_splits
+from lib.run.tasklist import Machines
+from lib.trials.classifier import Settings
+from lib.trials.trials import run_trials
 
 SETTINGS = Settings("resnet18", "none", steps=60, batch=32, lr=1e-3, validate_every=30)
 

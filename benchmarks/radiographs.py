@@ -17,7 +17,8 @@ import pandas as pd
 import pydicom
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from lib.radiographs import Preparation, read_radiographs
+from lib.radiographs.preparing import Preparation
+from lib.radiographs.table import read_radiographs
 
 WANTED = 4300
 

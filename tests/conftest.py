@@ -10,7 +10,7 @@ import torch
 from hypothesis import settings
 from playwright.sync_api import sync_playwright
 
-from lib.files import ROOT
+from lib.run.files import ROOT
 
 matplotlib.use("Agg")
 settings.register_profile("explore", deadline=None, max_examples=300)  # pytest --hypothesis-profile=explore

@@ -3,8 +3,8 @@
 import time
 from pathlib import Path
 
-from lib import translator
-from lib.training import Checkpoint
+from lib.run.checkpoints import Checkpoint
+from lib.translators import translator
 
 
 def train(make, cohort, folder: Path, *rest) -> None:

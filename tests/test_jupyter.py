@@ -14,15 +14,15 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import expect
 
-from lib.files import ROOT
-from lib.training import weights_metadata
+from lib.run.files import ROOT
+from lib.run.weights import weights_metadata
 from run_all import NOTEBOOKS
 
 TRAINING = """
 from pathlib import Path
-from lib.cyclegan import CycleGAN, Settings
-from lib.phantom import Phantom
-from lib.widgets import Watch
+from lib.translators.cyclegan import CycleGAN, Settings
+from lib.data.phantom import Phantom
+from lib.report.widgets import Watch
 cohort = Phantom(patients=12, size=32, aff_share=0.4).cohort()
 settings = Settings(steps=100_000, batch=2, width=4, blocks=1, discriminator_width=4, log_every=5, previews=20_000)
 history = CycleGAN(settings).fit(cohort, Path("weights"), 0, cohort.select(label="NFF").first(4), Watch(every=1))

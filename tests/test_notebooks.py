@@ -14,11 +14,12 @@ from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
-from lib import privacy
-from lib.cohort import Cohort
-from lib.pages import OPENING
-from lib.phantom import Phantom
-from lib.training import patients_hash, weights_metadata
+from lib.checks import privacy
+from lib.data.cohort import Cohort
+from lib.data.hashes import patients_hash
+from lib.data.phantom import Phantom
+from lib.report.pages import OPENING
+from lib.run.weights import weights_metadata
 from run_all import NOTEBOOKS, main
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))

@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\ntable: {options.out / TABLE}\nleft out, and why: {options.out / EXCLUDED}")
     linkage = linkage_of(options.key, options.out)
     print(f"which person and which file an id is: {linkage}. Keep it, and the key beside it, to yourself.")
-    print(f"to check a run: python -m lib.privacy runs/NAME --source {options.folder} --linkage {linkage}")
+    print(f"to check a run: python -m lib.checks.privacy runs/NAME --source {options.folder} --linkage {linkage}")
     return 0
 
 

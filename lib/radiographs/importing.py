@@ -23,14 +23,14 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from lib.cohort import LABELS, TO_SOURCE
-from lib.files import write_text, written
-from lib.radiographs.files import Radiograph, is_dicom, read_dataset, read_dicom, reason
+from lib.data.cohort import LABELS, TO_SOURCE
+from lib.radiographs.decoding import Radiograph, is_dicom, read_dataset, read_dicom, reason
 from lib.radiographs.geometry import Picture
 from lib.radiographs.preparing import CODE, over_cores
 from lib.radiographs.table import EXCLUDED, OPTIONAL, RadiographsError, read_csv
 from lib.radiographs.writing import text_lines, without_text
-from lib.runs import progress
+from lib.run.files import write_text, written
+from lib.run.progress import progress
 
 TABLE, LINKAGE = "radiographs.csv", "linkage.csv"
 TAGS = {

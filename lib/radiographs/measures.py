@@ -1,4 +1,4 @@
-"""What can be measured on an image alone, without training: what `lib.quality` finds suspicious."""
+"""What can be measured on an image alone, without training: what `lib.radiographs.quality` finds suspicious."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from joblib import Parallel, delayed
 
-from lib.radiographs.files import Radiograph, read_image
+from lib.radiographs.decoding import Radiograph, read_image
 from lib.radiographs.geometry import Picture, field_of_view, tilt
 from lib.radiographs.measures import measures
 from lib.radiographs.writing import text_lines, without_text
@@ -23,7 +23,7 @@ from lib.radiographs.writing import text_lines, without_text
 # Part of a cached image's key: images prepared by older code are prepared again.
 CODE = b"".join(
     Path(__file__).with_name(f"{name}.py").read_bytes()
-    for name in ("files", "geometry", "writing", "measures", "preparing")
+    for name in ("decoding", "geometry", "writing", "measures", "preparing")
 )
 
 
@@ -112,7 +112,7 @@ class Prepared(NamedTuple):
     view: str
     side: str
     notes: tuple[str, ...]
-    about: dict[str, float]  # `lib.cohort.MEASURES`
+    about: dict[str, float]  # `lib.data.cohort.MEASURES`
 
 
 def prepared(

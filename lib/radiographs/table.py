@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib.cohort import CROP, LABELS, MEASURES, TO_SOURCE, Cohort
-from lib.radiographs.files import SIDES, read_image
+from lib.data.cohort import CROP, LABELS, MEASURES, TO_SOURCE, Cohort
+from lib.data.splits import PARTS
+from lib.radiographs.decoding import SIDES, read_image
 from lib.radiographs.geometry import moved
 from lib.radiographs.preparing import DEFAULT, STEPS, Preparation, Prepared, prepare, prepared
-from lib.runs import progress
-from lib.splits import PARTS
+from lib.run.progress import progress
 
 REQUIRED = ("path", "patient_id", "label")
 ZONE = ("zone_top", "zone_bottom")
@@ -68,7 +68,7 @@ def read_radiographs(
         (8-bit images then times 257, which maps 255 to 65535). A missing `image_id` becomes `<patient_id>-<k>`, k
         counting the patient's rows from 1. `split`, `hospital` and the fracture zone are there if the CSV has them, the
         zone in fractions of the square frame. A `view` or `side` that the CSV does not give is taken from DICOM's tags.
-        Further columns: `CROP`, `TO_SOURCE` and `MEASURES` of `lib.cohort`.
+        Further columns: `CROP`, `TO_SOURCE` and `MEASURES` of `lib.data.cohort`.
 
     Raises
     ------

@@ -1,0 +1,234 @@
+"""The cohort: the one thing that travels from notebook to notebook.
+
+A cohort is a table (one row an image) and the pixels of those images. Real, phantom and synthetic radiographs
+are all cohorts, so every step takes a cohort and gives a cohort or a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lib.data.pixels import BLOCK, File, OnDisk, blocks, joined, save_pixels, taken
+from lib.run.files import write_text, written
+
+LABELS = ("NFF", "AFF")  # a label's position is the number networks are trained on: AFF is the positive class
+COLUMNS = ("image_id", "patient_id", "label", "view", "side")
+CROP = ("crop_top", "crop_left", "crop_bottom", "crop_right")  # what is shown of the file's image, in its pixels
+TO_SOURCE = ("xx", "xy", "x0", "yx", "yy", "y0")  # x in the file is xx · x + xy · y + x0, in pixels; y likewise
+MEASURES = ("height", "width", "bits", "cropped", "contrast", "inversion", "metal", "writing")  # of quality control
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Radiographs and what is known of each.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row an image, with at least `image_id` (unique), `patient_id`, `label` ("AFF" or "NFF"), `view` and `side`.
+    pixels : (N, H, W)
+        uint8 (0 … 255) or uint16 (0 … 65535), row by row the images of `table`: an array, or on disk
+        (`lib.data.pixels`),
+        where selecting, joining and windowing read nothing.
+
+    Raises
+    ------
+    ValueError
+        Where table and pixels do not fit each other, a column is missing, an id repeats, or a label is unknown.
+    """
+
+    table: pd.DataFrame
+    pixels: np.ndarray | OnDisk
+
+    def __post_init__(self):
+        object.__setattr__(self, "table", self.table.reset_index(drop=True))
+        if missing := [column for column in COLUMNS if column not in self.table]:
+            raise ValueError(f"cohort table lacks the column {', '.join(missing)}")
+        if self.pixels.ndim != 3 or len(self.pixels) != len(self.table):
+            raise ValueError(f"{len(self.table)} table rows do not fit pixels of shape {self.pixels.shape} (N, H, W)")
+        if self.pixels.dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"pixels must be uint8 or uint16, not {self.pixels.dtype}")
+        if unknown := sorted(set(self.table.label) - set(LABELS)):
+            raise ValueError(f"unknown label {unknown[0]!r}: labels are {' and '.join(LABELS)}")
+        if (repeated := self.table.image_id.duplicated()).any():
+            raise ValueError(f"image_id {self.table.image_id[repeated].iloc[0]!r} stands in the table more than once")
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def size(self) -> int:
+        """Side of the (square) images in pixels."""
+        return self.pixels.shape[-1]
+
+    @property
+    def targets(self) -> np.ndarray:
+        """(N,) int64: 1 for AFF, 0 for NFF."""
+        return self.table.label.map(LABELS.index).to_numpy(np.int64)
+
+    @property
+    def patients(self) -> pd.Series:
+        """patient_id → label; a patient with an AFF in any image is an AFF patient."""
+        return self.table.groupby("patient_id", sort=True).label.agg(
+            lambda labels: "AFF" if "AFF" in set(labels) else "NFF"
+        )
+
+    def take(self, rows) -> Cohort:
+        """The images at these positions, or where this boolean mask is true."""
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(int)
+        return Cohort(self.table.iloc[rows], taken(self.pixels, rows))
+
+    def blocks(self, size: int = BLOCK) -> Iterator[tuple[np.ndarray, Cohort]]:
+        """Row numbers and images, in order, at most `size` at a time."""
+        for rows in blocks(len(self), size):
+            yield rows, self.take(rows)
+
+    def first(self, n: int) -> Cohort:
+        """The first n images, or all where there are fewer."""
+        return self.take(range(min(n, len(self))))
+
+    def select(self, **columns) -> Cohort:
+        """The images whose columns have the given value, or one of the given values.
+
+        >>> cohort.select(label="AFF", view="AP", patient_id=training_patients)  # doctest: +SKIP
+        """
+        keep = np.ones(len(self), bool)
+        for column, wanted in columns.items():
+            if column not in self.table:
+                raise ValueError(f"the cohort has no column {column!r}; it has {', '.join(self.table)}")
+            wanted = [wanted] if np.isscalar(wanted) else list(wanted)
+            keep &= self.table[column].isin(wanted).to_numpy()
+        return self.take(keep)
+
+    def join(self, *others: Cohort) -> Cohort:
+        """This cohort followed by others; columns that one of them lacks become missing values."""
+        cohorts = [self, *others]
+        if len({(c.pixels.dtype, c.pixels.shape[1:]) for c in cohorts}) > 1:
+            raise ValueError("cohorts of different image size or bit depth cannot be joined")
+        table = pd.concat([c.table for c in cohorts], ignore_index=True)
+        return Cohort(table, joined([c.pixels for c in cohorts]))
+
+    def part(self, splits: pd.DataFrame, repeat: int, fold: int, part: str) -> Cohort:
+        """The training, validation or test images of one cell (see `lib.data.splits`), in its window."""
+        cell = splits[(splits.repeat == repeat) & (splits.fold == fold) & (splits.part == part)]
+        return self.select(patient_id=cell.patient_id).in_window(splits, repeat, fold)
+
+    def in_window(self, splits: pd.DataFrame, repeat: int, fold: int) -> Cohort:
+        """These images in the window of one cell (`lib.data.splits.with_windows`), as they are where it has none."""
+        if "black" not in splits:
+            return self
+        cell = splits[(splits.repeat == repeat) & (splits.fold == fold)].iloc[0]
+        return self.windowed(cell.black, cell.white)
+
+    def images(self) -> np.ndarray:
+        """(N, 1, H, W) float32 in [-1, 1], as networks take them."""
+        return to_images(self.pixels)
+
+    def translated(self, images: np.ndarray, to: str, method: str, generator: str | None = None) -> Cohort:
+        """The synthetic cohort that a translator made of this one, image by image.
+
+        Parameters
+        ----------
+        images : array (N, 1, H, W) in [-1, 1]
+        to, method, generator : as in `provenance`
+        """
+        pixels = np.where(self.padding, 0, to_pixels(images, self.pixels.dtype))
+        return Cohort(self.provenance(to, method, generator), pixels)
+
+    def provenance(self, to: str, method: str, generator: str | None = None) -> pd.DataFrame:
+        """The table of the synthetic images that are made of these, one of each.
+
+        Each synthetic image keeps its source's patient, view and side, and says which method made it from which image,
+        and whose images had trained the generator.
+
+        Parameters
+        ----------
+        to : the label the images are translated to
+        method : the translator's name
+        generator : hash of the patients it was trained on (`lib.data.hashes.patients_hash`); None: it was not trained
+        """
+        of_source = ["subtype", "split", "generator", *MEASURES]  # what described the source alone
+        table = self.table.drop(columns=of_source, errors="ignore").assign(
+            source_image_id=self.table.image_id,
+            source_label=self.table.label,
+            image_id=[f"{method}-{to}-{source}" for source in self.table.image_id],
+            label=to,
+            method=method,
+        )
+        if generator is not None:
+            table["generator"] = generator
+        return table
+
+    def copies(self, rows: np.ndarray, method: str) -> Cohort:
+        """The images at these positions, which may repeat, under new ids, with the provenance of synthetic images."""
+        made = self.table.iloc[rows]
+        made = made.assign(
+            source_image_id=made.image_id,
+            source_label=made.label,
+            image_id=[f"{method}-{i}-{image_id}" for i, image_id in enumerate(made.image_id)],
+            method=method,
+        )
+        return Cohort(made, taken(self.pixels, rows))
+
+    @property
+    def padding(self) -> np.ndarray:
+        """(N, H, W) bool: where a square shows nothing of its file's image; nowhere, without columns `CROP`."""
+        outside = np.zeros((len(self), self.size, self.size), bool)
+        if not set(CROP) <= set(self.table):
+            return outside
+        middles = np.arange(self.size) + 0.5
+        x, y = middles, middles[:, None]
+        for image, (top, left, bottom, right), (xx, xy, x0, yx, yy, y0) in zip(
+            outside, self.table[list(CROP)].to_numpy(), self.table[list(TO_SOURCE)].to_numpy(), strict=True
+        ):
+            source_x, source_y = xx * x + xy * y + x0, yx * x + yy * y + y0
+            image[:] = (source_x < left) | (source_x > right) | (source_y < top) | (source_y > bottom)
+        return outside
+
+    def windowed(self, black: float, white: float) -> Cohort:
+        """Grey levels stretched so that `black` and `white`, shares of the full range, become its ends."""
+        top = np.iinfo(self.pixels.dtype).max
+        levels = np.clip((np.arange(top + 1) / top - black) / (white - black), 0, 1)
+        levels = np.rint(levels * top).astype(self.pixels.dtype)
+        on_disk = isinstance(self.pixels, OnDisk)
+        return Cohort(self.table, self.pixels.through(levels) if on_disk else levels[self.pixels])
+
+    def save(self, folder: str | Path) -> None:
+        """Write `pixels.npy` and `table.csv` into a folder: a cohort is there when its table is."""
+        save_blocks(
+            folder, self.table, (self.pixels[start : start + BLOCK] for start in range(0, max(len(self), 1), BLOCK))
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Cohort:
+        """Read what `save` wrote; the pixels stay on disk, and are read where they are indexed."""
+        folder = Path(folder)
+        ids = dict.fromkeys(("image_id", "patient_id", "source_image_id", "generator"), str)
+        table = pd.read_csv(folder / "table.csv", dtype=ids, keep_default_na=False, na_values=[""])
+        return cls(table, OnDisk.of(File(folder / "pixels.npy")))
+
+
+def save_blocks(folder: str | Path, table: pd.DataFrame, images: Iterable[np.ndarray]) -> None:
+    """What `Cohort.save` does, of pixels (n, H, W) that come block by block, in the order of the table."""
+    table_path, pixels_path = Path(folder, "table.csv"), Path(folder, "pixels.npy")
+    with written(pixels_path) as path:
+        save_pixels(path, len(table), images)
+        table_path.unlink(missing_ok=True)  # a cohort is there when its table is
+    write_text(table_path, table.to_csv(index=False))
+
+
+def to_images(pixels: np.ndarray) -> np.ndarray:
+    """(N, H, W) integers to (N, 1, H, W) float32 in [-1, 1]: the whole range of their type, black to white."""
+    return (np.asarray(pixels, np.float32) * (2 / np.iinfo(pixels.dtype).max) - 1)[:, None]
+
+
+def to_pixels(images: np.ndarray, dtype) -> np.ndarray:
+    """(N, 1, H, W) in [-1, 1] to (N, H, W) in the integer range of `dtype`, rounded, not truncated."""
+    top = np.iinfo(dtype).max
+    return np.rint((np.clip(images[:, 0], -1, 1) + 1) * (top / 2)).astype(dtype)

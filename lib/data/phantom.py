@@ -1,0 +1,533 @@
+"""The procedural femur: radiographs of atypical and normal femoral fractures drawn from their physics.
+
+An image is what X-rays leave behind a hollow, bowed, broken bone inside a thigh:
+
+    attenuation   A = μ_soft · T + (μ_cortex − μ_soft) · L_cortex + (μ_marrow − μ_soft) · L_marrow
+    photons       N ~ Poisson(N0 · (exp(−A) + scatter))                          (Beer–Lambert)
+    radiograph    window(−log N), after detector blur
+
+with T the length of a ray through the thigh and L through the materials of the bone. A fracture is a surface
+v = f(l, a) that cuts the shaft into fragments; each fragment is moved rigidly and adds its own path length, front and
+back cortex apart, so that oblique, spiral and overlapping fragments look as they do in projection.
+
+Coordinates in millimetres: l towards lateral, a towards anterior, v along the shaft towards proximal, origin at the
+middle of the shaft piece; in the image u runs across the bone and w along the ray.
+
+Fractures follow the case definition of the American Society for Bone and Mineral Research (Shane et al., J Bone Miner
+Res 29(1):1–23, 2014, doi 10.1002/jbmr.1998): see `atypical` and `normal`. Attenuation coefficients are those of ICRU-44
+cortical bone and soft tissue at 60 keV (NIST XCOM tables).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
+from math import copysign, cos, hypot, log, radians, sin, tan
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.ndimage import gaussian_filter
+
+from lib.data.cohort import LABELS, Cohort
+from lib.run.files import write_text
+
+FIELD_OF_VIEW = 90.0  # mm, side of the square frame: a shaft of 28 mm is a little under a third of it
+MU_CORTEX, MU_MARROW, MU_SOFT = 0.0604, 0.0235, 0.0217  # 1/mm at 60 keV
+SCATTER = 0.01  # share of the incident photons that reach the detector from elsewhere
+OVERSAMPLING = 2  # rays per pixel side: intensities are averaged over a pixel, as a detector does
+MARKER_SHARE = 0.3  # of the images that carry a side marker
+CLEARLY_NORMAL = ("oblique", "spiral", "butterfly")  # subtypes that no one takes for an AFF
+FAILURES = ("erased", "blurred", "doubled", "half drawn")  # what a translator may leave that is no fracture
+
+
+# What is drawn by chance ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What the images of one patient share."""
+
+    label: str
+    side: str  # "left" or "right"
+    images: int
+    radius: float  # mm, outer, of the shaft
+    cortex: float  # mm, thickness
+    taper: float  # relative change of the radius per mm towards proximal
+    bowing: tuple[float, float]  # curvature towards lateral and anterior, 1/mm
+    thigh: tuple[float, float]  # mm, half axes of the soft tissue across and along the ray
+    fractures: dict[str, Fracture] = field(repr=False)  # the one the patient has, and the counterfactual one
+
+
+@dataclass(frozen=True)
+class Fracture:
+    """A fracture surface and what happened around it (lengths in mm, angles in radians)."""
+
+    subtype: str
+    height: float  # v of the line at the lateral cortex (AFF) or at the axis (NFF)
+    slope: float  # rise of the surface per mm towards medial
+    gap: float
+    turn: tuple[float, float] = (-99.0, 0.0)  # l below which the line turns oblique, and its extra slope there
+    spike: float = 0.0  # height of the medial spike
+    reach: float = -99.0  # l at which an incomplete fracture ends
+    twist: float = 0.0  # rise of the surface per mm towards anterior: makes front and back lines part (spiral)
+    wedge: float = 0.0  # signed slope of a butterfly fragment's second surface; 0: none
+    beak: float = 0.0  # periosteal thickening of the lateral cortex
+    endosteal: float = 0.0  # endosteal thickening of the lateral cortex
+    flare: float = 6.0  # extent of both along the shaft (standard deviation)
+    shift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # displacement of the distal fragment in l, a, v
+    angulation: tuple[float, float] = (0.0, 0.0)  # of the distal fragment, seen from the front and from the side
+    jag: tuple[float, float, float] = (0.0, 0.3, 0.0)  # roughness: amplitude, 1/mm, phase
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """What differs between the images of one patient."""
+
+    view: str  # "AP" or "lateral"
+    angle: float  # rotation about the shaft, radians: 0 from the front, π/2 from the side
+    tilt: float  # in-plane rotation, radians
+    offset: tuple[float, float]  # mm, of the bone in the frame
+    zoom: float
+    photons: float  # per mm², incident
+    window: tuple[float, float]  # percentiles that become black and white
+    collimation: tuple[float, float, float, float]  # mm cut off at left, right, top, bottom
+    marker: tuple[bool, bool, bool]  # side marker present, at the right, at the bottom
+    texture: np.ndarray = field(repr=False)  # (9, 9) unevenness of the soft tissue
+
+
+def atypical(rng: np.random.Generator, radius: float) -> Fracture:
+    """An atypical femoral fracture: starts at the lateral cortex, runs transverse, may turn oblique medially.
+
+    Minimal comminution and displacement, localised thickening of the lateral cortex (beaking or flaring), often a
+    medial spike when complete; a quarter are incomplete.
+    """
+    beak = rng.uniform(0.5, 4.0)  # mm; a faint one is hard to see
+    common = dict(
+        height=rng.normal(0, 5),
+        slope=tan(radians(rng.normal(0, 5))),
+        beak=beak,
+        endosteal=rng.uniform(0, 0.6) * beak,
+        flare=rng.uniform(4, 8),
+        jag=(rng.uniform(0.1, 0.4), rng.uniform(0.05, 0.25), rng.uniform(0, 6)),
+    )
+    if rng.random() < 0.25:
+        return Fracture("incomplete", gap=rng.uniform(1.4, 2.4), reach=radius * rng.uniform(-0.5, 0.3), **common)
+    return Fracture(
+        "transverse",
+        gap=rng.uniform(1.6, 3.4),
+        turn=(radius * rng.uniform(-0.5, 0.2), tan(radians(rng.uniform(0, 35)))),
+        spike=rng.uniform(2, 6) * bool(rng.random() < 0.5),
+        shift=(rng.normal(0, 0.9), rng.normal(0, 0.9), rng.uniform(-0.5, 0.5)),
+        angulation=(radians(rng.normal(2, 2)), radians(rng.normal(0, 2))),
+        **common,
+    )
+
+
+def normal(rng: np.random.Generator) -> Fracture:
+    """A normal fracture: oblique, spiral or with a butterfly fragment, displaced, without beaking."""
+    subtype = rng.choice(CLEARLY_NORMAL, p=[0.6, 0.2, 0.2])
+    sign = int(rng.choice([-1, 1]))
+    return Fracture(
+        str(subtype),
+        height=rng.normal(0, 5),
+        slope=sign * tan(radians(rng.uniform(32, 55))),
+        gap=rng.uniform(1.6, 3.4),
+        twist=int(rng.choice([-1, 1])) * rng.uniform(0.5, 1.0) if subtype == "spiral" else rng.normal(0, 0.1),
+        wedge=-sign * rng.uniform(0.5, 1.2) if subtype == "butterfly" else 0.0,
+        shift=(rng.normal(0, 1.6), rng.normal(0, 1.6), rng.uniform(-1, 2)),
+        angulation=(radians(rng.normal(0, 3)), radians(rng.normal(0, 3))),
+        jag=(rng.uniform(0.2, 0.7), rng.uniform(0.05, 0.25), rng.uniform(0, 6)),
+    )
+
+
+def nearly_transverse(rng: np.random.Generator) -> Fracture:
+    """A normal fracture that is hard to tell: up to 15° oblique, little displaced, with a faint beak at most."""
+    return Fracture(
+        "nearly transverse",
+        height=rng.normal(0, 5),
+        slope=tan(radians(rng.uniform(-15, 15))),
+        gap=rng.uniform(1.6, 3.4),
+        twist=rng.normal(0, 0.1),
+        beak=rng.uniform(0, 2),
+        shift=(rng.normal(0, 1.2), rng.normal(0, 1.2), rng.uniform(-0.5, 1)),
+        angulation=(radians(rng.normal(0, 2.5)), radians(rng.normal(0, 2.5))),
+        jag=(rng.uniform(0.1, 0.6), rng.uniform(0.05, 0.25), rng.uniform(0, 6)),
+    )
+
+
+def draw_patient(seed: int, number: int, aff_share: float, overlap: float) -> Patient:
+    """A patient as a pure function of (seed, number).
+
+    Labels follow a golden-ratio sequence rather than coin tosses, so that every prefix of the cohort holds the share of
+    AFF patients to within about one.
+    """
+    start = np.random.default_rng([seed]).random()
+    aff = bool((start + number * 0.6180339887498949) % 1 < aff_share)
+    rng = np.random.default_rng([seed, number])
+    aff_rng, nff_rng = np.random.default_rng([seed, number, 1]), np.random.default_rng([seed, number, 2])
+    radius = min(max(rng.normal(14, 1.2), 11), 17)
+    cortex = min(max(rng.normal(5.6 + 0.5 * aff, 0.9), 3.5), 8.5)
+    return Patient(
+        label="AFF" if aff else "NFF",
+        side=str(rng.choice(["left", "right"])),
+        images=1 + int(rng.binomial(7, 2.6 / 7)),
+        radius=radius,
+        cortex=cortex,
+        taper=rng.normal(0.0006, 0.0006),
+        bowing=(rng.normal(0.0008 + 0.0003 * aff, 0.0005), rng.normal(0.0015, 0.0004)),
+        thigh=(min(max(rng.normal(75, 12), 48), 110), min(max(rng.normal(65, 10), 45), 95)),
+        fractures={
+            "AFF": atypical(aff_rng, radius),
+            "NFF": nearly_transverse(nff_rng) if nff_rng.random() < overlap else normal(nff_rng),
+        },
+    )
+
+
+def draw_exposure(seed: int, number: int, image: int, marker_share: float = MARKER_SHARE) -> Exposure:
+    """An exposure as a pure function of (seed, patient number, image number). The first image is always AP.
+
+    `marker_share` : the probability of a side marker; everything else is drawn as with any other
+    """
+    rng = np.random.default_rng([seed, number, 3 + image])
+    view = "lateral" if rng.random() < 0.2 and image > 0 else "AP"
+    cut = rng.uniform(3, 14, 4) * (rng.random(4) < 0.12)
+    return Exposure(
+        view=view,
+        angle=radians(rng.normal(90 if view == "lateral" else 0, 8)),
+        tilt=radians(rng.normal(0, 4)),
+        offset=(rng.normal(0, 4), rng.normal(0, 4)),
+        zoom=rng.uniform(0.95, 1.1),
+        photons=rng.lognormal(log(1e5), 0.5),
+        window=(rng.uniform(0.5, 4), rng.uniform(98.5, 99.9)),
+        collimation=tuple(cut),
+        marker=(rng.random() < marker_share, rng.random() < 0.5, rng.random() < 0.5),
+        texture=rng.normal(0, 0.02, (9, 9)).astype(np.float32),
+    )
+
+
+# Physics -------------------------------------------------------------------------------------------------------------
+
+
+def ramp(distance: np.ndarray, width: float) -> np.ndarray:
+    """0 outside, 1 inside, linear over one ray's width: an antialiased edge."""
+    return np.clip(distance / width + 0.5, 0, 1)
+
+
+def fracture_surface(fracture: Fracture, l: np.ndarray, a: np.ndarray, radius: float) -> np.ndarray:  # noqa: E741
+    """Height v of the fracture surface at the place (l, a) of the bone's cross-section, in mm."""
+    amplitude, frequency, phase = fracture.jag
+    v = fracture.height - fracture.slope * l + fracture.twist * a
+    v = v + amplitude * np.sin(frequency * 6.28 * l + phase)
+    v = v + fracture.turn[1] * np.maximum(fracture.turn[0] - l, 0)
+    return v + fracture.spike * np.clip((-l / radius - 0.6) / 0.4, 0, 1)
+
+
+def bone_paths(u, v, patient: Patient, fracture: Fracture | None, angle: float):
+    """Half a ray's path through cortex and through marrow, in mm, of an unbroken shaft at image position (u, v)."""
+    lateral = cos(angle)
+    u = u - 0.5 * v**2 * (patient.bowing[0] * cos(angle) + patient.bowing[1] * sin(angle))
+    outer = patient.radius * (1 + patient.taper * v)
+    inner = outer - patient.cortex
+    thickened = 0.0
+    if fracture is not None and fracture.beak:
+        bump = np.exp(-0.5 * ((v - fracture.height) / fracture.flare) ** 2)
+        towards = np.clip(u * lateral / patient.radius, 0, 1) ** 2
+        outer = outer + fracture.beak * bump * towards
+        inner = inner - fracture.endosteal * bump * towards
+        thickened = (
+            (fracture.beak + fracture.endosteal)
+            * 0.5
+            * bump
+            * (1 - abs(lateral))
+            * np.exp(-((2 * u / patient.radius) ** 2))
+        )
+    half_outer = np.sqrt(np.maximum(outer**2 - u**2, 0))
+    half_inner = np.sqrt(np.maximum(inner**2 - u**2, 0))
+    return half_outer - half_inner + thickened, half_inner
+
+
+def bone_attenuation(u, v, patient: Patient, fracture: Fracture | None, angle: float, ray: float) -> np.ndarray:
+    """What the bone attenuates beyond the soft tissue it displaces, at image positions (u, v) in mm."""
+
+    def attenuation(u, v):
+        cortex, marrow = bone_paths(u, v, patient, fracture, angle)
+        return (MU_CORTEX - MU_SOFT) * cortex + (MU_MARROW - MU_SOFT) * marrow
+
+    if fracture is None:
+        return 2 * attenuation(u, v)
+
+    def side_of_surface(u, v, depth_sign):
+        """Distance above the fracture surface, half the gap, and distance above a butterfly's second surface."""
+        w = depth_sign * (patient.radius - patient.cortex / 2) * np.sqrt(np.maximum(1 - (u / patient.radius) ** 2, 0))
+        l = u * cos(angle) - w * sin(angle)  # noqa: E741
+        a = u * sin(angle) + w * cos(angle)
+        slope = hypot(1, hypot(fracture.slope, fracture.twist))
+        half_gap = 0.5 * fracture.gap * slope * ramp(l - fracture.reach, 4.0)
+        above = v - fracture_surface(fracture, l, a, patient.radius)
+        above_wedge = v - (fracture.height - 0.25 * patient.radius * abs(fracture.wedge) - fracture.wedge * l)
+        return above, half_gap, above_wedge
+
+    def moved(u, v, shift, turn):
+        """Where a point of the image was before its fragment moved by `shift` and turned about the fracture."""
+        du = shift[0] * cos(angle) + shift[1] * sin(angle)
+        x, y = u - du, v - fracture.height - shift[2]
+        return x * cos(turn) + y * sin(turn), fracture.height - x * sin(turn) + y * cos(turn)
+
+    turn = fracture.angulation[0] * cos(angle) + fracture.angulation[1] * sin(angle)
+    distal = moved(u, v, fracture.shift, turn)
+    total = np.zeros_like(u)
+    fragments = [("proximal", (u, v)), ("distal", distal)]
+    if fracture.wedge:
+        outward = -copysign(1, fracture.wedge)
+        fragments.append(("butterfly", moved(u, v, (2.0 * outward, 0.0, 0.5 * fracture.shift[2]), 1.5 * turn)))
+    for name, (fu, fv) in fragments:
+        half = attenuation(fu, fv)
+        for depth_sign in (-1, 1):
+            above, half_gap, above_wedge = side_of_surface(fu, fv, depth_sign)
+            if name == "proximal":
+                inside = ramp(above - half_gap, ray)
+            else:
+                inside = ramp(-above - half_gap, ray)
+                if fracture.wedge:
+                    edge = -above_wedge if name == "distal" else above_wedge
+                    inside = inside * ramp(edge - half_gap / 2, ray)
+            total += half * inside
+    return total
+
+
+@lru_cache
+def _interpolation(rays: int, knots: int) -> np.ndarray:
+    """(rays, knots) weights that blend a coarse grid of values into a smooth one."""
+    position = np.linspace(0, knots - 1, rays)[:, None] - np.arange(knots)[None]
+    weights = np.exp(-0.5 * (position / 0.7) ** 2)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+MARKERS = {
+    "left": np.array([[1, 0, 0, 0]] * 5 + [[1, 1, 1, 1]], bool),
+    "right": np.array([[1, 1, 1, 0], [1, 0, 0, 1], [1, 1, 1, 0], [1, 0, 1, 0], [1, 0, 0, 1], [1, 0, 0, 1]], bool),
+}
+
+
+def render(patient: Patient, exposure: Exposure, drawn: str, size: int, rng: np.random.Generator) -> np.ndarray:
+    """One radiograph, (size, size) uint8.
+
+    Parameters
+    ----------
+    drawn : "AFF" or "NFF": the fracture that is drawn, or one of `FAILURES`: a failed attempt at the patient's own
+    rng : for photon noise (and the particulars of a failure)
+    """
+    rays = size * OVERSAMPLING
+    ray = FIELD_OF_VIEW / exposure.zoom / rays
+    axis = (np.arange(rays, dtype=np.float32) + 0.5 - rays / 2) * ray
+    towards_lateral = 1 if patient.side == "left" else -1  # a left femur's lateral side is at the right of the film
+    x = towards_lateral * (axis[None] - exposure.offset[0])
+    y = -(axis[:, None] - exposure.offset[1])
+    u = (x * cos(exposure.tilt) + y * sin(exposure.tilt)).astype(np.float32)
+    v = (-x * sin(exposure.tilt) + y * cos(exposure.tilt)).astype(np.float32)
+
+    across, along = patient.thigh
+    thickness = 2 * along * np.sqrt(np.maximum(1 - (x / across) ** 2, 0))
+    basis = _interpolation(rays, len(exposure.texture))
+    A = MU_SOFT * thickness * (1 + basis @ exposure.texture @ basis.T)
+
+    # The bone fills the middle of the frame: rays beyond it need no bone.
+    reach = patient.radius * 1.1 + 14
+    near = np.flatnonzero((np.abs(u) < reach).any(0))
+    columns = slice(near[0], near[-1] + 1)
+    u, v = u[:, columns], v[:, columns]
+
+    def bone(fracture):
+        return bone_attenuation(u, v, patient, fracture, exposure.angle, ray)
+
+    own = patient.fractures[patient.label]
+    if drawn in LABELS:
+        bones = bone(patient.fractures[drawn])
+    elif drawn == "erased":
+        bones = bone(None)
+    elif drawn == "blurred":
+        near_line = np.exp(-0.5 * ((v - own.height) / 12) ** 2)
+        bones = bone(own)
+        bones += near_line * (gaussian_filter(bones, rng.uniform(2.5, 5) / ray) - bones)
+    elif drawn == "doubled":
+        bones = unbroken = bone(None)
+        for label in LABELS:
+            bones = bones + rng.uniform(0.4, 1.0) * (bone(patient.fractures[label]) - unbroken)
+        bones = np.maximum(bones, 0)  # where both gaps meet
+    else:
+        half = (
+            ramp(int(rng.choice([-1, 1])) * u, 8.0)
+            if own.subtype in CLEARLY_NORMAL
+            else ramp(-u * copysign(1, cos(exposure.angle)), 8.0)  # its lateral half could be an incomplete AFF
+        )
+        bones = bone(None) + half * (bone(own) - bone(None))
+    A[:, columns] += bones
+
+    # Detector: average the intensities of a pixel's rays, blur, count photons.
+    intensity = (np.exp(-A) + SCATTER).reshape(size, OVERSAMPLING, size, OVERSAMPLING).mean((1, 3))
+    pixel = ray * OVERSAMPLING
+    intensity = gaussian_filter(intensity, 0.35 / pixel)
+    counts = rng.poisson(exposure.photons * pixel**2 * intensity)
+    image = -np.log(np.maximum(counts, 1))
+
+    edges = np.round(np.array(exposure.collimation) / pixel).astype(int)
+    field_ = np.zeros((size, size), bool)
+    field_[edges[2] : size - edges[3], edges[0] : size - edges[1]] = True
+    black, white = np.percentile(image[field_], exposure.window)
+    image = np.clip((image - black) / (white - black), 0, 1) * field_
+    if exposure.marker[0]:
+        _stamp(image, MARKERS[patient.side], exposure.marker[1:])
+    return np.rint(image * 255).astype(np.uint8)
+
+
+def _stamp(image: np.ndarray, glyph: np.ndarray, corner: tuple[bool, bool]) -> None:
+    """Write a lead side marker into a corner of the image (at the right, at the bottom)."""
+    rows, columns, mask = marker_places(glyph, len(image))[2 * corner[1] + corner[0]]
+    image[rows, columns][mask] = 1.0
+
+
+def marker_places(glyph: np.ndarray, size: int) -> list[tuple[slice, slice, np.ndarray]]:
+    """Rows, columns and (height, width) bool mask of a marker in the corners: top left, top right, bottom left, right.
+
+    A marker has about 8 % of the image's height.
+    """
+    mask = np.kron(glyph, np.ones((max(size // 72, 1),) * 2, bool))
+    margin, (height, width) = size // 20, mask.shape
+    far = size - margin
+    places = [(slice(margin, margin + length), slice(far - length, far)) for length in (height, width)]
+    return [(rows, columns, mask) for rows in places[0] for columns in places[1]]
+
+
+def fracture_zone(patient: Patient, exposure: Exposure) -> tuple[float, float]:
+    """Top and bottom of the fracture zone as fractions of the image height.
+
+    The zone holds the patient's fracture and the counterfactual one, so that it says nothing about the label.
+    """
+    l = np.linspace(-1, 1, 9)  # noqa: E741
+    heights = [
+        fracture_surface(f, l * patient.radius, s * np.sqrt(1 - l**2) * patient.radius * 0.8, patient.radius)
+        for f in patient.fractures.values()
+        for s in (-1, 1)
+    ]
+    margin = 5.0
+    bottom, top = np.min(heights) - margin, np.max(heights) + margin
+    scale = exposure.zoom / FIELD_OF_VIEW
+    middle = 0.5 + exposure.offset[1] * scale
+    return float(np.clip(middle - top * scale, 0, 1)), float(np.clip(middle - bottom * scale, 0, 1))
+
+
+def _numbers(image_id: str) -> tuple[int, int]:
+    """Patient and image of "p0012-3"."""
+    number, image = image_id.removeprefix("p").split("-")
+    return int(number), int(image)
+
+
+# The cohort ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """A cohort of phantom patients; each image is a pure function of (seed, patient, image).
+
+    Parameters
+    ----------
+    patients : number of patients, 3.6 images each on average (1 to 8)
+    size : side of the images in pixels
+    aff_share : share of AFF patients (the nearest published cohort has 159 AFF and 914 NFF patients)
+    overlap : share of NFF patients whose fracture is hard to tell from an atypical one (`nearly_transverse`)
+    seed : every number gives another cohort
+    marker_difference : share of AFF images with a side marker minus that of NFF images, an attribute that has nothing
+        to do with fractures; where it is not 0 the shares are 0.5 ± half of it, else both 0.3. A counterfactual keeps
+        the marker, or its absence.
+    """
+
+    patients: int = 1200
+    size: int = 256
+    aff_share: float = 0.15
+    overlap: float = 0.25
+    seed: int = 0
+    marker_difference: float = 0.0
+
+    def __post_init__(self):
+        if not -1 <= self.marker_difference <= 1:
+            raise ValueError(f"marker_difference={self.marker_difference} must lie between -1 and 1")
+        if not 0 < self.aff_share < 1 or not 0 <= self.overlap <= 1 or self.patients < 2 or self.size < 16:
+            raise ValueError(
+                f"no phantom can be drawn from {self}: aff_share in (0, 1), overlap in [0, 1], 2 patients, 16 px"
+            )
+
+    def patient(self, number: int) -> Patient:
+        return draw_patient(self.seed, number, self.aff_share, self.overlap)
+
+    def exposure(self, number: int, image: int) -> Exposure:
+        share = MARKER_SHARE
+        if self.marker_difference:
+            share = 0.5 + self.marker_difference / 2 * (1 if self.patient(number).label == "AFF" else -1)
+        return draw_exposure(self.seed, number, image, share)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row an image: ids, label, view, side, subtype of the fracture, and the fracture zone."""
+        rows = []
+        for number in range(self.patients):
+            patient = self.patient(number)
+            for image in range(patient.images):
+                exposure = self.exposure(number, image)
+                top, bottom = fracture_zone(patient, exposure)
+                rows.append(
+                    {
+                        "image_id": f"p{number:04d}-{image}",
+                        "patient_id": f"p{number:04d}",
+                        "label": patient.label,
+                        "view": exposure.view,
+                        "side": patient.side,
+                        "subtype": patient.fractures[patient.label].subtype,
+                        "zone_top": top,
+                        "zone_bottom": bottom,
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    def cohort(self) -> Cohort:
+        """Every patient with the fracture they have."""
+        return Cohort(self.table, self.render(self.table.image_id, self.table.label))
+
+    def counterfactual(self, cohort: Cohort) -> Cohort:
+        """The same patients, poses, exposures and noise streams, rendered with the other fracture, and labelled so."""
+        other = cohort.table.label.map({"AFF": "NFF", "NFF": "AFF"})
+        table = cohort.table.assign(
+            label=other, source_image_id=cohort.table.image_id, image_id="counterfactual-" + cohort.table.image_id
+        )
+        return Cohort(table.drop(columns="subtype", errors="ignore"), self.render(cohort.table.image_id, other))
+
+    def has_marker(self, image_ids) -> np.ndarray:
+        """(N,) bool: whether each image was drawn with a side marker."""
+        return np.array([self.exposure(*_numbers(image_id)).marker[0] for image_id in image_ids], bool)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `phantom.json` beside the cohort, so that later steps can render its patients again."""
+        write_text(Path(folder) / "phantom.json", json.dumps(asdict(self)))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Phantom | None:
+        """The phantom a cohort came from; None where the cohort is of real radiographs."""
+        path = Path(folder) / "phantom.json"
+        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+    def render(self, image_ids, drawn) -> np.ndarray:
+        """(N, size, size) uint8: each image with the fracture (or failure) named for it in `drawn`."""
+
+        def one(image_id: str, drawn: str) -> np.ndarray:
+            number, image = _numbers(image_id)
+            noise = np.random.default_rng([self.seed, number, 3 + image, 1])
+            return render(self.patient(number), self.exposure(number, image), drawn, self.size, noise)
+
+        pixels = np.empty((len(image_ids), self.size, self.size), np.uint8)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for image, found in zip(pixels, pool.map(one, image_ids, drawn), strict=True):
+                image[:] = found
+        return pixels

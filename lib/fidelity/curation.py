@@ -1,0 +1,45 @@
+"""Curation: which synthetic images somebody looked at and rejected."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lib.data.cohort import Cohort
+from lib.run.files import shown
+
+VERDICTS = "verdicts.csv"  # image_id, pixels, keep, reason: what was decided by hand
+
+
+def pixel_hashes(images: Cohort) -> list[str]:
+    """Of each image sixteen hexadecimal digits: a verdict is on these pixels, whatever is later made under their id."""
+    return [hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()[:16] for pixels in images.pixels]
+
+
+def read_verdicts(path: Path) -> pd.DataFrame:
+    """`image_id, pixels, keep, reason` of synthetic images that somebody looked at; no rows where there is no file yet.
+
+    `pixels` are those of `pixel_hashes`.
+    """
+    columns = {"image_id": str, "pixels": str, "keep": bool, "reason": str}
+    if not Path(path).exists():
+        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in columns.items()})
+    table = pd.read_csv(path, dtype=columns, keep_default_na=False)
+    if missing := set(columns) - set(table):
+        raise ValueError(f"{shown(path)} has no column {', '.join(sorted(missing))}: delete it, and decide anew")
+    return table
+
+
+def without_rejected(synthetic: dict[str, Cohort], path: Path) -> dict[str, Cohort]:
+    """The synthetic images without those rejected by hand, and equally many of each method: the first ones."""
+    verdicts = read_verdicts(path)
+    rejected = set(verdicts.pixels[~verdicts.keep])
+    kept = {
+        method: images.take([found not in rejected for found in pixel_hashes(images)])
+        for method, images in synthetic.items()
+    }
+    fewest = min((len(images) for images in kept.values()), default=0)
+    return {method: images.first(fewest) for method, images in kept.items()}

@@ -1,0 +1,229 @@
+"""Distances between two sets of images, in more than one feature space: KID, FID, precision, recall, density, coverage.
+
+A feature space turns (N, H, W) integer pixels into (N, d) numbers. What one space cannot see, its distances do not
+count, so there are always two, of different kinds (`spaces`), and a third where Inception's weights are at hand. FID is
+taken of a space's leading directions alone, for it means nothing where there are as many dimensions as images.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch_fidelity
+from scipy.spatial.distance import cdist
+from sklearn.decomposition import PCA
+from torch.nn.functional import interpolate
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from lib.data.cohort import Cohort, to_images
+from lib.data.images import Images
+from lib.data.pixels import OnDisk, blocks
+from lib.fidelity.judge import Judge
+from lib.run.files import from_root
+from lib.run.randomness import generator
+from lib.run.weights import read_weights
+
+NEIGHBOURS = 5  # of density and coverage; precision and recall have 3, their paper's
+COMPONENTS = 64  # of the principal components, as many as the judge has features
+FID_COMPONENTS = 16  # dimensions of FID: its extrapolation needs twice as many images, and AFF are few
+FID_IMAGES = 64  # a dimension: FID of two samples of one distribution is then about 1 % of its total variance
+
+
+# Feature spaces ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is measured of images, and the few dimensions of it that FID is taken of."""
+
+    features: Callable[[np.ndarray], np.ndarray]  # (N, H, W) integer pixels → (N, d)
+    leading: Callable[[np.ndarray], np.ndarray]  # (N, d) → (N, k): most variance in the training part first, k ≤ 16
+
+
+def spaces(judge: Judge, training: Cohort, inception: str = "none") -> dict[str, Space]:
+    """The feature spaces of a cell: of its judge, which knows labels, and generic ones, which do not.
+
+    `judge` sees fractures and little else; `pca`, the principal components of the training images, sees exposure, pose
+    and anatomy, and hardly a thin line.
+
+    Parameters
+    ----------
+    training : the cell's training part
+    inception : "none", "download" or a weights file, see `inception_available`
+    """
+
+    def space(features):
+        return Space(features, leading(features(training.pixels)))
+
+    pca = Space(principal_components(training), lambda features: features[:, :FID_COMPONENTS])  # in order already
+    found = {"judge": space(judge.features), "pca": pca}
+    return found if inception == "none" else found | {"inception": space(inception_features(inception))}
+
+
+def leading(features: np.ndarray, components: int = FID_COMPONENTS) -> Callable[[np.ndarray], np.ndarray]:
+    """The projection on the principal components of (N, d) features, the greatest variance first, none rescaled.
+
+    There are fewer than `components` where d or N − 1 is smaller.
+    """
+    n, d = features.shape
+    return PCA(min(components, d, n - 1), svd_solver="full").fit(np.asarray(features, np.float64)).transform
+
+
+def principal_components(training: Cohort) -> Callable[[np.ndarray], np.ndarray]:
+    """The first principal components of images of at most 32 × 32 pixels, each of variance 1 in the training part."""
+
+    def thumbnails(pixels):
+        return shrunk(pixels, 32).reshape(len(pixels), -1)
+
+    components = min(COMPONENTS, len(training) - 1)
+    fitted = PCA(components, whiten=True, svd_solver="full").fit(thumbnails(training.pixels))
+    return lambda pixels: fitted.transform(thumbnails(pixels))
+
+
+def shrunk(pixels: np.ndarray | OnDisk, most: int) -> np.ndarray:
+    """(N, side, side) float32 in [-1, 1] from (N, H, W) integers: averages, `most` pixels or fewer a side."""
+    side = min(most, pixels.shape[-1])
+    small = np.empty((len(pixels), side, side), np.float32)
+    for rows in blocks(len(pixels)):
+        images = torch.from_numpy(to_images(pixels[rows]))
+        small[rows] = interpolate(images, (side, side), mode="bilinear", antialias=True)[:, 0].numpy()
+    return small
+
+
+def inception_available(weights: str) -> str:
+    """What can be said of Inception's weights: "" where they are not wanted or cannot be had (which is printed).
+
+    Parameters
+    ----------
+    weights : "none", "download" (torch-fidelity's usual address), or the path of these weights as safetensors
+    """
+    if weights == "none":
+        return ""
+    if weights != "download":
+        read_weights(weights, "inception_weights")
+    try:
+        _inception(weights)
+    except (OSError, RuntimeError) as error:
+        print(f"Inception's weights could not be had ({error}): distances are those of judge and pca alone.")
+        return ""
+    return "inception-v3-compat" + (f" from {from_root(weights).name}" if weights != "download" else "")
+
+
+def _inception(weights: str) -> torch.nn.Module:
+    with tempfile.TemporaryDirectory() as folder:
+        path = None
+        if weights != "download":  # torch-fidelity reads pickles alone, and any: it gets one of plain tensors
+            path = str(Path(folder, "inception.pth"))
+            torch.save(read_weights(weights, "inception_weights"), path)
+        return torch_fidelity.utils.create_feature_extractor(
+            "inception-v3-compat",
+            ["2048"],
+            cuda=torch.cuda.is_available(),
+            verbose=False,
+            feature_extractor_weights_path=path,
+        )
+
+
+def inception_features(weights: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Inception's 2048 features of grey images, repeated to RGB of 8 bits, as torch-fidelity has them."""
+    network = _inception(weights)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    @torch.inference_mode()
+    def features(pixels):
+        batches = []
+        for images in Images(pixels).split(64):
+            grey = ((images + 1) * 127.5).round().to(torch.uint8)
+            batches.append(network(grey.expand(-1, 3, -1, -1).to(device))[0].cpu())
+        return torch.cat(batches).numpy()
+
+    return features
+
+
+# Distances -----------------------------------------------------------------------------------------------------------
+
+
+def distances(generated: np.ndarray, real: np.ndarray, leading: Callable = np.asarray) -> dict[str, float]:
+    """The distances of generated from real images whose value depends on how many there are of each.
+
+    They are to be read beside references at the same numbers only; `lib.statistics.inference.kid` is unbiased and
+    needs none. FID
+    is biased upward, the more the fewer images and the more dimensions there are; `fid_infinity` takes the bias away as
+    far as a straight line in 1/n can. Precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), density and
+    coverage (`density_coverage`) are missing where there are too few images.
+
+    Parameters
+    ----------
+    generated, real : (n, d) and (m, d) features
+    leading : what FID is taken of (`Space.leading`); by default all dimensions
+
+    Returns
+    -------
+    dict `fid, fid_infinity, precision, recall, density, coverage`
+    """
+    few = leading(generated), leading(real)
+    found = {"fid": fid(*few), "fid_infinity": fid_infinity(*few)}
+    precision = recall = np.nan
+    if min(len(generated), len(real)) > 3:
+        tensors = (torch.from_numpy(np.asarray(features, np.float64)) for features in (generated, real))
+        values = prc_features_to_metric(*tensors, verbose=False)
+        precision, recall = float(values["precision"]), float(values["recall"])
+    return found | {"precision": precision, "recall": recall} | density_coverage(generated, real)
+
+
+def fid(X: np.ndarray, Y: np.ndarray) -> float:
+    """Fréchet distance of two normal distributions, ‖μ₁ − μ₂‖² + Tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½), by torch-fidelity."""
+    statistics = (fid_features_to_statistics(torch.from_numpy(np.asarray(features, np.float64))) for features in (X, Y))
+    return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
+
+
+def fid_infinity(X: np.ndarray, Y: np.ndarray, sizes: int = 6, draws: int = 16) -> float:
+    """FID extrapolated to infinitely many images: the intercept of FID against 1/n.
+
+    Chong & Forsyth 2020, arXiv:1911.07023. Both sets shrink together, from n to the number of features; missing where
+    there are fewer than twice as many images as features, for below that FID is no straight line in 1/n.
+    """
+    n, d = min(len(X), len(Y)), X.shape[1]
+    if n < 2 * d:
+        return np.nan
+    ns, rng = np.unique(np.geomspace(d, n, sizes).round().astype(int)), generator(n, d)
+    values = [
+        np.mean([fid(X[rng.permutation(len(X))[:size]], Y[rng.permutation(len(Y))[:size]]) for _ in range(draws)])
+        for size in ns
+    ]
+    return float(np.polyfit(1 / ns, values, 1)[1])
+
+
+def fid_warning(n: int, dimensions: int) -> str:
+    """What is wrong with a FID of so many images in so many dimensions; empty where little is."""
+    what = f"FID of {n} images in {dimensions} dimensions"
+    if n <= dimensions:
+        return f"{what}: the covariance is singular, the value means nothing."
+    if n < 2 * dimensions:
+        return f"{what} is biased upward, and they are too few to extrapolate: read it beside real and source only."
+    if n < FID_IMAGES * dimensions:
+        return f"{what} is biased upward: read it beside real and source, and beside fid_infinity."
+    return ""
+
+
+def density_coverage(generated: np.ndarray, real: np.ndarray, k: int = NEIGHBOURS) -> dict[str, float]:
+    """Density and coverage of generated images among the k-nearest-neighbour balls of real ones.
+
+    Naeem et al. 2020, arXiv:2002.09797, eq. 3 and 4: density = (1/kM) Σⱼ Σᵢ 1[yⱼ ∈ B(xᵢ, NNₖ(xᵢ))], expected 1 where
+    both are alike, and not bounded; coverage = (1/N) Σᵢ 1[∃j: yⱼ ∈ B(xᵢ, NNₖ(xᵢ))], then expected about 1 − 2⁻ᵏ.
+
+    Parameters
+    ----------
+    generated, real : (M, d) and (N, d) features y and x, N > k, else both are missing
+    """
+    if len(real) <= k:
+        return {"density": np.nan, "coverage": np.nan}
+    radius = np.sort(cdist(real, real), axis=1)[:, k]  # the first is the distance to itself
+    inside = cdist(real, generated) <= radius[:, None]
+    return {"density": float(inside.sum() / (k * len(generated))), "coverage": float(inside.any(1).mean())}

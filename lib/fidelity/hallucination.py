@@ -1,0 +1,93 @@
+"""Hallucination: does a translation invent or remove what has nothing to do with the fracture?
+
+Where an attribute is commoner in one class, matching distributions rewards a generator for adding or removing it
+(Cohen, Luck & Honari 2018, arXiv:1805.08841). The phantom stamps a lead side marker whose truth is known, and whose
+prevalence can be made to differ between the classes (`lib.data.phantom.Phantom.marker_difference`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_curve
+
+from lib.data.cohort import LABELS, Cohort
+from lib.data.phantom import MARKERS, Phantom, marker_places
+from lib.data.pixels import blocks
+from lib.fidelity.measures import DIRECTIONS, mean_by_patient
+
+
+def marker_scores(pixels: np.ndarray) -> np.ndarray:
+    """(N,) how much brighter than its surroundings the best marker is, over corners and glyphs, in shares of the scale.
+
+    Parameters
+    ----------
+    pixels : (N, H, H) integers
+    """
+    best = np.empty(len(pixels), np.float32)
+    for block in blocks(len(pixels)):
+        images, scores = pixels[block].astype(np.float32) / np.iinfo(pixels.dtype).max, []
+        for glyph in MARKERS.values():
+            for rows, columns, mask in marker_places(glyph, images.shape[-1]):
+                patch = images[:, rows, columns]
+                scores.append(patch[:, mask].min(1) - patch[:, ~mask].mean(1))
+        best[block] = np.max(scores, axis=0)
+    return best
+
+
+class Reader:
+    """Reads from pixels whether an image has a side marker; its threshold comes from images whose truth is known.
+
+    Parameters
+    ----------
+    cohort : images of the phantom, with and without markers
+    """
+
+    def __init__(self, cohort: Cohort, phantom: Phantom):
+        truth, scores = phantom.has_marker(cohort.table.image_id), marker_scores(cohort.pixels)
+        if truth.all() or not truth.any():
+            raise ValueError(
+                f"all or none of the {len(truth)} images have a marker: a reader cannot be calibrated on them"
+            )
+        false, found, thresholds = roc_curve(truth, scores, drop_intermediate=False)
+        best = np.argmax(found - false)
+        below = scores[scores < thresholds[best]]
+        self.threshold = (thresholds[best] + below.max()) / 2 if len(below) else thresholds[best]
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """(N,) bool"""
+        return marker_scores(pixels) >= self.threshold
+
+    def accuracy(self, cohort: Cohort, phantom: Phantom) -> float:
+        """Share of images of known truth that are read rightly."""
+        return float((self(cohort.pixels) == phantom.has_marker(cohort.table.image_id)).mean())
+
+
+def flip_rates(translated: dict[str, Cohort], test: Cohort, phantom: Phantom, reader: Reader) -> pd.DataFrame:
+    """How often a translation invents a marker that its source has not, and removes one that it has.
+
+    Parameters
+    ----------
+    translated : by method, the test images translated both ways, in the order of
+    `lib.fidelity.synthesis.translate_test`
+    test : their sources
+
+    Returns
+    -------
+    DataFrame `method, direction, change` ("invented" or "removed"), `value` (share of the images in which it could
+    happen), `ci_low, ci_high` (95 %, patients resampled), `n`; methods also `source`, what the reader makes of images
+    nobody touched, and `counterfactual`
+    """
+    rows = []
+    for to, direction in DIRECTIONS.items():
+        source = test.select(label=[label for label in LABELS if label != to])
+        truth = phantom.has_marker(source.table.image_id)
+        sets = {"source": source, "counterfactual": phantom.counterfactual(source)}
+        sets |= {method: images.select(label=to) for method, images in translated.items()}
+        for method, images in sets.items():
+            seen = reader(images.pixels)
+            for change, possible in (("invented", ~truth), ("removed", truth)):
+                flipped = (seen != truth)[possible]
+                found = mean_by_patient(flipped, source.table.patient_id[possible])
+                rows.append({"method": method, "direction": direction, "change": change, **found})
+    return pd.DataFrame(rows)

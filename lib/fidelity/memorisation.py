@@ -1,0 +1,154 @@
+"""Memorisation: are synthetic images copies of training images?
+
+A translation resembles its source by design, so it is compared with the training images of the class it was translated
+to. No measure is taken on trust: each is calibrated with planted copies (`planted`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from scipy.spatial.distance import cdist
+from scipy.stats import mannwhitneyu
+
+from lib.data.cohort import Cohort
+from lib.data.pixels import joined, taken
+from lib.fidelity.distances import shrunk
+from lib.fidelity.judge import Judge
+from lib.fidelity.measures import noised
+from lib.run.randomness import generator
+
+PLANTED = (0.0, 0.05, 0.1, 0.2)  # shares of copies that are planted to see whether they are found
+
+Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (N, H, W), (M, H, W) → (N, M)
+
+
+def distances_of(judge: Judge) -> dict[str, Distance]:
+    """How far two images are apart, in two ways.
+
+    `pixels` : of thumbnails of at most 64 × 64, mean 0 and variance 1; the nearest of an image and its mirror image,
+        shifted by up to a pixel
+    `judge` : in its features
+    """
+
+    def thumbnails(pixels):
+        small = shrunk(pixels, 64)
+        centred = small - small.mean((1, 2), keepdims=True)
+        return centred / np.maximum(centred.std((1, 2), keepdims=True), 1e-6) / small.shape[-1]
+
+    def of_pixels(a, b):
+        one, other = thumbnails(a), thumbnails(b).reshape(len(b), -1)
+        nearest = np.inf
+        for view in (one, one[:, :, ::-1]):
+            for shift in np.ndindex(3, 3):
+                shifted = np.roll(view, np.subtract(shift, 1), (1, 2)).reshape(len(a), -1)
+                nearest = np.minimum(nearest, 2 - 2 * shifted @ other.T)  # squared distance of vectors of length 1
+        return np.sqrt(np.maximum(nearest, 0))
+
+    return {"pixels": of_pixels, "judge": lambda a, b: cdist(judge.features(a), judge.features(b))}
+
+
+def nearest(images: Cohort, training: Cohort, distance: Distance) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) distance to the nearest training image, and its (N,) position; images of one's own patient do not count.
+
+    They do for images that were made from an image of the same label: a copy has the patient of what it copies.
+    """
+    apart = distance(images.pixels, training.pixels)
+    own = np.equal.outer(images.table.patient_id.to_numpy(), training.table.patient_id.to_numpy())
+    if "source_label" in images.table:
+        own &= (images.table.source_label != images.table.label).to_numpy()[:, None]
+    apart = np.where(own, np.inf, apart)
+    return apart.min(1), apart.argmin(1)
+
+
+def memorisation(generated: Cohort, training: Cohort, test: Cohort, distance: Distance) -> dict[str, float]:
+    """How near generated images are to training images of their class, against how near real ones are to each other.
+
+    Parameters
+    ----------
+    generated : synthetic images of one label
+    training, test : real images of that label, of other patients than each other
+
+    Returns
+    -------
+    dict
+        copies : share of generated images nearer to a training image than 99 % of training images are to those of
+            other patients
+        authentic : share of generated images farther from their nearest training image than that is from its own
+            nearest (Alaa et al. 2022, arXiv:2102.08921); copies are not
+        C_T : standard score of Mann and Whitney's U of the distances generated → training against test → training
+            (Meehan et al. 2020, arXiv:2004.05675): well below 0 where training images are nearer than they should be
+    """
+    of_generated, position = nearest(generated, training, distance)
+    of_training, _ = nearest(training, training, distance)
+    of_test, _ = nearest(test, training, distance)
+    n, m = len(of_generated), len(of_test)
+    U = mannwhitneyu(of_generated, of_test).statistic
+    return {
+        "copies": float((of_generated < np.quantile(of_training, 0.01)).mean()),
+        "authentic": float((of_generated > of_training[position]).mean()),
+        "C_T": float((U - n * m / 2) / np.sqrt(n * m * (n + m + 1) / 12)),
+    }
+
+
+def planted(generated: Cohort, training: Cohort, share: float, seed: int = 0) -> Cohort:
+    """The generated images, a share of them replaced by training images, mirrored or not, shifted a little, noisy."""
+    rng, step = generator(seed, 4), max(generated.size // 64, 1)
+    rows = rng.permutation(len(generated))[: round(share * len(generated))]
+    copied = np.resize(rng.permutation(len(training)), len(rows))
+    mirrors, shifts = rng.random(len(rows)) < 0.5, rng.integers(-1, 2, (len(rows), 2))
+    shifted = np.empty((len(rows), *generated.pixels.shape[1:]), generated.pixels.dtype)
+    for image, row, mirror, shift in zip(shifted, copied, mirrors, shifts, strict=True):
+        source = training.pixels[row]
+        image[:] = np.roll(source[:, ::-1] if mirror else source, tuple(step * shift), (0, 1))
+    order = np.arange(len(generated))
+    order[rows] = len(generated) + np.arange(len(rows))
+    return Cohort(generated.table, taken(joined([generated.pixels, noised(shifted)]), order))
+
+
+def memorisation_table(
+    generated: dict[str, Cohort], training: Cohort, test: Cohort, judge: Judge, shares: tuple[float, ...] = PLANTED
+) -> pd.DataFrame:
+    """`memorisation` of each method in both distances, as it is and with planted copies.
+
+    Parameters
+    ----------
+    generated : by method, synthetic images of one label
+    training, test : real images of that label
+
+    Returns
+    -------
+    DataFrame `method, distance, planted, copies, authentic, C_T, n`
+    """
+    rows = []
+    for method, images in generated.items():
+        for name, distance in distances_of(judge).items():
+            for share in shares:
+                found = memorisation(planted(images, training, share), training, test, distance)
+                rows.append({"method": method, "distance": name, "planted": share, **found, "n": len(images)})
+    return pd.DataFrame(rows)
+
+
+def sees_copies(table: pd.DataFrame) -> pd.Series:
+    """By method and distance, how much of what was planted is found: the rise of `copies` over the largest share.
+
+    Empty where the table is.
+    """
+    rows = table.set_index(["method", "distance", "planted"]).copies.unstack()
+    if rows.empty:
+        return pd.Series(dtype=float, index=rows.index)
+    return (rows.iloc[:, -1] - rows.iloc[:, 0]) / rows.columns[-1]
+
+
+def closest_pairs(generated: Cohort, training: Cohort, distance: Distance, n: int = 8) -> tuple[Cohort, Cohort]:
+    """The n generated images nearest to a training image, and those training images."""
+    apart, position = nearest(generated, training, distance)
+    rows = np.argsort(apart, kind="stable")[:n]
+    # one training image may be the nearest of several
+    pixels = training.pixels[position[rows]]
+    table = training.table.iloc[position[rows]]
+    return generated.take(rows), Cohort(
+        table.assign(image_id=[f"{i} {x}" for i, x in enumerate(table.image_id)]), pixels
+    )

@@ -1,0 +1,118 @@
+"""fidelity.reader_study"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lib.data.cohort import LABELS, Cohort
+from lib.data.hashes import cohort_hash
+from lib.fidelity.curation import pixel_hashes
+from lib.run.files import shown, write_text
+from lib.run.randomness import generator
+
+ORIGINS = ("real", "synthetic")
+
+
+SCALE = (1, 2, 3, 4, 5)  # of plausibility and confidence
+
+
+QUESTIONS = {"origin": ORIGINS, "label": LABELS, "plausibility": SCALE, "confidence": SCALE}
+
+
+ANSWERS = ("reader", "number", *QUESTIONS, "seconds")
+
+
+def sheet(real: Cohort, synthetic: dict[str, Cohort], each: int, repeats: int, seed: int) -> Cohort:
+    """The images of a study in the order in which they are shown.
+
+    Parameters
+    ----------
+    real : images that no generator has seen
+    synthetic : method → its images
+    each : images of each method and class; as many real ones of each class as all methods have together
+    repeats : images that come a second time, in the last part, so that at least half of the sheet lies between
+
+    Returns
+    -------
+    Cohort with the columns `number` (from 1), `origin`, `method` ("real" or a key of `synthetic`) and `first` (the
+    number of the first showing of a repeat, else 0)
+
+    Raises
+    ------
+    ValueError
+        Where there are too few images, or more repeats than half of them.
+    """
+    rng, chosen = generator(seed, 6), []
+    for method, images in {"real": real, **synthetic}.items():
+        wanted = each * len(synthetic) if method == "real" else each
+        for label in LABELS:
+            rows = np.flatnonzero(images.table.label == label)
+            if len(rows) < wanted:
+                raise ValueError(f"{method} has {len(rows)} images of {label}, the sheet needs {wanted}: lower `each`")
+            picked = images.take(np.sort(rng.permutation(rows)[:wanted]))
+            origin = ORIGINS[method != "real"]
+            chosen.append(Cohort(picked.table.assign(method=method, origin=origin), picked.pixels))
+    images = chosen[0].join(*chosen[1:])
+    n = len(images)
+    if not 0 <= repeats <= n // 2:
+        raise ValueError(f"repeats={repeats}: from 0 to half of the {n} images")
+    order = rng.permutation(n)
+    again = rng.permutation(n // 2)[:repeats]  # positions in the first half
+    once, twice = images.take(order), images.take(order[again])
+    twice = Cohort(twice.table.assign(image_id=twice.table.image_id + "-again"), twice.pixels)
+    shown = once.join(twice)
+    numbers = {"number": np.arange(1, len(shown) + 1), "first": np.concatenate([np.zeros(n, int), again + 1])}
+    return Cohort(shown.table.assign(**numbers), shown.pixels)
+
+
+def begun_or(images: Cohort, folder: Path) -> Cohort:
+    """The sheet of a study that has begun in the folder: answers belong to its images; else these, saved there."""
+    if not len(read_answers(folder / "answers.csv")):
+        images.save(folder)
+        return images
+    begun = Cohort.load(folder)
+    if cohort_hash(begun) != cohort_hash(images):
+        print(f"The reader study goes on with the images it began with; delete {shown(folder)} to draw others.")
+    return begun
+
+
+def outdated(images: Cohort, made: dict[str, Cohort]) -> list[str]:
+    """The methods of a sheet whose images are not those that are there now: their generator was trained again since."""
+    old = []
+    for method in sorted(set(images.table.method) & set(made)):
+        shown_then = pixel_hashes(images.take(np.flatnonzero(images.table.method == method)))
+        old += [method] * (not set(shown_then) <= set(pixel_hashes(made[method])))
+    return old
+
+
+def read_answers(path: Path) -> pd.DataFrame:
+    """All answers so far, with the columns `ANSWERS`; none where there is no file yet."""
+    return pd.read_csv(path, dtype={"reader": str}) if Path(path).exists() else pd.DataFrame(columns=list(ANSWERS))
+
+
+def record(path: Path, reader: str, number: int, seconds: float, **answers) -> None:
+    """Add one answer to the file, whole or not at all; a second answer of a reader to a number takes the first's place.
+
+    Raises
+    ------
+    ValueError
+        Where an answer is none of `QUESTIONS`, or one is missing.
+    """
+    for question, allowed in QUESTIONS.items():
+        if answers.get(question) not in allowed:
+            raise ValueError(f"{question}: {answers.get(question)!r} is none of {', '.join(map(str, allowed))}")
+    old = read_answers(path)
+    kept = old[(old.reader != reader) | (old.number != number)]
+    new = pd.DataFrame([{"reader": reader, "number": number, **answers, "seconds": round(seconds, 1)}])
+    table = pd.concat([kept, new], ignore_index=True) if len(kept) else new
+    write_text(path, table[list(ANSWERS)].to_csv(index=False))
+
+
+def next_number(path: Path, reader: str, images: Cohort) -> int | None:
+    """The first number that a reader has not answered; None where all are."""
+    answers = read_answers(path)
+    left = sorted(set(images.table.number) - set(answers.number[answers.reader == reader]))
+    return int(left[0]) if left else None

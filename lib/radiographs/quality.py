@@ -1,0 +1,52 @@
+"""Quality control: what is suspicious about an image, by numbers that need no training.
+
+Suspicions are for a person to look at, not verdicts: notebook 01 counts them and shows the worst. What is to be left
+out then goes into the table's column `exclude`, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from lib.data.cohort import MEASURES, Cohort
+from lib.radiographs.measures import measures
+from lib.radiographs.writing import text_lines
+
+SUSPICIONS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
+    "inverted": lambda m: m.inversion > 0.05,
+    "nearly blank": lambda m: m.contrast < 0.1,
+    "much cropped": lambda m: m.cropped > 0.4,
+    "implant": lambda m: m.metal > 0.015,
+    "text": lambda m: m.writing > 0,
+    "small": lambda m: m[["height", "width"]].min(axis=1) < 0.5 * m[["height", "width"]].min(axis=1).median(),
+}
+
+
+def quality(cohort: Cohort, pairs: pd.DataFrame) -> pd.DataFrame:
+    """The numbers of each image, and what is suspicious about it.
+
+    Parameters
+    ----------
+    cohort : with the columns `MEASURES` where it was read from files; else its own pixels are measured
+    pairs : its `lib.data.duplicates.duplicate_pairs`
+
+    Returns
+    -------
+    DataFrame, a row an image: `image_id`, `MEASURES`, a column of bool for each of `SUSPICIONS` and for "twice" and
+    "of two patients" (another image is the same), and `suspicions`, their number
+    """
+    if set(MEASURES) <= set(cohort.table):
+        numbers = cohort.table[list(MEASURES)].copy()
+    else:
+        images = (image / 2 + 0.5 for _, few in cohort.blocks() for image in few.images()[:, 0])
+        numbers = pd.DataFrame([measures(image) | {"writing": len(text_lines(image))} for image in images])
+        numbers = numbers.assign(height=cohort.size, width=cohort.size, bits=cohort.pixels.itemsize * 8, cropped=0.0)
+    found = {name: suspicious(numbers) for name, suspicious in SUSPICIONS.items()}
+    for name, patients in (("twice", "one"), ("of two patients", "two")):
+        found[name] = np.isin(np.arange(len(cohort)), pairs.loc[pairs.patients == patients, ["a", "b"]])
+    flags = pd.DataFrame(found)
+    table = pd.concat([cohort.table.image_id, numbers[list(MEASURES)], flags], axis=1)
+    return table.assign(suspicions=flags.sum(axis=1))

@@ -1,0 +1,122 @@
+"""run.hardware"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import patch_environment
+
+from lib.run.files import ROOT
+
+LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what a launcher sets for each process
+
+
+def accelerator() -> Accelerator:
+    """The device to train on, with bf16 autocast where that is faster, else in float32.
+
+    On a CPU that is one with AMX: the bf16 instructions of AVX-512 alone were slower than float32 (one Xeon measured).
+    Where a launcher (torchrun, `accelerate launch` on GPUs, submitit) has started several processes, this waits for all
+    of them; each has a GPU, and on CPUs they talk through gloo. Where one of `LAUNCHED` is missing, there is one.
+    """
+    if torch.cuda.is_available():
+        # cuDNN may otherwise choose, by timing, algorithms that add up in another order in the next run.
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    several = all(os.environ.get(name) for name in LAUNCHED) and int(os.environ["WORLD_SIZE"]) > 1
+    with patch_environment(**({} if several else {"LOCAL_RANK": -1})):  # the one that Accelerate goes by
+        machine = Accelerator(
+            mixed_precision="bf16" if _bf16() else "no", cpu=several and not torch.cuda.is_available()
+        )
+    if not machine.is_main_process:
+        os.environ["LIB_PROGRESS"] = "none"  # one bar for all
+    return machine
+
+
+def arithmetic() -> str:
+    """What the last bits of a result depend on besides its inputs: device and precision, on a CPU also threads."""
+    precision = "bf16" if _bf16() else "float32"
+    return f"cuda {precision}" if torch.cuda.is_available() else f"cpu {precision}, {torch.get_num_threads()} threads"
+
+
+def _bf16() -> bool:
+    """Whether bf16 is faster than float32 here."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported()
+
+
+def not_deterministic() -> list[str]:
+    """What can differ between two runs of the same training on this device, besides the order of processes' sums.
+
+    These operations' gradients are documented as nondeterministic on CUDA (`torch.use_deterministic_algorithms`, and
+    `torch.nn.functional.scaled_dot_product_attention`); empty on other devices.
+    """
+    if not torch.cuda.is_available():
+        return []
+    return [
+        "reflection padding: generators, translators (ReflectConv2d), and diffaugment",
+        "scaled_dot_product_attention: U-Nets and KL autoencoders of CycleDiff (SelfAttention)",
+        "adaptive average pooling: the classifier's ResNet",
+        "negative log-likelihood: the judge's cross-entropy",
+    ]
+
+
+def environment() -> dict:
+    """Versions of Python and of the project's dependencies, commit, device and processor.
+
+    Finding the device may claim the GPU, so `run_all.py` asks for this in a process of its own.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        device = f"cuda: {torch.cuda.get_device_name()}"
+    else:
+        device = "mps" if torch.backends.mps.is_available() else "cpu"
+    commit, dirty = _commit()
+    return {
+        "versions": {"python": platform.python_version(), **_versions()},
+        "commit": commit,
+        "dirty": dirty,
+        "device": device,
+        "cpu": _processor(),
+        "threads": torch.get_num_threads(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": platform.platform(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    """Installed versions of the dependencies that pyproject.toml declares."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = [re.match(r"[\w.-]+", requirement)[0] for requirement in project["dependencies"]]
+    installed = {distribution.metadata["Name"]: distribution.version for distribution in metadata.distributions()}
+    normal = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in installed.items() if name}
+    return {name: normal.get(name.lower(), "not installed") for name in names}
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The repository's commit and whether files differ from it; (None, None) outside git."""
+
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return None, None
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and (model := re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())):
+        return model[1]
+    return platform.processor() or platform.machine()

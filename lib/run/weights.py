@@ -1,0 +1,95 @@
+"""run.weights"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lib.run.files import from_root, shown, written
+
+
+def save_weights(path: Path, networks: dict[str, nn.Module], metadata: dict) -> None:
+    """Write networks into one safetensors file; the metadata travels inside it as JSON."""
+    tensors = {
+        f"{name}.{key}": value.detach().cpu().contiguous()
+        for name, network in networks.items()
+        for key, value in network.state_dict().items()
+    }
+    with written(path) as part:
+        save_file(tensors, part, metadata={"json": json.dumps(metadata)})
+
+
+def load_weights(path: Path, networks: dict[str, nn.Module]) -> None:
+    """Fill networks from a file that `save_weights` wrote; a ValueError where it holds other networks or shapes."""
+    tensors = load_file(path)
+    for name, network in networks.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        try:
+            network.load_state_dict(own)
+        except RuntimeError as error:
+            raise ValueError(f"{shown(path)} does not fit the network {name!r}; train it again: {error}") from error
+
+
+def read_weights(name: str, parameter: str) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file that a parameter names, from elsewhere; other kinds may hold code, and are
+    refused.
+
+    Raises
+    ------
+    ValueError
+        Where there is no such file, or it is of another kind, with what to do.
+    """
+    path = from_root(name)
+    if not path.is_file():
+        raise ValueError(f"{parameter} {name!r}: no such file")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{parameter} {name!r} is no safetensors file; pickles (.pth, .pt) can run any code and are not opened. "
+            "Convert what you trust: safetensors.torch.save_file(torch.load(path, weights_only=True), new_path)"
+        ) from error
+
+
+def weights_metadata(path: Path, method: str | None = None) -> dict:
+    """The metadata of a weights file: how the networks were built and trained.
+
+    Raises
+    ------
+    ValueError
+        Where the file is no safetensors file of this project, or was not made by `method`, where one is given.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads(file.metadata()["json"])
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{shown(path)} is no weights file of this project: {error}; train again") from error
+    if method and metadata.get("method") != method:
+        raise ValueError(f"{shown(path)} holds weights of {metadata.get('method', 'something else')}, not of {method}")
+    return metadata
+
+
+def known(kind: type, values: dict, path: Path):
+    """The settings of a weights file; a ValueError where this version of the code does not know them all."""
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{shown(path)} was made by another version of the code ({error}): train again") from error
+
+
+def count_parameters(*networks: nn.Module) -> int:
+    return sum(parameter.numel() for network in networks for parameter in network.parameters())
+
+
+@torch.no_grad()
+def count_multiply_adds(network: nn.Module, *inputs) -> int:
+    """Multiplications with an addition in one call of the network, which may live on the meta device."""
+    with FlopCounterMode(display=False) as counter:
+        network(*inputs)
+    return counter.get_total_flops() // 2
