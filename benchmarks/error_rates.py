@@ -13,13 +13,13 @@ import time
 
 import pandas as pd
 
-from lib.statistics.planning import power, power_of_equivalence, ratio_of_cell
+from lib.statistics.planning import power, power_of_equivalence, ratio_of_fold
 from lib.statistics.simulation import (
     LEVEL,
     VALIDATION_SHARE,
     WANTED,
     all_rejections,
-    equicorrelated_cells,
+    equicorrelated_folds,
     rejections,
     simulated_seeds,
     verdicts,
@@ -38,9 +38,9 @@ def main(cohorts: int = 1000, studies: int = 5000) -> bool:
 
     agree = True
     for repeats, folds, effect, margin in ((3, 5, 1.0, 1.5), (5, 5, 1.5, 1.5), (10, 10, 1.0, 1.0)):
-        cells, ratio = repeats * folds, ratio_of_cell(folds, VALIDATION_SHARE)
-        different = rejections(equicorrelated_cells(studies, cells, ratio, [effect]))["rejected"]
-        equal = rejections(equicorrelated_cells(studies, cells, ratio, margin=margin)[["TOST"]])["rejected"]
+        cells, ratio = repeats * folds, ratio_of_fold(folds, VALIDATION_SHARE)
+        different = rejections(equicorrelated_folds(studies, cells, ratio, [effect]))["rejected"]
+        equal = rejections(equicorrelated_folds(studies, cells, ratio, margin=margin)[["TOST"]])["rejected"]
         pairs = (
             (different["corrected t"], power(effect, 1.0, cells, ratio)),
             (equal["TOST"], power_of_equivalence(margin, 1.0, cells, ratio)),

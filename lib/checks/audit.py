@@ -17,7 +17,7 @@ from lib.data.cohort import Cohort
 from lib.data.duplicates import duplicates
 from lib.data.hashes import cohort_hash, patients_hash
 from lib.data.leaks import LeakError
-from lib.data.splits import PARTS, cell_name, cells, with_windows
+from lib.data.splits import PARTS, fold_name, folds, with_windows
 from lib.fidelity.controls import CONTROL_GENERATORS
 from lib.run.files import write_text
 from lib.run.weights import weights_metadata
@@ -82,14 +82,14 @@ def _table(rows: list[dict]) -> pd.DataFrame:
 def part_checks(cohort: Cohort, splits: pd.DataFrame) -> pd.DataFrame:
     """No patient in two parts of a cell; nobody in the splits who is not in the cohort."""
     rows = []
-    for cell in cells(splits):
+    for cell in folds(splits):
         named = splits[(splits.repeat == cell[0]) & (splits.fold == cell[1])]
         members = {part: set(named.patient_id[named.part == part]) & set(cohort.table.patient_id) for part in PARTS}
         shared = sorted(set().union(*(members[a] & members[b] for a, b in combinations(PARTS, 2))))
         patients = set().union(*members.values())
-        rows.append(_check("patients in two parts", cell_name(*cell), len(patients), shared))
+        rows.append(_check("patients in two parts", fold_name(*cell), len(patients), shared))
         strangers = sorted(set(named.patient_id) - set(cohort.table.patient_id))
-        rows.append(_check("patients of the splits without an image", cell_name(*cell), len(named), strangers))
+        rows.append(_check("patients of the splits without an image", fold_name(*cell), len(named), strangers))
     return _table(rows)
 
 
@@ -102,12 +102,12 @@ def duplicate_checks(cohort: Cohort, splits: pd.DataFrame, pairs: pd.DataFrame) 
     """
     a, b = pairs.a.to_numpy(), pairs.b.to_numpy()
     ids, patients, rows = cohort.table.image_id.to_numpy(), cohort.table.patient_id, []
-    for cell in cells(splits):
+    for cell in folds(splits):
         part = patients.map(splits[(splits.repeat == cell[0]) & (splits.fold == cell[1])].set_index("patient_id").part)
         part = part.fillna("").to_numpy()
         across = (part[a] != part[b]) & (part[a] != "") & (part[b] != "")
         found = [f"{ids[i]} and {ids[j]}" for i, j in zip(a[across], b[across], strict=True)]
-        rows.append(_check("images in two parts", cell_name(*cell), int((part != "").sum()), found))
+        rows.append(_check("images in two parts", fold_name(*cell), int((part != "").sum()), found))
     return _table(rows)
 
 
@@ -138,8 +138,8 @@ def window_checks(cohort: Cohort, splits: pd.DataFrame, percentiles: tuple[float
         inverted = cohort.take(others).windowed(black=1, white=0)
         fitted = with_windows(cell, cohort.take(~others).join(inverted), percentiles)
         if not np.allclose(fitted[["black", "white"]], cell[["black", "white"]]):
-            strangers.append(cell_name(repeat, fold))
-    return _table([_check("windows fitted to other images", "all cells", len(cells(splits)), strangers)])
+            strangers.append(fold_name(repeat, fold))
+    return _table([_check("windows fitted to other images", "all cells", len(folds(splits)), strangers)])
 
 
 # Fitted things -------------------------------------------------------------------------------------------------------
@@ -157,16 +157,16 @@ def weights_checks(folder: Path, cohort: Cohort, splits: pd.DataFrame, names=tup
     """
     rows = []
     for name in names:
-        of_name = {cell: Path(folder, name, cell_name(*cell), WEIGHTS[name]) for cell in cells(splits)}
+        of_name = {cell: Path(folder, name, fold_name(*cell), WEIGHTS[name]) for cell in folds(splits)}
         of_name = {cell: path for cell, path in of_name.items() if path.exists()}
         strangers = []
         for cell, path in of_name.items():
             training, metadata = cohort.part(splits, *cell, "train"), weights_metadata(path)
             seen = metadata.get("patients_hash", metadata.get("patients")), metadata.get("cohort_hash")
             if seen[0] != patients_hash(training):
-                strangers.append(f"{name} of {cell_name(*cell)}, whose patients are not those of its training part")
+                strangers.append(f"{name} of {fold_name(*cell)}, whose patients are not those of its training part")
             elif seen[1] not in (None, cohort_hash(training)):
-                strangers.append(f"{name} of {cell_name(*cell)}, which saw other images or labels of its patients")
+                strangers.append(f"{name} of {fold_name(*cell)}, which saw other images or labels of its patients")
         if of_name:
             rows.append(_check(f"{name} fitted to other images", "all cells", len(of_name), strangers))
     return _table(rows)
@@ -189,7 +189,7 @@ def synthetic_checks(
     """
     rows = []
     for (cell, method), made in synthetic.items():
-        where = f"{cell_name(*cell)}, {method}"
+        where = f"{fold_name(*cell)}, {method}"
         training, *held_out = (cohort.part(splits, *cell, part) for part in PARTS)
         held_out = held_out[0].join(held_out[1])
         if method not in ("noise", "oracle"):

@@ -31,7 +31,7 @@ def compare_runs(a: Path, b: Path) -> pd.DataFrame:
     files = {name: "text" for name in TEXTS if (a / name).exists() or (b / name).exists()}
     for pattern, kind in KINDS.items():
         found = {path.relative_to(run).as_posix() for run in (a, b) for path in run.rglob(f"[!.]{pattern}")}
-        found = {name for name in found if not name.endswith("work.csv")}  # who did what, and when
+        found = {name for name in found if not name.endswith("tasks.csv")}  # who did what, and when
         files |= dict.fromkeys(sorted(found), kind)
     rows = []
     for file, kind in files.items():

@@ -163,7 +163,7 @@ def with_windows(splits: pd.DataFrame, cohort: Cohort, percentiles: tuple[float,
         black, white = (_percentile(levels, q) / top for q in (low, high))
         if black == white:
             raise ValueError(
-                f"cell {cell_name(repeat, fold)}: percentiles {low:g} and {high:g} are the same grey level"
+                f"cell {fold_name(repeat, fold)}: percentiles {low:g} and {high:g} are the same grey level"
             )
         windowed.append(cell.assign(black=black, white=white))
     return pd.concat(windowed, ignore_index=True)
@@ -178,12 +178,12 @@ def _percentile(counts: np.ndarray, q: float) -> float:
     return high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share
 
 
-def cells(splits: pd.DataFrame) -> list[tuple[int, int]]:
+def folds(splits: pd.DataFrame) -> list[tuple[int, int]]:
     """The (repeat, fold) of every cell, in order."""
     return sorted(set(zip(splits.repeat.tolist(), splits.fold.tolist(), strict=True)))
 
 
-def cell_name(repeat: int, fold: int) -> str:
+def fold_name(repeat: int, fold: int) -> str:
     """The folder that holds what belongs to a cell."""
     return f"r{repeat}f{fold}"
 
@@ -191,7 +191,7 @@ def cell_name(repeat: int, fold: int) -> str:
 def counts_by_part(cohort: Cohort, splits: pd.DataFrame) -> pd.DataFrame:
     """Patients and images of each class in the parts of a cell, mean over cells, indexed by part."""
     images = splits.merge(cohort.table[["patient_id", "image_id", "label"]], on="patient_id")
-    n = len(cells(splits))
+    n = len(folds(splits))
     counts = images.groupby(["part", "label"]).agg(patients=("patient_id", "size"), images=("image_id", "size"))
     counts["patients"] = images.drop_duplicates(["repeat", "fold", "patient_id"]).groupby(["part", "label"]).size()
     counts = (counts / n).unstack("label").reindex(PARTS)

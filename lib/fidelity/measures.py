@@ -22,14 +22,14 @@ from lib.data.cohort import LABELS, Cohort
 from lib.data.hashes import cohort_hashes
 from lib.data.phantom import Phantom
 from lib.data.pixels import blocks
-from lib.data.splits import PARTS, cell_name, cells
+from lib.data.splits import PARTS, fold_name, folds
 from lib.fidelity.distances import Space, distances, spaces
 from lib.fidelity.judge import Judge, zones
 from lib.fidelity.synthesis import INPUTS, TRANSLATORS
 from lib.run.files import from_root, write_together
 from lib.run.fingerprint import source_hash
 from lib.run.randomness import generator
-from lib.run.tasklist import Piece
+from lib.run.tasklist import Task
 from lib.statistics.inference import kid, kid_jackknife, kid_permutation_test
 
 DIRECTIONS = {"AFF": "NFF→AFF", "NFF": "AFF→NFF"}  # by the label translated to
@@ -273,27 +273,27 @@ def fidelity_table(
     return pd.DataFrame(rows)[columns].astype({"dimensions": "Int64"})
 
 
-def pieces_of(
+def tasks_of(
     folder: Path,
     methods: list[str],
     cohort: Cohort,
     splits: pd.DataFrame,
     phantom: Phantom | None,
     inception: str,
-) -> dict[str, Piece]:
-    """By name, `measure_cell` of every cell."""
+) -> dict[str, Task]:
+    """By name, `measure_fold` of every cell."""
     pieces = {}
-    for cell in cells(splits):
-        do = partial(measure_cell, folder, cell, cohort, splits, methods, phantom, inception)
+    for cell in folds(splits):
+        do = partial(measure_fold, folder, cell, cohort, splits, methods, phantom, inception)
         of_cell = [home / INPUTS for home in _sets(folder, cell, methods).values()]
-        needs = (Path(folder, "judge", cell_name(*cell), "judge.safetensors"), *of_cell, from_root(inception))
-        pieces[cell_name(*cell)] = Piece(do, Path(folder, "fidelity", f"{cell_name(*cell)}.json"), needs)
+        needs = (Path(folder, "judge", fold_name(*cell), "judge.safetensors"), *of_cell, from_root(inception))
+        pieces[fold_name(*cell)] = Task(do, Path(folder, "fidelity", f"{fold_name(*cell)}.json"), needs)
     return pieces
 
 
 def _sets(folder: Path, cell: tuple[int, int], methods: list[str]) -> dict[str, Path]:
     """By method, the folder of the images that are measured: translated test images, or AFF images from noise."""
-    homes = {method: Path(folder, "synthetic", method, cell_name(*cell)) for method in methods}
+    homes = {method: Path(folder, "synthetic", method, fold_name(*cell)) for method in methods}
     return {
         method: home if method == "noise" else home / "test"
         for method, home in homes.items()
@@ -301,7 +301,7 @@ def _sets(folder: Path, cell: tuple[int, int], methods: list[str]) -> dict[str, 
     }
 
 
-def measure_cell(
+def measure_fold(
     folder: Path,
     cell: tuple[int, int],
     cohort: Cohort,
@@ -320,7 +320,7 @@ def measure_cell(
     phantom : what the cohort was drawn from, None: real radiographs
     inception : as in `lib.fidelity.distances.spaces`
     """
-    name, homes = cell_name(*cell), _sets(folder, cell, methods)
+    name, homes = fold_name(*cell), _sets(folder, cell, methods)
     weights = Path(folder, "judge", name, "judge.safetensors")
     inputs = {method: json.loads((home / INPUTS).read_text(encoding="utf-8")) for method, home in homes.items()}
     inputs |= {"judge": hashlib.sha256(weights.read_bytes()).hexdigest()[:16], "phantom": repr(phantom)}

@@ -20,14 +20,14 @@ from lib.data.cohort import Cohort, save_blocks
 from lib.data.hashes import cohort_hashes
 from lib.data.phantom import Phantom
 from lib.data.pixels import blocks
-from lib.data.splits import cell_name, cells
+from lib.data.splits import fold_name, folds
 from lib.fidelity import controls
 from lib.run.files import write_text, written
 from lib.run.fingerprint import source_hash
 from lib.run.hardware import arithmetic
 from lib.run.progress import no_progress, progress
 from lib.run.randomness import generator
-from lib.run.tasklist import Piece
+from lib.run.tasklist import Task
 from lib.run.weights import weights_metadata
 from lib.translators.cyclediff.model import CycleDiff
 from lib.translators.cyclegan import CycleGAN
@@ -98,7 +98,7 @@ def synthesise(
     training = cohort.part(splits, *cell, "train")
     needed = images_needed(training, ratio)
     if not needed:
-        raise ValueError(f"cell {cell_name(*cell)} has no fewer AFF than asked for: raise synthetic_ratio")
+        raise ValueError(f"cell {fold_name(*cell)} has no fewer AFF than asked for: raise synthetic_ratio")
     sources = chosen_sources(training, needed, seed)
     home, inputs = _home(folder, method, cell), {"method": method, "seed": seed, "sources": cohort_hashes(sources)}
     if method in controls.CONTROL_GENERATORS:
@@ -112,7 +112,7 @@ def synthesise(
         if _unfinished(home, inputs):
             make().save(home)
         return Cohort.load(home)
-    weights = Path(folder, "cyclediff" if method == "noise" else method, cell_name(*cell), WEIGHTS)
+    weights = Path(folder, "cyclediff" if method == "noise" else method, fold_name(*cell), WEIGHTS)
     if _unfinished(home, inputs | {"weights": _sha256(weights.read_bytes())}):
         if method == "noise":
             model = CycleDiff.load(weights.parent)
@@ -124,7 +124,7 @@ def synthesise(
         else:
             table = sources.provenance("AFF", method, _trained_on(weights))
             makers = list(_translations(TRANSLATORS[method].load(weights.parent), sources, "AFF"))
-        _make(home, table, makers, f"{method} {cell_name(*cell)}")
+        _make(home, table, makers, f"{method} {fold_name(*cell)}")
     return Cohort.load(home)
 
 
@@ -138,18 +138,18 @@ def translate_test(folder: Path, method: str, cell: tuple[int, int], cohort: Coh
     method : one of `TRANSLATORS`
     """
     test = cohort.part(splits, *cell, "test")
-    home, weights = _home(folder, method, cell) / "test", Path(folder, method, cell_name(*cell), WEIGHTS)
+    home, weights = _home(folder, method, cell) / "test", Path(folder, method, fold_name(*cell), WEIGHTS)
     inputs = {"method": method, "sources": cohort_hashes(test), "weights": _sha256(weights.read_bytes())}
     if _unfinished(home, inputs):
         model = TRANSLATORS[method].load(weights.parent)
         ways = [(test.select(label="NFF"), "AFF"), (test.select(label="AFF"), "NFF")]
         tables = [sources.provenance(to, method, _trained_on(weights)) for sources, to in ways]
         makers = [make for sources, to in ways for make in _translations(model, sources, to)]
-        _make(home, pd.concat(tables, ignore_index=True), makers, f"{method} {cell_name(*cell)}, test")
+        _make(home, pd.concat(tables, ignore_index=True), makers, f"{method} {fold_name(*cell)}, test")
     return Cohort.load(home)
 
 
-def pieces_of(
+def tasks_of(
     folder: Path,
     methods: list[str],
     cohort: Cohort,
@@ -157,23 +157,23 @@ def pieces_of(
     ratio: float,
     seed: int,
     phantom: Phantom | None,
-) -> dict[str, Piece]:
+) -> dict[str, Task]:
     """By name, the making of all sets of a run: `synthesise` and, of translators, `translate_test` in every cell."""
     pieces = {}
-    for cell in cells(splits):
+    for cell in folds(splits):
         for method in methods:
-            given, name = (folder, method, cell, cohort, splits), f"{cell_name(*cell)}-{method}"
+            given, name = (folder, method, cell, cohort, splits), f"{fold_name(*cell)}-{method}"
             home, trained = _home(folder, method, cell), "cyclediff" if method == "noise" else method
-            needs = (Path(folder, trained, cell_name(*cell), WEIGHTS),) if trained in TRANSLATORS else ()
-            pieces[name] = Piece(partial(synthesise, *given, ratio, seed, phantom), home / "table.csv", needs)
+            needs = (Path(folder, trained, fold_name(*cell), WEIGHTS),) if trained in TRANSLATORS else ()
+            pieces[name] = Task(partial(synthesise, *given, ratio, seed, phantom), home / "table.csv", needs)
             if method in TRANSLATORS:
-                pieces[f"{name}-test"] = Piece(partial(translate_test, *given), home / "test" / "table.csv", needs)
+                pieces[f"{name}-test"] = Task(partial(translate_test, *given), home / "test" / "table.csv", needs)
     return pieces
 
 
 def remove_others(folder: Path, methods: list[str], splits: pd.DataFrame) -> None:
     """Remove sets of an earlier run with other methods or cells from `synthetic/` of the run in this folder."""
-    names = {cell_name(*cell) for cell in cells(splits)}
+    names = {fold_name(*cell) for cell in folds(splits)}
     for home in (Path(folder, "synthetic", method) for method in METHODS):
         for of_cell in home.glob("*/"):
             if home.name not in methods or of_cell.name not in names:
@@ -183,7 +183,7 @@ def remove_others(folder: Path, methods: list[str], splits: pd.DataFrame) -> Non
 
 
 def _home(folder: Path, method: str, cell: tuple[int, int]) -> Path:
-    return Path(folder, "synthetic", method, cell_name(*cell))
+    return Path(folder, "synthetic", method, fold_name(*cell))
 
 
 def _trained_on(weights: Path) -> str | None:

@@ -94,7 +94,7 @@ class Run:
         except ValueError as error:
             raise Damaged(f"{shown(path)} is damaged ({error}): delete it, and the run starts over") from error
 
-    def keep(self, notebook: str, values: dict) -> None:
+    def check_parameters(self, notebook: str, values: dict) -> None:
         """Refuse a notebook run by hand before it overwrites what the run made, or writes it beside `run_all.py`.
 
         Parameters

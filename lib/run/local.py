@@ -14,10 +14,10 @@ import psutil
 import torch
 
 from lib.run.files import ROOT, shown
-from lib.run.tasklist import Machines, WorkList, show_progress, work_on
+from lib.run.tasklist import Machines, TaskList, show_progress, work_on
 
 
-def through_processes(work: WorkList, machines: Machines, name: str = "") -> None:
+def through_processes(work: TaskList, machines: Machines, name: str = "") -> None:
     """Let processes do all pieces, each as many as it gets to, or one piece together; returns when they have ended.
 
     The cores are shared out among them, and GPUs one after the other.
@@ -64,7 +64,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="of pieces (default: all that nobody has begun)")
     options = parser.parse_args()
     threading.Thread(target=end_with, args=(int(os.environ["LIB_PARENT"]),), daemon=True).start()
-    work = WorkList.given_out(options.folder)
+    work = TaskList.given_out(options.folder)
     return 0 if work_on(work, options.names, log=os.environ["LIB_LOG"]) else 1
 
 

@@ -10,7 +10,7 @@ from accelerate.utils import gather, gather_object, reduce
 
 
 @dataclass(frozen=True)
-class Share:
+class Rank:
     """One process's part of every batch, where several train the same networks.
 
     All random numbers are drawn for the whole batch by every process, which then keeps those of its own rows; gradients
@@ -85,4 +85,4 @@ class Share:
             )
 
 
-ALONE = Share()
+ALONE = Rank()

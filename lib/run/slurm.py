@@ -15,7 +15,7 @@ import torch
 from submitit.helpers import Checkpointable, TorchDistributedEnvironment
 
 from lib.run.files import shown, write_text
-from lib.run.tasklist import OPEN, Machines, WorkList, show_progress, work_on
+from lib.run.tasklist import OPEN, Machines, TaskList, show_progress, work_on
 
 CPUS_BESIDE_GPUS = 4  # a process
 
@@ -39,7 +39,7 @@ class Job(Checkpointable):
         if environment.num_tasks > 1:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         log = shown(environment.paths.stderr)
-        work, fine = WorkList.given_out(folder), True
+        work, fine = TaskList.given_out(folder), True
         if work.keys.get(name) != key:
             sys.exit(f"{name} is another piece by now: this job is no longer wanted")
         while fine and (environment.num_tasks > 1 or work.read(name)["state"] in OPEN):
@@ -51,11 +51,11 @@ class Job(Checkpointable):
             sys.exit(1)
 
 
-def through_cluster(work: WorkList, machines: Machines, data_parallel: bool) -> None:
+def through_cluster(work: TaskList, machines: Machines, data_parallel: bool) -> None:
     """Send the pieces as arrays of jobs, and wait for them. Jobs of an earlier call are waited for as they are; those
     whose piece has become another are called off."""
     sent_file, everything = work.folder / "jobs.json", work.unfinished()
-    sent, queued = call_off(work, keep=work.keys), queue()
+    sent, queued = cancel_jobs(work, keep=work.keys), queue()
     new = [name for name in everything if name not in sent]
     processes = machines.num_processes if data_parallel else 1
     threads = CPUS_BESIDE_GPUS if machines.gpus else machines.threads
@@ -85,7 +85,7 @@ def through_cluster(work: WorkList, machines: Machines, data_parallel: bool) -> 
                 unseen.pop(name, None)
             elif time.monotonic() - unseen.setdefault(name, time.monotonic()) > UNSEEN:
                 log = shown(work.folder / "logs" / f"{sent[name]}_0_log.err")
-                error = f"job {sent[name]} ended before it was done: {what_became_of(sent[name])}"
+                error = f"job {sent[name]} ended before it was done: {job_status(sent[name])}"
                 work.give_up(name, job=sent[name], log=log, error=error)
         return bool(left or queued & set(sent.values()))  # a job that is done still writes into the folder of logs
 
@@ -97,7 +97,7 @@ def through_cluster(work: WorkList, machines: Machines, data_parallel: bool) -> 
         raise
 
 
-def call_off(work: WorkList, keep: dict[str, str] | None = None) -> dict[str, str]:
+def cancel_jobs(work: TaskList, keep: dict[str, str] | None = None) -> dict[str, str]:
     """End the jobs that earlier calls have sent and that still wait or run, but for those of pieces with these keys;
     the jobs that go on, by piece."""
     sent_file, keep = work.folder / "jobs.json", keep or {}
@@ -137,7 +137,7 @@ def queue(before: set[str] | None = None) -> set[str]:
     raise RuntimeError("Slurm does not answer, so nobody knows which jobs run. The same again goes on once it does.")
 
 
-def what_became_of(job: str) -> str:
+def job_status(job: str) -> str:
     """What Slurm still knows of a job that has ended."""
     told = subprocess.run(["scontrol", "show", "job", "--oneliner", job], capture_output=True, text=True).stdout
     found = re.findall(r"\b((?:JobState|Reason|ExitCode)=\S+)", told)

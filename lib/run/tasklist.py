@@ -36,7 +36,7 @@ SHORT = ["state", "attempts", "seconds", "memory_mb"]
 
 
 @dataclass(frozen=True)
-class Piece:
+class Task:
     """A piece of work.
 
     Parameters
@@ -59,7 +59,7 @@ class Piece:
         return digest.hexdigest()[:16]
 
 
-class WorkFailed(RuntimeError):
+class TasksFailed(RuntimeError):
     """Some pieces have failed; all others are done."""
 
 
@@ -111,11 +111,11 @@ class Machines:
 # The list ------------------------------------------------------------------------------------------------------------
 
 
-class WorkList:
+class TaskList:
     """Pieces by name, and what became of each.
 
     `folder/NAME.json` holds a piece's key, state, attempts, job, time of its start, seconds, peak of memory, log and
-    error; `folder.csv` the same of all pieces as a table, `folder/pieces.pkl` the pieces for other processes.
+    error; `folder.csv` the same of all pieces as a table, `folder/tasks.pkl` the pieces for other processes.
 
     Parameters
     ----------
@@ -123,14 +123,14 @@ class WorkList:
     machines : who does them
     """
 
-    def __init__(self, folder: Path, pieces: dict[str, Piece], machines: Machines):
+    def __init__(self, folder: Path, pieces: dict[str, Task], machines: Machines):
         self.folder, self.pieces = Path(folder), pieces
         code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted((ROOT / "lib").rglob("*.py")))).digest()
         self.keys = {name: piece.key(code + machines.arithmetic.encode()) for name, piece in pieces.items()}
 
     @property
     def name(self) -> str:
-        """The stage that the list belongs to: `cyclegan` of `runs/quick/cyclegan/work`."""
+        """The stage that the list belongs to: `cyclegan` of `runs/quick/cyclegan/tasks`."""
         return self.folder.parent.name
 
     def read(self, name: str) -> dict:
@@ -220,16 +220,16 @@ class WorkList:
                         known["state"] = "failed"
                 if known["state"] == "failed":
                     self.note(name, {"state": "waiting", "attempts": known["attempts"]})
-        with written(self.folder / "pieces.pkl") as part:
+        with written(self.folder / "tasks.pkl") as part:
             part.write_bytes(pickle.dumps(self))
 
     @staticmethod
-    def given_out(folder: Path) -> WorkList:
+    def given_out(folder: Path) -> TaskList:
         """The list that another process wrote with `give_out`."""
-        return pickle.loads((Path(folder) / "pieces.pkl").read_bytes())
+        return pickle.loads((Path(folder) / "tasks.pkl").read_bytes())
 
 
-def show_progress(work: WorkList, going_on: Callable[[], bool], every: float) -> None:
+def show_progress(work: TaskList, going_on: Callable[[], bool], every: float) -> None:
     """A progress bar over the pieces, and the table written anew, as long as something goes on."""
     counts = work.counts()
     with progress(len(work.pieces), counts.get("done", 0), desc=work.name) as bar:
@@ -250,7 +250,7 @@ def show_progress(work: WorkList, going_on: Callable[[], bool], every: float) ->
 # Several processes on this machine -----------------------------------------------------------------------------------
 
 
-def work_on(work: WorkList, names: Sequence[str], job: str = "", log: str = "") -> bool:
+def work_on(work: TaskList, names: Sequence[str], job: str = "", log: str = "") -> bool:
     """Do pieces that wait; whether none failed. Of a group of processes the first notes what became of a piece.
 
     Without names all that wait. One that was being done when its process died is done again only by its name, since it

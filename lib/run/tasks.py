@@ -11,14 +11,14 @@ import pandas as pd
 from lib.run.files import shown
 from lib.run.local import through_processes
 from lib.run.progress import progress
-from lib.run.slurm import call_off, through_cluster
-from lib.run.tasklist import SHORT, Machines, Piece, WorkFailed, WorkList
+from lib.run.slurm import cancel_jobs, through_cluster
+from lib.run.tasklist import SHORT, Machines, Task, TaskList, TasksFailed
 
 
-def carry_out(
-    pieces: dict[str, Piece], folder: Path, machines: Machines, data_parallel: bool = False, watch=None
+def run_tasks(
+    pieces: dict[str, Task], folder: Path, machines: Machines, data_parallel: bool = False, watch=None
 ) -> pd.DataFrame:
-    """Do all pieces and return `state, attempts, seconds, memory_mb` of each, the short form of `WorkList.table`.
+    """Do all pieces and return `state, attempts, seconds, memory_mb` of each, the short form of `TaskList.table`.
 
     Parameters
     ----------
@@ -29,12 +29,12 @@ def carry_out(
 
     Raises
     ------
-    WorkFailed
+    TasksFailed
         Where pieces failed in other processes, after all others were done. In this process an error ends the work.
     """
-    work = WorkList(folder, pieces, machines)
+    work = TaskList(folder, pieces, machines)
     if machines.executor == "local":
-        call_off(work)
+        cancel_jobs(work)
     if machines.here:
         with progress(len(pieces), desc=work.name) as bar:
             for name in pieces:
@@ -54,11 +54,11 @@ def carry_out(
     table = work.table()
     failed = table[table.state != "done"]
     if len(failed):
-        raise WorkFailed(
+        raise TasksFailed(
             f"{len(failed)} of {len(pieces)} pieces of {shown(work.folder)} failed, all others are done; the same "
             "again goes on with what is not:\n" + "\n".join(f"{row.Index}: {said(row)}" for row in failed.itertuples())
         )
-    for left in ("pieces.pkl", "jobs.json"):
+    for left in ("tasks.pkl", "jobs.json"):
         (work.folder / left).unlink(missing_ok=True)
     for line in warnings_of(work.folder / "logs"):
         print(line)

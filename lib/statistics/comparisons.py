@@ -105,9 +105,9 @@ def compare(
     for family, question, a, b in questions:
         images_of_pair, patients_of_pair = _paired(predictions, a, b), _paired(patients, a, b)
         if len(patients_of_pair[["repeat", "fold"]].drop_duplicates()) > 1:
-            results = _several_cells(images_of_pair, _cell_differences(scores, a, b), splits)
+            results = _several_folds(images_of_pair, _fold_differences(scores, a, b), splits)
         else:
-            results = _one_cell(images_of_pair, patients_of_pair, draws, seed)
+            results = _one_fold(images_of_pair, patients_of_pair, draws, seed)
         people = patients_of_pair.patient_id.nunique()
         rows += [{"family": family, "question": question, "a": a, "b": b, "patients": people, **result}
                  for result in results]  # fmt: skip
@@ -145,7 +145,7 @@ def equivalence(
     for _, question, a, b in questions:
         patients_of_pair, row = _paired(patients, a, b), {"question": question, "a": a, "b": b}
         if len(patients_of_pair[["repeat", "fold"]].drop_duplicates()) > 1:
-            differences = _cell_differences(scores, a, b).auroc
+            differences = _fold_differences(scores, a, b).auroc
             ratio = _test_train_ratio(splits, differences.index)
             result, df = corrected_t_test(differences, ratio), len(differences) - 1
             row |= {"cells": len(differences), "test_train_ratio": ratio}
@@ -335,12 +335,12 @@ def _paired(table: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
     return paired.assign(y=(paired.label == "AFF").astype(int))
 
 
-def _cell_differences(scores: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
+def _fold_differences(scores: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
     """Differences of each metric in the cells both ran in, averaged over seeds, which are no replicates."""
     return (scores.loc[a] - scores.loc[b]).dropna().groupby(level=[0, 1]).mean()
 
 
-def _several_cells(images, differences, splits) -> list[dict]:
+def _several_folds(images, differences, splits) -> list[dict]:
     """Corrected t-tests of `differences` (one row a cell, one column a metric), and the out-of-fold images."""
     ratio = _test_train_ratio(splits, differences.index)
     n, rows = len(differences), []
@@ -357,7 +357,7 @@ def _several_cells(images, differences, splits) -> list[dict]:
     return rows
 
 
-def _one_cell(images, patients, draws: int, seed: int) -> list[dict]:
+def _one_fold(images, patients, draws: int, seed: int) -> list[dict]:
     """DeLong on patients, the clustered test on images, and the bootstrap of the other metrics."""
     primary = _patient_auroc(patients)
 
@@ -420,7 +420,7 @@ def _verdict(row, margin: float) -> str:
     return "equivalent" if -bound < row.ci90_low and row.ci90_high < bound else "undecided"
 
 
-def across_cells(tests: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
+def across_folds(tests: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
     """Comparisons of generators made cell by cell, one row a metric: over several cells, a corrected t-test.
 
     Each cell has generators of its own, so over several cells the difference is one of methods, not of two trainings.

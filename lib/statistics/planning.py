@@ -19,7 +19,7 @@ DESIGNS = ((1, 5), (3, 5), (5, 5), (10, 5), (1, 10), (3, 10), (5, 10), (10, 10))
 COMPARISONS = DECLARED["thesis"]  # Holm's first step tests at 0.05 / COMPARISONS
 
 
-def ratio_of_cell(folds: int, validation_share: float = 0.0) -> float:
+def ratio_of_fold(folds: int, validation_share: float = 0.0) -> float:
     """Test patients / training patients of K-fold cross-validation: 1 / ((K − 1) (1 − share)).
 
     Parameters
@@ -36,7 +36,7 @@ def power(effect: float, spread: float, cells: float, ratio: float, alpha: float
     ----------
     effect, spread : true mean δ and standard deviation σ of the cells' paired differences
     cells : n, repeats × folds; infinite: the ceiling that no number of repeats passes
-    ratio : test patients / training patients of a cell (`ratio_of_cell`)
+    ratio : test patients / training patients of a cell (`ratio_of_fold`)
     alpha : of a single comparison; Holm's first step has 0.05 / `COMPARISONS`
     """
     return _power(effect / (spread * np.sqrt(1 / cells + ratio)), cells - 1, alpha)
@@ -83,7 +83,7 @@ def power_of_equivalence(margin: float, spread: float, cells: float, ratio: floa
 
 
 def designs(
-    effect: float, spread: float, folds: float, margin: float, hours_of_cell: float, validation_share: float = 0.2
+    effect: float, spread: float, folds: float, margin: float, hours_of_fold: float, validation_share: float = 0.2
 ) -> pd.DataFrame:
     """What each of `DESIGNS` could find, and what it would cost.
 
@@ -94,7 +94,7 @@ def designs(
         (`pilot_spread`). A cell of K folds is taken to spread √(K / folds) times as much: all of the spread is put down
         to the sampling of test patients, which makes designs comparable
     margin : differences within ±margin are of no consequence
-    hours_of_cell : of the generators and all trials of one cell
+    hours_of_fold : of the generators and all trials of one cell
     validation_share : of the patients that are not tested
 
     Returns
@@ -105,7 +105,7 @@ def designs(
     """
     rows = {}
     for repeats, K in DESIGNS:
-        cells, ratio, sigma = repeats * K, ratio_of_cell(K, validation_share), spread * np.sqrt(K / folds)
+        cells, ratio, sigma = repeats * K, ratio_of_fold(K, validation_share), spread * np.sqrt(K / folds)
         rows[f"{repeats} × {K}"] = {
             "cells": cells,
             "spread": sigma,
@@ -113,7 +113,7 @@ def designs(
             "power_holm": power(effect, sigma, cells, ratio, 0.05 / COMPARISONS),
             "detectable": detectable(sigma, cells, ratio),
             "equivalence": power_of_equivalence(margin, sigma, cells, ratio),
-            "hours": cells * hours_of_cell,
+            "hours": cells * hours_of_fold,
         }
     return pd.DataFrame.from_dict(rows, orient="index").astype({"cells": int}).rename_axis("repeats × folds")
 
@@ -141,7 +141,7 @@ def patients_needed(
     }
 
 
-def hours_of_cell(manifest: dict, metrics: pd.DataFrame, cells: int) -> float:
+def hours_of_fold(manifest: dict, metrics: pd.DataFrame, cells: int) -> float:
     """Hours of one cell of this run: its share of the notebooks that train generators, and its trials.
 
     Parameters

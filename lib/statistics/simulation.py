@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from lib.data.splits import cells, make_splits
+from lib.data.splits import make_splits
 from lib.statistics.inference import (
     clustered_auc_test,
     clustered_mcnemar_test,
@@ -30,7 +30,7 @@ from lib.statistics.inference import (
     with_training_seeds,
 )
 from lib.statistics.metrics import choose_threshold
-from lib.statistics.planning import ratio_of_cell
+from lib.statistics.planning import ratio_of_fold
 
 SHARED, A, B = slice(0, 5), slice(5, 10), slice(10, 15)  # features both learners see, and those of one alone
 SHIFT, AFF_SHARE, VALIDATION_SHARE = 0.35, 0.15, 0.2
@@ -98,7 +98,7 @@ def p_values_of_cohort(
     labels = _mean(y, patient)
     splits = _split(labels, repeats, folds, rng)
     scores, pooled = [], np.zeros((2, len(y)))  # scores: a row a cell, of both learners a metric each
-    for cell in cells(splits):
+    for cell in folds(splits):
         train, validation, test = _parts(splits, cell)
         images = [_learner(X, y, np.flatnonzero(train[patient]), block) for block in (A, B)]
         thresholds = [choose_threshold(labels[validation], _mean(p, patient)[validation]) for p in images]
@@ -107,7 +107,7 @@ def p_values_of_cohort(
         )
         pooled += images * test[patient]  # averaged over repeats, as `lib.statistics.comparisons.compare` does
     differences = {metric: [b[metric] - a[metric] for a, b in scores] for metric in ("auroc", *METRICS)}
-    ratio = ratio_of_cell(folds, VALIDATION_SHARE)
+    ratio = ratio_of_fold(folds, VALIDATION_SHARE)
     return {
         "naive t": stats.ttest_1samp(differences["auroc"], 0).pvalue,
         "corrected t": corrected_t_test(differences["auroc"], ratio).p,
@@ -246,7 +246,7 @@ def _many(number: int, seed: int, p_values) -> pd.DataFrame:
     return pd.DataFrame([p_values(rng) for rng in np.random.default_rng(seed).spawn(number)])
 
 
-def equicorrelated_cells(
+def equicorrelated_folds(
     number: int, cells: int, ratio: float, effects: Sequence[float] = (0.0,), margin: float | None = None, seed: int = 0
 ) -> pd.DataFrame:
     """p of the naive and the corrected t-test of cells whose differences correlate as the correction assumes.
@@ -295,14 +295,14 @@ def all_rejections(number: int, patients: int = 1200, seed: int = 0) -> pd.DataF
     Half as many where one learner is better, whose rate need not be exact. Five times as many cells alone, which cost
     little: 3 × 5 of five contrasts without effect, or of one whose true effect is the margin of equivalence.
     """
-    ratio = ratio_of_cell(5, VALIDATION_SHARE)
+    ratio = ratio_of_fold(5, VALIDATION_SHARE)
     p_values = {
         "equally good": simulated_cohorts(number, patients, seed=seed),
         "one is better": simulated_cohorts((number + 1) // 2, patients, shift_b=0.5, seed=seed),
         "fixed": simulated_fixed(number, patients // 4, seed=seed),
         "trained again": simulated_seeds(number, patients, seed=seed),
-        "cells": equicorrelated_cells(5 * number, 15, ratio, [0.0] * 5, seed=seed),
-        "cells, a margin apart": equicorrelated_cells(5 * number, 15, ratio, [2.0], margin=2.0, seed=seed)[["TOST"]],
+        "cells": equicorrelated_folds(5 * number, 15, ratio, [0.0] * 5, seed=seed),
+        "cells, a margin apart": equicorrelated_folds(5 * number, 15, ratio, [2.0], margin=2.0, seed=seed)[["TOST"]],
         "generators alike": simulated_generators(number, seed=seed),
     }
     return pd.concat({truth: rejections(p) for truth, p in p_values.items()}, names=["truth"])

@@ -37,7 +37,7 @@ from lib.run.fingerprint import source_hash
 from lib.run.hardware import accelerator
 from lib.run.progress import progress
 from lib.run.randomness import batch_rows, flipped, torch_generator
-from lib.run.rank import Share
+from lib.run.rank import Rank
 from lib.run.weights import known, load_weights, save_weights, weights_metadata
 from lib.translators.networks import (
     ImagePool,
@@ -92,6 +92,9 @@ class Settings:
     def stages(self) -> dict[str, int]:
         """The steps of each stage, by field: there is one."""
         return {"steps": self.steps}
+
+
+PUBLISHED = asdict(Settings())  # what the paper chose
 
 
 class Generator(ResNet):
@@ -157,7 +160,7 @@ class CycleGAN:
             Where a loss of any process is not finite, on all of them.
         """
         s, folder, machine = self.settings, Path(folder), self.accelerator
-        share = Share(s.batch, machine.num_processes, machine.process_index)
+        share = Rank(s.batch, machine.num_processes, machine.process_index)
         X, Y = domains(cohort, divisor=4, smallest=16, batch=s.batch)
         layers = patch_layers(cohort.size, s.discriminator_layers)
         D_X, D_Y = (self._network(PatchGAN(1, s.discriminator_width, layers)) for _ in range(2))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
-from lib.run.rank import ALONE, Share
+from lib.run.rank import ALONE, Rank
 
 # Generator -----------------------------------------------------------------------------------------------------------
 
@@ -271,7 +271,7 @@ def linear_decay(step: int, steps: int) -> float:
 # Augmentation --------------------------------------------------------------------------------------------------------
 
 
-def shifted_crops(images: torch.Tensor, size: int, generator: torch.Generator, share: Share = ALONE) -> torch.Tensor:
+def shifted_crops(images: torch.Tensor, size: int, generator: torch.Generator, share: Rank = ALONE) -> torch.Tensor:
     """(B, C, H, W) → (B, C, size, size), each cut at its own random place."""
     places = images.shape[-1] - size + 1
     corners = share.of(torch.randint(places, (len(images) * share.processes, 2), generator=generator)).tolist()
@@ -288,7 +288,7 @@ def random_crops(images: torch.Tensor, enlarge: float, generator: torch.Generato
     return shifted_crops(images, size, generator)
 
 
-def diffaugment(images: torch.Tensor, generator: torch.Generator, share: Share = ALONE) -> torch.Tensor:
+def diffaugment(images: torch.Tensor, generator: torch.Generator, share: Rank = ALONE) -> torch.Tensor:
     """Random brightness, contrast and shift by up to an eighth, through which gradients flow (arXiv 2006.10738).
 
     Applied to all that a discriminator sees, real and translated, it keeps a small class from being learnt by heart.

@@ -42,7 +42,7 @@ class Translator(Protocol):
         Where `watch` wants the training to end, what was learnt is kept, `metadata["stopped_at"]` is the number of
         steps, and the next call goes on from there.
         Where a launcher has started several processes, all call this with the same arguments and a folder that all of
-        them see. Each trains on its part of every batch (`lib.run.rank.Share`), the first writes the files, any may
+        them see. Each trains on its part of every batch (`lib.run.rank.Rank`), the first writes the files, any may
         stop them; `metadata["processes"]` is their number, and a checkpoint of another number is not continued.
         """
 

@@ -21,14 +21,14 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from lib.data.cohort import Cohort
 from lib.data.hashes import cohort_hash
 from lib.data.leaks import check_parts
-from lib.data.splits import PARTS, cell_name, cells
+from lib.data.splits import PARTS, fold_name, folds
 from lib.run.checkpoints import Checkpoint
 from lib.run.files import from_root, write_text, write_together
 from lib.run.fingerprint import source_hash
 from lib.run.folder import Run
 from lib.run.hardware import arithmetic
-from lib.run.tasklist import Machines, Piece
-from lib.run.tasks import carry_out
+from lib.run.tasklist import Machines, Task
+from lib.run.tasks import run_tasks
 from lib.statistics.metrics import evaluate, recalibrated
 from lib.trials import classifier
 from lib.trials.classifier import Settings, evidence_maps, patient_probabilities, predict, require_both_labels
@@ -69,7 +69,7 @@ def run_trials(
     splits : repeat, fold, patient_id, part (see `lib.data.splits`)
     synthetic : (repeat, fold) → the synthetic cohort of each generator, made from that cell's training part
     conditions : names, see `condition`
-    machines : who runs the trials; their list is `folder/work.csv`
+    machines : who runs the trials; their list is `folder/tasks.csv`
 
     Returns
     -------
@@ -83,7 +83,7 @@ def run_trials(
     chosen, folder = [condition(name) for name in conditions], Path(folder)
     needs = () if settings.weights in ("none", "imagenet") else (from_root(settings.weights),)
     trials, tested = {}, {}
-    for cell in cells(splits):
+    for cell in folds(splits):
         parts = [cohort.part(splits, *cell, part) for part in PARTS]
         for name, images in zip(PARTS, parts, strict=True):
             require_both_labels(images, f"the {name} part of repeat {cell[0]}, fold {cell[1]}")
@@ -92,10 +92,10 @@ def run_trials(
             for c in chosen:
                 path = trial_path(folder, cell, c.name, seed)
                 trial = partial(run_trial, c, cell, parts, made, seed, settings, path)
-                trials[c.name, *cell, seed] = Piece(trial, path, needs)
+                trials[c.name, *cell, seed] = Task(trial, path, needs)
                 tested[c.name, *cell, seed] = labelled(c, cell, parts)[2].table[["image_id", "patient_id", "label"]]
-    pieces = {f"{cell_name(*cell)}-{name}-s{seed}": trial for (name, *cell, seed), trial in trials.items()}
-    carry_out(pieces, folder / "work", machines)
+    pieces = {f"{fold_name(*cell)}-{name}-s{seed}": trial for (name, *cell, seed), trial in trials.items()}
+    run_tasks(pieces, folder / "tasks", machines)
 
     predictions, metrics, histories = [], [], []
     for (name, *cell, seed), rows in tested.items():
@@ -113,12 +113,12 @@ def run_trials(
 
 def trial_path(folder: Path, cell: tuple[int, int], name: str, seed: int) -> Path:
     """The file of one finished trial."""
-    return Path(folder, "cells", cell_name(*cell), f"{name}-s{seed}.json")
+    return Path(folder, "cells", fold_name(*cell), f"{name}-s{seed}.json")
 
 
 def seconds_needed(cohort: Cohort, splits: pd.DataFrame, settings: Settings, timed: int = 10) -> float:
     """About how long a trial of the first cell takes on this machine: a few steps are timed, nothing is kept."""
-    training, validation = (cohort.part(splits, *cells(splits)[0], part) for part in PARTS[:2])
+    training, validation = (cohort.part(splits, *folds(splits)[0], part) for part in PARTS[:2])
 
     def took(steps: int) -> tuple[float, torch.nn.Module]:
         start, few = time.perf_counter(), replace(settings, steps=steps, validate_every=steps)

@@ -23,7 +23,7 @@ from lib.data.duplicates import duplicate_pairs
 from lib.data.hashes import patients_hash
 from lib.data.leaks import LeakError
 from lib.data.phantom import Phantom
-from lib.data.splits import cell_name, make_splits, with_windows
+from lib.data.splits import fold_name, make_splits, with_windows
 from lib.fidelity import controls
 from lib.fidelity.controls import with_canary
 from lib.fidelity.judge import Judge
@@ -183,7 +183,7 @@ def test_images_of_another_cells_generator_are_found(cohort, splits, tmp_path):
         ("cyclediff", CycleDiff(TINY, Sampler(steps=1, noise_steps=1, start_t=0.5))),
     ):
         for cell, training in parts.items():
-            model.fit(training, tmp_path / name / cell_name(*cell), seed=0)
+            model.fit(training, tmp_path / name / fold_name(*cell), seed=0)
     sources = parts[0, 0].select(label="NFF").first(3)
     check = "synthetic images of another cell's generator"
 
@@ -193,7 +193,7 @@ def test_images_of_another_cells_generator_are_found(cohort, splits, tmp_path):
 
     for cell, own in (((0, 0), True), ((0, 1), False)):
         gan, diffusion = (
-            kind.load(tmp_path / name / cell_name(*cell))
+            kind.load(tmp_path / name / fold_name(*cell))
             for name, kind in (("cyclegan", CycleGAN), ("cyclediff", CycleDiff))
         )
         for method, made in (

@@ -20,7 +20,7 @@ from lib.fidelity.measures import (
     image_rows,
     kid_comparison,
     mean_by_patient,
-    measure_cell,
+    measure_fold,
     noised,
     reconstruction,
     ssim_by_zone,
@@ -216,7 +216,7 @@ def test_a_cell_is_measured_once_from_the_same_images_and_anew_from_others(cohor
 
     def measure(**changes):
         given = {"methods": ["cyclegan", "cyclediff"], "phantom": PHANTOM, "inception": "none"} | changes
-        measure_cell(tmp_path, (0, 0), cohort, splits, **given)
+        measure_fold(tmp_path, (0, 0), cohort, splits, **given)
 
     measure()
     found = pd.read_csv(tmp_path / "fidelity" / "r0f0.csv", dtype={"dimensions": "Int64"})

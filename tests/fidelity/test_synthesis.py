@@ -17,9 +17,9 @@ from lib.fidelity.synthesis import (
     METHODS,
     chosen_sources,
     images_needed,
-    pieces_of,
     remove_others,
     synthesise,
+    tasks_of,
     translate_test,
 )
 from lib.translators.cyclediff.model import CycleDiff
@@ -57,7 +57,7 @@ def test_a_set_is_made_anew_where_its_generator_was_trained_anew(tmp_path):
     given = tmp_path, ["cyclegan", "noise", "useless"], COHORT, splits, 1.0, 0, None
 
     def keys() -> dict[str, str]:
-        return {name: piece.key(b"") for name, piece in pieces_of(*given).items()}
+        return {name: piece.key(b"") for name, piece in tasks_of(*given).items()}
 
     before = keys()
     assert set(before) == {"r0f0-cyclegan", "r0f0-cyclegan-test", "r0f0-noise", "r0f0-useless"}

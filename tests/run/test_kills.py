@@ -23,7 +23,7 @@ from lib.data.phantom import Phantom
 from lib.run.folder import Run
 from lib.data.splits import make_splits
 run = Run(run_dir)
-run.keep("01_draws", globals())
+run.check_parameters("01_draws", globals())
 (run / "cohort" / "splits.csv").unlink(missing_ok=True)
 cohort = Phantom(patients=30, size=32, aff_share=0.4, seed=seed).cohort()
 splits = make_splits(cohort.patients, 1, 1, seed)
@@ -43,7 +43,7 @@ from lib.data.splits import read_splits
 from lib.trials.trials import run_trials
 checkpoints.EVERY = (0.0, 0.0)  # after every step
 run = Run(run_dir)
-run.keep("02_learns", globals())
+run.check_parameters("02_learns", globals())
 splits = read_splits(run.require("cohort/splits.csv", notebook="01_draws"))
 cohort = Cohort.load(run / "cohort")
 training = cohort.part(splits, 0, 0, "train")

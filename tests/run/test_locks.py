@@ -50,13 +50,13 @@ def test_one_writer_at_a_time(tmp_path):
         with pytest.raises(Busy, match=message), sole_writer(tmp_path, "mine"):
             pass
         with pytest.raises(Busy, match=message):
-            Run(tmp_path).keep("02_cyclegan", {})
+            Run(tmp_path).check_parameters("02_cyclegan", {})
         process.stdin.close()
         process.wait()
     assert (tmp_path / LOCK).read_text() == ""
     assert holder(tmp_path) is None
     with sole_writer(tmp_path, "mine"):
-        Run(tmp_path).keep("02_cyclegan", {})  # as a kernel that this process started would
+        Run(tmp_path).check_parameters("02_cyclegan", {})  # as a kernel that this process started would
         assert set(json.loads((tmp_path / LOCK).read_text())) == {"host", "pid", "what", "since"}
     assert HOLDER not in os.environ
 
@@ -110,7 +110,7 @@ def test_another_machine_counts_while_it_gives_signs_of_life(tmp_path, monkeypat
     named(tmp_path, host="elsewhere")
     assert holder(tmp_path)["host"] == "elsewhere"
     with pytest.raises(Busy, match="on elsewhere, since then"):
-        Run(tmp_path).keep("02_cyclegan", {})
+        Run(tmp_path).check_parameters("02_cyclegan", {})
     signs = threading.Timer(0.5, os.utime, [tmp_path / LOCK])
     signs.start()
     with pytest.raises(Busy, match="on elsewhere, since then"), sole_writer(tmp_path, "mine"):

@@ -312,7 +312,7 @@ def test_a_kernel_of_run_all_may_write_its_run_and_one_by_hand_may_not(study, ca
         new_code_cell('run_dir = "runs/quick"', metadata={"tags": ["parameters"]}),
         new_code_cell(
             "from lib.run.locks import holder\nfrom lib.run.folder import Run\n"
-            "run = Run(run_dir)\nrun.keep('03_third', globals())"
+            "run = Run(run_dir)\nrun.check_parameters('03_third', globals())"
         ),
         new_code_cell("run.record(held_by=holder(run.folder)['what'])"),
     ]
@@ -320,7 +320,7 @@ def test_a_kernel_of_run_all_may_write_its_run_and_one_by_hand_may_not(study, ca
     assert again(study, "--from", "03") == 0
     assert manifest(study)["held_by"] == "run_all.py"
     with sole_writer(study / "runs/a", "run_all.py"):
-        command = f"from lib.run.folder import Run; Run({str(study / 'runs/a')!r}).keep('03_third', {{}})"
+        command = f"from lib.run.folder import Run; Run({str(study / 'runs/a')!r}).check_parameters('03_third', {{}})"
         other = {name: value for name, value in os.environ.items() if name != HOLDER}
         by_hand = subprocess.run(
             [sys.executable, "-c", command], env=other, cwd=run_all.ROOT, capture_output=True, text=True
@@ -568,7 +568,7 @@ def test_what_stopped_says_what_is_kept_and_which_jobs_go_on(tmp_path):
     write_text(tmp_path / "a" / "manifest.json", json.dumps({"notebooks": notebooks}))
     assert "(01_x), and the last checkpoint of what was being trained; the same command" in run_all.kept(tmp_path / "a")
     sent = {"r0f0": ["7_0", "k"], "r0f1": ["7_1", "k"]}
-    write_text(tmp_path / "a" / "cyclegan" / "work" / "jobs.json", json.dumps(sent))
+    write_text(tmp_path / "a" / "cyclegan" / "tasks" / "jobs.json", json.dumps(sent))
     assert "jobs 7, where they still wait or run, go on" in run_all.kept(tmp_path / "a")
 
 

@@ -148,11 +148,11 @@ def test_durations_are_said_in_a_fitting_unit(seconds, said):
 
 def test_a_notebook_run_by_hand_does_not_overwrite_what_has_other_parameters(tmp_path):
     run = Run(tmp_path / "thesis")
-    run.keep("02_cyclegan", {"steps": 5})
+    run.check_parameters("02_cyclegan", {"steps": 5})
     run.record("notebooks", **{"02_cyclegan": {"parameters": {"steps": 120_000, "sizes": [1, 2]}}})
-    run.keep("02_cyclegan", {"steps": 120_000, "sizes": [1, 2], "more": 1})
+    run.check_parameters("02_cyclegan", {"steps": 120_000, "sizes": [1, 2], "more": 1})
     with pytest.raises(ValueError, match=r"steps = 5 \(there 120000\)\. Set them as there, or work on a copy"):
-        run.keep("02_cyclegan", {"steps": 5, "sizes": [1, 2]})
+        run.check_parameters("02_cyclegan", {"steps": 5, "sizes": [1, 2]})
 
 
 def test_where_a_training_runs_is_no_difference(tmp_path):
@@ -160,4 +160,4 @@ def test_where_a_training_runs_is_no_difference(tmp_path):
     one.record(parameters={"seed": 0, "executor": "here"}, notebooks={"02": {"parameters": {"executor": "here"}}})
     other.record(parameters={"seed": 0, **dict.fromkeys(WHERE, "slurm")})
     assert one.differing(other) == {}
-    one.keep("02", {"executor": "slurm"})
+    one.check_parameters("02", {"executor": "slurm"})

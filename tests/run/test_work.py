@@ -23,8 +23,8 @@ from lib.run.checkpoints import read_whole
 from lib.run.files import ROOT
 from lib.run.locks import Busy, sole_writer
 from lib.run.slurm import queue
-from lib.run.tasklist import COLUMNS, Machines, Piece, WorkFailed, WorkList
-from lib.run.tasks import carry_out
+from lib.run.tasklist import COLUMNS, Machines, Task, TaskList, TasksFailed
+from lib.run.tasks import run_tasks
 from lib.run.weights import weights_metadata
 from lib.translators.cyclegan import CycleGAN
 from lib.translators.translator import train
@@ -36,13 +36,13 @@ SLURM = Machines("slurm", minutes=5)
 
 def once(folder: Path, names) -> dict:
     """Pieces that cannot be done twice: a folder is made that must not be there."""
-    return {name: Piece(partial(os.mkdir, folder / name), folder / name) for name in names}
+    return {name: Task(partial(os.mkdir, folder / name), folder / name) for name in names}
 
 
-def trained(folder: Path, by=train, **changes) -> Piece:
+def trained(folder: Path, by=train, **changes) -> Task:
     cohort = line_cohort()
     do = partial(by, partial(CycleGAN, replace(TOY, **changes)), cohort, folder, 0, cohort.first(4))
-    return Piece(do, folder / "weights.safetensors")
+    return Task(do, folder / "weights.safetensors")
 
 
 def weights(folder: Path) -> dict:
@@ -59,12 +59,12 @@ def same_weights(a: Path, b: Path) -> bool:
 
 def test_here_pieces_are_done_in_order_and_get_the_watch(tmp_path):
     seen = []
-    pieces = {name: Piece(partial(seen_by, seen, name), tmp_path) for name in "ba"}
-    table = carry_out(pieces, tmp_path / "stage" / "work", HERE, watch="w")
+    pieces = {name: Task(partial(seen_by, seen, name), tmp_path) for name in "ba"}
+    table = run_tasks(pieces, tmp_path / "stage" / "tasks", HERE, watch="w")
     assert seen == [("b", "w"), ("a", "w")]
     assert list(table.index) == ["b", "a"]
     assert set(table.state) == {"done"} and (table.memory_mb > 50).all() and (table.seconds >= 0).all()
-    written = pd.read_csv(tmp_path / "stage" / "work.csv", index_col="piece")
+    written = pd.read_csv(tmp_path / "stage" / "tasks.csv", index_col="piece")
     assert list(written.columns) == list(COLUMNS)
     pd.testing.assert_frame_equal(written[list(table)], table)
 
@@ -74,18 +74,18 @@ def seen_by(seen: list, name: str, watch=None) -> None:
 
 
 def test_here_an_error_ends_the_work_and_stands_in_the_list(tmp_path):
-    pieces = {"a": Piece(partial(int, "no number"), tmp_path)} | once(tmp_path, "b")
+    pieces = {"a": Task(partial(int, "no number"), tmp_path)} | once(tmp_path, "b")
     with pytest.raises(ValueError, match="no number"):
-        carry_out(pieces, tmp_path / "work", HERE)
-    work = WorkList(tmp_path / "work", pieces, HERE)
+        run_tasks(pieces, tmp_path / "tasks", HERE)
+    work = TaskList(tmp_path / "tasks", pieces, HERE)
     assert work.read("a")["state"] == "failed" and "no number" in work.read("a")["error"]
     assert work.read("b") == {"state": "waiting", "attempts": 0} and not (tmp_path / "b").exists()
 
 
 def test_a_piece_that_somebody_does_is_left_alone(tmp_path):
     pieces = once(tmp_path, "a")
-    work = WorkList(tmp_path / "work", pieces, HERE)
-    with sole_writer(tmp_path / "work" / "locks" / "a", "by hand"), pytest.raises(Busy):
+    work = TaskList(tmp_path / "tasks", pieces, HERE)
+    with sole_writer(tmp_path / "tasks" / "locks" / "a", "by hand"), pytest.raises(Busy):
         work.do("a")
     work.do("a")
     assert (tmp_path / "a").exists()
@@ -93,9 +93,9 @@ def test_a_piece_that_somebody_does_is_left_alone(tmp_path):
 
 def test_what_a_piece_is_given_decides_whether_it_is_known_and_so_does_its_result(tmp_path):
     def state(name: str, machines=HERE) -> str:
-        return WorkList(tmp_path / "work", {"a": once(tmp_path, name)[name]}, machines).read("a")["state"]
+        return TaskList(tmp_path / "tasks", {"a": once(tmp_path, name)[name]}, machines).read("a")["state"]
 
-    WorkList(tmp_path / "work", once(tmp_path, "a"), HERE).do("a")
+    TaskList(tmp_path / "tasks", once(tmp_path, "a"), HERE).do("a")
     assert (state("a"), state("b")) == ("done", "waiting")
     assert (state("a", replace(SLURM, gpus=0)), state("a", replace(SLURM, gpus=1))) == ("done", "waiting")
     (tmp_path / "a").rmdir()
@@ -105,19 +105,19 @@ def test_what_a_piece_is_given_decides_whether_it_is_known_and_so_does_its_resul
 def test_where_a_file_changes_that_a_piece_needs_it_is_done_again(tmp_path):
     weights = tmp_path / "weights"
     weights.write_text("one")
-    pieces = {"a": Piece(partial(os.mkdir, tmp_path / "a"), tmp_path / "a", (weights,))}
-    WorkList(tmp_path / "work", pieces, HERE).do("a")
-    assert WorkList(tmp_path / "work", pieces, HERE).read("a")["state"] == "done"
+    pieces = {"a": Task(partial(os.mkdir, tmp_path / "a"), tmp_path / "a", (weights,))}
+    TaskList(tmp_path / "tasks", pieces, HERE).do("a")
+    assert TaskList(tmp_path / "tasks", pieces, HERE).read("a")["state"] == "done"
     weights.write_text("two")
-    assert WorkList(tmp_path / "work", pieces, HERE).read("a")["state"] == "waiting"
+    assert TaskList(tmp_path / "tasks", pieces, HERE).read("a")["state"] == "waiting"
 
 
 def test_what_was_stopped_by_hand_is_not_done(tmp_path):
     pieces = {"r0f0": trained(tmp_path / "gan", log_every=1)}
     stop = [True, False, False, False, False, False]
-    table = carry_out(pieces, tmp_path / "work", HERE, watch=lambda *_: stop.pop(0))
+    table = run_tasks(pieces, tmp_path / "tasks", HERE, watch=lambda *_: stop.pop(0))
     assert list(table.state) == ["waiting"] and (tmp_path / "gan" / "weights.safetensors").exists()
-    assert list(carry_out(pieces, tmp_path / "work", HERE).state) == ["done"]
+    assert list(run_tasks(pieces, tmp_path / "tasks", HERE).state) == ["done"]
 
 
 @pytest.mark.parametrize("values", [{"executor": "sge"}, {"num_processes": 0}])
@@ -130,33 +130,33 @@ def test_machines_that_do_not_exist_are_refused(values):
 
 
 def test_two_processes_do_each_piece_once_and_report_the_failed(tmp_path):
-    pieces = once(tmp_path, "abcd") | {"wrong": Piece(partial(int, "no number"), tmp_path)}
-    with pytest.raises(WorkFailed, match=r"1 of 5 pieces .*\nwrong: ValueError: .*no number.*\.log\)") as failure:
-        carry_out(pieces, tmp_path / "work", TWO)
-    table = pd.read_csv(tmp_path / "work.csv").set_index("piece")
+    pieces = once(tmp_path, "abcd") | {"wrong": Task(partial(int, "no number"), tmp_path)}
+    with pytest.raises(TasksFailed, match=r"1 of 5 pieces .*\nwrong: ValueError: .*no number.*\.log\)") as failure:
+        run_tasks(pieces, tmp_path / "tasks", TWO)
+    table = pd.read_csv(tmp_path / "tasks.csv").set_index("piece")
     assert table.state.to_dict() == dict.fromkeys("abcd", "done") | {"wrong": "failed"}
     assert all((tmp_path / name).exists() for name in "abcd")
     log = Path(str(failure.value).split("log: ")[1].rstrip(")"))
     assert "ValueError" in (ROOT / log).read_text()
 
     pieces["wrong"] = once(tmp_path, ["right"])["right"]  # whoever is done is not asked again
-    assert set(carry_out(pieces, tmp_path / "work", TWO).state) == {"done"}
+    assert set(run_tasks(pieces, tmp_path / "tasks", TWO).state) == {"done"}
     assert (tmp_path / "right").exists()
-    assert not (tmp_path / "work" / "logs").exists() and not (tmp_path / "work" / "pieces.pkl").exists()
+    assert not (tmp_path / "tasks" / "logs").exists() and not (tmp_path / "tasks" / "tasks.pkl").exists()
 
 
 def test_a_process_that_dies_leaves_its_piece_failed_and_the_rest_to_the_others(tmp_path):
-    pieces = {"dies": Piece(os.abort, tmp_path)} | once(tmp_path, "abc")
+    pieces = {"dies": Task(os.abort, tmp_path)} | once(tmp_path, "abc")
     with pytest.raises(
-        WorkFailed, match=r"1 of 4 pieces .*\ndies: its process ended before it was done \(exit status .*-6"
+        TasksFailed, match=r"1 of 4 pieces .*\ndies: its process ended before it was done \(exit status .*-6"
     ):
-        carry_out(pieces, tmp_path / "work", TWO)
+        run_tasks(pieces, tmp_path / "tasks", TWO)
     assert all((tmp_path / name).exists() for name in "abc")
 
 
 def test_two_processes_train_one_translator_together(tmp_path):
     trained(tmp_path / "one").do()
-    carry_out({"r0f0": trained(tmp_path / "two")}, tmp_path / "work", TWO, data_parallel=True)
+    run_tasks({"r0f0": trained(tmp_path / "two")}, tmp_path / "tasks", TWO, data_parallel=True)
     assert weights_metadata(tmp_path / "two" / "weights.safetensors")["processes"] == 2
     histories = [pd.read_csv(tmp_path / name / "history.csv") for name in ("one", "two")]
     pd.testing.assert_frame_equal(*histories, rtol=1e-3)
@@ -169,11 +169,11 @@ def test_a_killed_command_takes_its_processes_along_and_the_same_goes_on(tmp_pat
         "from pathlib import Path; from functools import partial; from lib.run.tasklist import *; "
         "from lib.run.tasks import *; folder = Path({folder!r}); "
         "two = Machines(num_processes=2); "
-        "carry_out({{name: Piece(partial(time.sleep, 60), folder) for name in 'ab'}}, folder / 'work', two)"
+        "run_tasks({{name: Task(partial(time.sleep, 60), folder) for name in 'ab'}}, folder / 'work', two)"
     )
     command = [sys.executable, "-c", call.format(folder=str(tmp_path))]
     caller = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    work = WorkList(tmp_path / "work", {name: Piece(partial(time.sleep, 60), tmp_path) for name in "ab"}, TWO)
+    work = TaskList(tmp_path / "tasks", {name: Task(partial(time.sleep, 60), tmp_path) for name in "ab"}, TWO)
     wait_until(lambda: [work.read(name)["state"] for name in "ab"] == ["running"] * 2)
     workers = psutil.Process(caller.pid).children(recursive=True)
     assert len(workers) == 2
@@ -183,7 +183,7 @@ def test_a_killed_command_takes_its_processes_along_and_the_same_goes_on(tmp_pat
     assert not alive
     work.give_out()
     assert [work.read(name) | {"key": ""} for name in "ab"] == [{"key": "", "state": "waiting", "attempts": 1}] * 2
-    with work.lock("a"), sole_writer(tmp_path / "work" / "locks" / "b", "b"):
+    with work.lock("a"), sole_writer(tmp_path / "tasks" / "locks" / "b", "b"):
         work.note("a", {"state": "running", "attempts": 1})
         work.give_out()
         work.give_up("a", error="nobody there")
@@ -229,7 +229,7 @@ def test_slurm_gives_the_tables_of_this_machine_bit_for_bit(tmp_path, slurm):
     timeless = [table[table.metric != "seconds"] for table in (sent_metrics, metrics)]
     pd.testing.assert_frame_equal(*timeless, check_exact=True)
     assert results(tmp_path / "slurm") == results(tmp_path / "here")
-    table = pd.read_csv(tmp_path / "slurm" / "work.csv")
+    table = pd.read_csv(tmp_path / "slurm" / "tasks.csv")
     assert table.job.str.fullmatch(r"\d+_\d").all() and table.job.str.split("_").str[0].nunique() == 1, "one array"
 
 
@@ -246,7 +246,7 @@ def test_preempted_trainings_go_on_from_their_checkpoint_and_failed_ones_are_rep
     ways = {"taken": ["scontrol", "requeue"], "asked": asking}
     pieces = {name: trained(tmp_path / name, by=hanging.train) for name in ways} | once(tmp_path, "a")
     pieces["wrong"] = trained(tmp_path / "wrong", learning_rate=1e30)
-    preempted, work = {}, WorkList(tmp_path / "work", pieces, HERE)
+    preempted, work = {}, TaskList(tmp_path / "tasks", pieces, HERE)
 
     def preempt():
         for name, way in ways.items():
@@ -255,49 +255,49 @@ def test_preempted_trainings_go_on_from_their_checkpoint_and_failed_ones_are_rep
                 preempted[name] = read_whole(tmp_path / name / "checkpoint.pt")["step"]
 
     monkeypatch.setattr("lib.run.tasklist.time.sleep", lambda seconds, sleep=time.sleep: (preempt(), sleep(0.5)))
-    with pytest.raises(WorkFailed, match=r"1 of 4 pieces .*\nwrong: FloatingPointError: step .*_0_log\.err\)"):
-        carry_out(pieces, tmp_path / "work", SLURM, data_parallel=True)
+    with pytest.raises(TasksFailed, match=r"1 of 4 pieces .*\nwrong: FloatingPointError: step .*_0_log\.err\)"):
+        run_tasks(pieces, tmp_path / "tasks", SLURM, data_parallel=True)
     assert preempted == {"taken": 3, "asked": 3} and (tmp_path / "a").exists()
     for name in ways:
         assert work.read(name)["attempts"] > 1 and same_weights(tmp_path / "whole", tmp_path / name)
 
 
-def interrupted_when_running(work: WorkList, *_, **__) -> None:
+def interrupted_when_running(work: TaskList, *_, **__) -> None:
     wait_until(lambda: work.read("long")["state"] == "running")
     raise KeyboardInterrupt
 
 
 def test_jobs_are_waited_for_not_sent_again_and_dead_ones_are_told(tmp_path, slurm, monkeypatch):
     pieces = {
-        "long": Piece(partial(time.sleep, 3), tmp_path),
-        "dies": Piece(partial(os.kill, 0, signal.SIGKILL), tmp_path),
+        "long": Task(partial(time.sleep, 3), tmp_path),
+        "dies": Task(partial(os.kill, 0, signal.SIGKILL), tmp_path),
     }
     monkeypatch.setattr("lib.run.slurm.UNSEEN", 3)
     with monkeypatch.context() as patch:
         patch.setattr("lib.run.tasklist.show_progress", interrupted_when_running)
         with pytest.raises(KeyboardInterrupt):
-            carry_out(pieces, tmp_path / "work", SLURM)
-    sent = json.loads((tmp_path / "work" / "jobs.json").read_text())
-    with pytest.raises(WorkFailed, match=rf"dies: job {sent['dies'][0]} ended before it was done: JobState=FAILED"):
-        carry_out(pieces, tmp_path / "work", SLURM)
-    assert WorkList(tmp_path / "work", pieces, HERE).read("long")["attempts"] == 1
+            run_tasks(pieces, tmp_path / "tasks", SLURM)
+    sent = json.loads((tmp_path / "tasks" / "jobs.json").read_text())
+    with pytest.raises(TasksFailed, match=rf"dies: job {sent['dies'][0]} ended before it was done: JobState=FAILED"):
+        run_tasks(pieces, tmp_path / "tasks", SLURM)
+    assert TaskList(tmp_path / "tasks", pieces, HERE).read("long")["attempts"] == 1
 
 
 def test_a_job_that_is_no_longer_wanted_is_called_off(tmp_path, slurm, monkeypatch, capsys):
-    pieces = {"long": Piece(partial(time.sleep, 300), tmp_path)}
+    pieces = {"long": Task(partial(time.sleep, 300), tmp_path)}
     with monkeypatch.context() as patch:
         patch.setattr("lib.run.tasklist.show_progress", interrupted_when_running)
         with pytest.raises(KeyboardInterrupt):
-            carry_out(pieces, tmp_path / "work", SLURM)
-    job, _ = json.loads((tmp_path / "work" / "jobs.json").read_text())["long"]
+            run_tasks(pieces, tmp_path / "tasks", SLURM)
+    job, _ = json.loads((tmp_path / "tasks" / "jobs.json").read_text())["long"]
     assert job in queue()
-    table = carry_out({"long": Piece(partial(time.sleep, 0), tmp_path)}, tmp_path / "work", HERE)
+    table = run_tasks({"long": Task(partial(time.sleep, 0), tmp_path)}, tmp_path / "tasks", HERE)
     assert job not in queue() and list(table.state) == ["done"]
     assert f"Jobs {job} of an earlier call" in capsys.readouterr().out
 
 
 def test_two_tasks_of_a_job_train_together_as_two_processes_here(tmp_path, slurm):
-    carry_out({"r0f0": trained(tmp_path / "here")}, tmp_path / "here" / "work", TWO, data_parallel=True)
+    run_tasks({"r0f0": trained(tmp_path / "here")}, tmp_path / "here" / "tasks", TWO, data_parallel=True)
     two = replace(SLURM, num_processes=2)
-    carry_out({"r0f0": trained(tmp_path / "slurm")}, tmp_path / "slurm" / "work", two, data_parallel=True)
+    run_tasks({"r0f0": trained(tmp_path / "slurm")}, tmp_path / "slurm" / "tasks", two, data_parallel=True)
     assert same_weights(tmp_path / "here", tmp_path / "slurm")

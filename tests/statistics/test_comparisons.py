@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from lib.statistics.comparisons import (
     COLUMNS,
-    across_cells,
+    across_folds,
     compare,
     decisions,
     descriptive_tests,
@@ -280,8 +280,8 @@ def test_comparisons_of_generators_across_cells():
     fold, patient = np.divmod(np.arange(27), 9)
     ids = [f"p{i}" for i in patient]
     splits = pd.DataFrame({"repeat": 0, "fold": fold, "patient_id": ids, "part": parts[(patient + fold) % 3]})
-    assert across_cells(tests.head(1), splits).p.tolist() == [0.5]
-    row = across_cells(tests, splits).iloc[0]
+    assert across_folds(tests.head(1), splits).p.tolist() == [0.5]
+    row = across_folds(tests, splits).iloc[0]
     assert (row.difference, row.n, row.patients) == (1.0, 3, 15)
     assert row.statistic == pytest.approx(0.273861, abs=1e-6)  # KAT 1 of the corrected t-test: ratio ½, d = 1, 5, −3
     assert row.p == pytest.approx(0.809883, abs=1e-6)

@@ -14,12 +14,12 @@ from lib.statistics.planning import (
     designs,
     detectable,
     errors_to_detect,
-    hours_of_cell,
+    hours_of_fold,
     patients_needed,
     pilot_spread,
     power,
     power_of_equivalence,
-    ratio_of_cell,
+    ratio_of_fold,
     validation_share,
 )
 
@@ -79,9 +79,9 @@ def test_the_ratio_is_that_of_the_study_s_test():
     labels = pd.Series(["AFF"] * 100 + ["NFF"] * 400, [f"P{i:03}" for i in range(500)])
     splits = make_splits(labels, 2, 5, seed=0, validation_share=0.2)
     cells = pd.MultiIndex.from_frame(splits[["repeat", "fold"]].drop_duplicates())
-    assert ratio_of_cell(5, 0.2) == 0.3125 == pytest.approx(_test_train_ratio(splits, cells))
+    assert ratio_of_fold(5, 0.2) == 0.3125 == pytest.approx(_test_train_ratio(splits, cells))
     assert validation_share(splits) == pytest.approx(0.2)
-    assert ratio_of_cell(5) == 1 / 4
+    assert ratio_of_fold(5) == 1 / 4
 
 
 def test_designs_are_comparable_and_know_holm():
@@ -90,9 +90,9 @@ def test_designs_are_comparable_and_know_holm():
     pd.testing.assert_frame_equal(five, ten)
     row = five.loc["3 × 10"]
     assert row.spread == pytest.approx(0.02 * np.sqrt(2))
-    assert row.power == power(0.02, row.spread, 30, ratio_of_cell(10, 0.2))
+    assert row.power == power(0.02, row.spread, 30, ratio_of_fold(10, 0.2))
     assert COMPARISONS == len([q for q in QUESTIONS if q[0] == "thesis"]) == 5
-    assert row.power_holm == power(0.02, row.spread, 30, ratio_of_cell(10, 0.2), alpha=0.01)
+    assert row.power_holm == power(0.02, row.spread, 30, ratio_of_fold(10, 0.2), alpha=0.01)
     assert (five.power_holm < five.power).all()
     assert detectable(1, MANY, 0.25, alpha=0.01) / detectable(1, MANY, 0.25) == pytest.approx(1.22, abs=0.005)
 
@@ -122,7 +122,7 @@ def test_hours_are_those_of_the_manifest_and_the_trials():
     manifest = {"notebooks": {"01_data_exploration": {"seconds": 999}, "02_cyclegan": {"seconds": 3600},
                               "03_cyclediff": {"seconds": 7200}, "04_synthesis": {"seconds": 1800}}}  # fmt: skip
     metrics = pd.DataFrame({"metric": ["seconds", "auroc", "seconds"], "value": [1000.0, 0.9, 800.0]})
-    assert hours_of_cell(manifest, metrics, cells=2) == pytest.approx((3600 + 7200 + 1800 + 1800) / 2 / 3600)
+    assert hours_of_fold(manifest, metrics, cells=2) == pytest.approx((3600 + 7200 + 1800 + 1800) / 2 / 3600)
 
 
 def test_the_pilot_is_this_run():

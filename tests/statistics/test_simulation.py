@@ -5,13 +5,13 @@ from scipy import stats
 
 from lib.statistics import simulation
 from lib.statistics.comparisons import _test_train_ratio
-from lib.statistics.planning import power, power_of_equivalence, ratio_of_cell
+from lib.statistics.planning import power, power_of_equivalence, ratio_of_fold
 from lib.statistics.simulation import (
     METRICS,
     WANTED,
     all_rejections,
     cohort,
-    equicorrelated_cells,
+    equicorrelated_folds,
     rejections,
     simulated_cohorts,
     simulated_fixed,
@@ -44,27 +44,27 @@ def test_cohorts_have_patients_with_several_alike_images():
     [(5, 1 / 4, 0.138), (15, 1 / 4, 0.342), (25, 1 / 4, 0.451), (100, 1 / 9, 0.570), (15, 0.3125, None)],
 )
 def test_the_corrected_t_keeps_its_level_where_its_assumption_holds(cells, ratio, naive):
-    found = rejections(equicorrelated_cells(800, cells, ratio))["rejected"]
+    found = rejections(equicorrelated_folds(800, cells, ratio))["rejected"]
     assert found["corrected t"] == pytest.approx(0.05, abs=0.022)
     if naive:  # closed form: t inflated by √(1 + n · ratio)
         assert found["naive t"] == pytest.approx(naive, abs=0.05)
 
 
 def test_holm_keeps_the_error_of_the_family():
-    found = rejections(equicorrelated_cells(300, 15, 0.3125, effects=[0] * 5))["rejected"]
+    found = rejections(equicorrelated_folds(300, 15, 0.3125, effects=[0] * 5))["rejected"]
     assert found["any, Holm"] <= chance(0.05, 300)
 
 
 def test_power_agrees_with_simulation():
-    found = rejections(equicorrelated_cells(1000, 15, 0.3125, effects=[1.0]))["rejected"]
+    found = rejections(equicorrelated_folds(1000, 15, 0.3125, effects=[1.0]))["rejected"]
     assert found["corrected t"] == pytest.approx(power(1.0, 1.0, 15, 0.3125), abs=0.045)
     assert power(0, 1, 15, 0.3125) == pytest.approx(0.05, abs=1e-4)
 
 
 def test_equivalence_is_claimed_of_methods_a_margin_apart_in_5_percent():
-    apart = rejections(equicorrelated_cells(1000, 15, 0.3125, effects=[2.0], margin=2.0))["rejected"]
+    apart = rejections(equicorrelated_folds(1000, 15, 0.3125, effects=[2.0], margin=2.0))["rejected"]
     assert apart["TOST"] == pytest.approx(0.05, abs=0.02)
-    alike = rejections(equicorrelated_cells(1000, 15, 0.3125, margin=1.5))["rejected"]
+    alike = rejections(equicorrelated_folds(1000, 15, 0.3125, margin=1.5))["rejected"]
     assert alike["TOST"] == pytest.approx(power_of_equivalence(1.5, 1.0, 15, 0.3125), abs=0.045)
 
 
@@ -79,7 +79,7 @@ def test_cells_are_the_study_s(monkeypatch):
     simulated_cohorts(1, patients=400, repeats=1)
     assert set(made[0].part) == {"train", "validation", "test"}
     cells = pd.MultiIndex.from_frame(made[0][["repeat", "fold"]].drop_duplicates())
-    assert _test_train_ratio(made[0], cells) == pytest.approx(ratio_of_cell(5, 0.2), rel=0.02)
+    assert _test_train_ratio(made[0], cells) == pytest.approx(ratio_of_fold(5, 0.2), rel=0.02)
 
 
 def test_simulated_studies_are_repeatable_and_tell_a_better_learner():

@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-import test_classifier
 import test_cyclediff
-import test_cyclegan
 import torch
+import toys
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -183,13 +182,13 @@ def fit(name, folder):
     """History and weights of a toy training."""
     if name == "classifier":
         trained = classifier.train(
-            test_classifier.toy_cohort(), test_classifier.toy_cohort(12, seed=1), test_classifier.TINY, 0,
+            toys.blob_cohort(), toys.blob_cohort(12, seed=1), toys.TINY, 0,
             standard=True, checkpoint=folder / "checkpoint.pt",
         )  # fmt: skip
         return trained.history, trained.network.state_dict(), trained.spent
     if name == "cyclegan":
-        model = CycleGAN(replace(test_cyclegan.TOY, identity=5.0, log_every=1))
-        cohort = test_cyclegan.toy_cohort()
+        model = CycleGAN(replace(toys.TOY, identity=5.0, log_every=1))
+        cohort = toys.line_cohort()
         history = model.fit(cohort, folder, seed=0, preview=cohort.first(4))
         networks = {"G": model.G, "F": model.F}
     else:

@@ -15,8 +15,8 @@ from unittest import mock
 
 import pytest
 import test_cyclediff
-import test_cyclegan
 import torch
+import toys
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -27,7 +27,7 @@ from lib.run import hardware, randomness
 from lib.run.files import ROOT
 from lib.run.hardware import LAUNCHED
 from lib.run.randomness import torch_generator
-from lib.run.rank import Share
+from lib.run.rank import Rank
 from lib.translators import cyclegan
 from lib.translators.cyclediff import train
 from lib.translators.cyclediff.autoencoders import Autoencoders
@@ -35,8 +35,8 @@ from lib.translators.cyclediff.model import CycleDiff
 from lib.translators.cyclegan import CycleGAN
 from lib.translators.networks import diffaugment
 
-COHORT = test_cyclegan.toy_cohort(15, size=32)  # 5 AFF
-GAN = replace(test_cyclegan.TOY, batch=4, steps=4, log_every=1)  # with noise, DiffAugment, pool, identity, skips
+COHORT = toys.line_cohort(15, size=32)  # 5 AFF
+GAN = replace(toys.TOY, batch=4, steps=4, log_every=1)  # with noise, DiffAugment, pool, identity, skips
 DIFFUSION = replace(
     test_cyclediff.TOY, batch=4, autoencoder="kl", autoencoder_width=4, autoencoder_steps=3,
     autoencoder_adversarial_from=2, warmup_steps=2, joint_steps=3, dropout=0.0, diffaugment=True,
@@ -267,14 +267,14 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_both_without_a_launcher(t
 def test_shares_are_parts_of_the_whole_in_order(per, processes, copies):
     batch = per * processes
     whole = torch.arange(copies * batch * 2).reshape(-1, 2)
-    own = [Share(batch, processes, index).of(whole).reshape(copies, per, 2) for index in range(processes)]
+    own = [Rank(batch, processes, index).of(whole).reshape(copies, per, 2) for index in range(processes)]
     assert torch.equal(torch.cat(own, dim=1).reshape(-1, 2), whole)
 
 
 def test_shares_of_an_augmented_batch_are_the_augmented_shares():
     real, fake = (torch.rand(4, 1, 16, 16, generator=torch_generator(i)) for i in range(2))
     whole = diffaugment(torch.cat([real, fake]), torch_generator(2))
-    for share in (Share(4, 2, 0), Share(4, 2, 1), Share(4, 4, 3)):
+    for share in (Rank(4, 2, 0), Rank(4, 2, 1), Rank(4, 4, 3)):
         own = diffaugment(torch.cat([share.of(real), share.of(fake)]), torch_generator(2), share)
         assert torch.equal(own, share.of(whole))
 

@@ -50,6 +50,6 @@ ours says so in `Settings` and is off by default.
 """
 
 from lib.translators.cyclediff.model import CycleDiff
-from lib.translators.cyclediff.settings import ABLATIONS, NOT_IN_PAPER, Sampler, Settings, ablated
+from lib.translators.cyclediff.settings import ABLATIONS, NOT_IN_PAPER, PUBLISHED, Sampler, Settings, ablated
 
-__all__ = ["ABLATIONS", "NOT_IN_PAPER", "CycleDiff", "Sampler", "Settings", "ablated"]
+__all__ = ["ABLATIONS", "NOT_IN_PAPER", "PUBLISHED", "CycleDiff", "Sampler", "Settings", "ablated"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from lib.translators.cyclediff.process import SOLVERS, T_MIN
 
@@ -136,6 +136,7 @@ class Sampler:
 
 # Defaults that are the released code's where the paper has another choice, and the paper's choice.
 NOT_IN_PAPER = {"diffusion_weights": "plain", "start": "fresh"}
+PUBLISHED = asdict(Settings()) | asdict(Sampler()) | NOT_IN_PAPER  # what the paper chose
 
 ABLATIONS = {
     "as set": {},

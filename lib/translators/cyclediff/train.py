@@ -9,7 +9,7 @@ from torch.nn.functional import l1_loss
 
 from lib.data.images import Images
 from lib.run.randomness import batch_rows, flipped, torch_generator
-from lib.run.rank import Share
+from lib.run.rank import Rank
 from lib.translators.cyclediff.losses import (
     contrastive_loss,
     cycle_loss,
@@ -52,7 +52,7 @@ class Training:
     def __init__(self, networks: Networks, s: Settings, X: Images, Y: Images, seed: int, accelerator: Accelerator):
         self.networks, self.settings, self.images, self.seed = networks, s, (X, Y), seed
         self.accelerator, self.device = accelerator, accelerator.device
-        self.share = Share(s.batch, accelerator.num_processes, accelerator.process_index)
+        self.share = Rank(s.batch, accelerator.num_processes, accelerator.process_index)
         autoencoder_steps = s.autoencoder_steps if s.autoencoder == "kl" else 0
         self.ends = (autoencoder_steps, autoencoder_steps + s.warmup_steps)  # of the first two stages
         self.steps = self.ends[1] + s.joint_steps
