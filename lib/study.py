@@ -15,7 +15,7 @@ import pandas as pd
 
 from lib.data.cohort import Cohort
 from lib.data.phantom import Phantom
-from lib.data.splits import PARTS, folds, read_splits
+from lib.data.splits import PARTS, fold_keys, read_splits
 from lib.run.folder import Run
 
 FIRST = "01_data_exploration"  # the notebook that makes a study
@@ -66,7 +66,7 @@ class Study:
     @property
     def folds(self) -> list[Fold]:
         """All folds of all repeats, in order."""
-        return [Fold(self, repeat, fold) for repeat, fold in folds(self.splits)]
+        return [Fold(self, repeat, fold) for repeat, fold in fold_keys(self.splits)]
 
     def fold(self, repeat: int = 0, fold: int = 0) -> Fold:
         """One fold.
@@ -76,7 +76,7 @@ class Study:
         ValueError
             Where the splits have none of this repeat and number.
         """
-        if (repeat, fold) not in folds(self.splits):
+        if (repeat, fold) not in fold_keys(self.splits):
             names = ", ".join(one.name for one in self.folds)
             raise ValueError(f"the splits have no fold r{repeat}f{fold}: choose one of {names}")
         return Fold(self, repeat, fold)

@@ -17,7 +17,7 @@ from lib.data.cohort import Cohort
 from lib.data.duplicates import duplicates
 from lib.data.hashes import cohort_hash, patients_hash
 from lib.data.leaks import LeakError
-from lib.data.splits import PARTS, fold_name, folds, with_windows
+from lib.data.splits import PARTS, fold_keys, fold_name, with_windows
 from lib.fidelity.controls import CONTROL_GENERATORS
 from lib.run.files import write_text
 from lib.run.weights import weights_metadata
@@ -82,7 +82,7 @@ def _table(rows: list[dict]) -> pd.DataFrame:
 def part_checks(cohort: Cohort, splits: pd.DataFrame) -> pd.DataFrame:
     """No patient in two parts of a cell; nobody in the splits who is not in the cohort."""
     rows = []
-    for cell in folds(splits):
+    for cell in fold_keys(splits):
         named = splits[(splits.repeat == cell[0]) & (splits.fold == cell[1])]
         members = {part: set(named.patient_id[named.part == part]) & set(cohort.table.patient_id) for part in PARTS}
         shared = sorted(set().union(*(members[a] & members[b] for a, b in combinations(PARTS, 2))))
@@ -102,7 +102,7 @@ def duplicate_checks(cohort: Cohort, splits: pd.DataFrame, pairs: pd.DataFrame) 
     """
     a, b = pairs.a.to_numpy(), pairs.b.to_numpy()
     ids, patients, rows = cohort.table.image_id.to_numpy(), cohort.table.patient_id, []
-    for cell in folds(splits):
+    for cell in fold_keys(splits):
         part = patients.map(splits[(splits.repeat == cell[0]) & (splits.fold == cell[1])].set_index("patient_id").part)
         part = part.fillna("").to_numpy()
         across = (part[a] != part[b]) & (part[a] != "") & (part[b] != "")
@@ -139,7 +139,7 @@ def window_checks(cohort: Cohort, splits: pd.DataFrame, percentiles: tuple[float
         fitted = with_windows(cell, cohort.take(~others).join(inverted), percentiles)
         if not np.allclose(fitted[["black", "white"]], cell[["black", "white"]]):
             strangers.append(fold_name(repeat, fold))
-    return _table([_check("windows fitted to other images", "all cells", len(folds(splits)), strangers)])
+    return _table([_check("windows fitted to other images", "all cells", len(fold_keys(splits)), strangers)])
 
 
 # Fitted things -------------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def weights_checks(folder: Path, cohort: Cohort, splits: pd.DataFrame, names=tup
     """
     rows = []
     for name in names:
-        of_name = {cell: Path(folder, name, fold_name(*cell), WEIGHTS[name]) for cell in folds(splits)}
+        of_name = {cell: Path(folder, name, fold_name(*cell), WEIGHTS[name]) for cell in fold_keys(splits)}
         of_name = {cell: path for cell, path in of_name.items() if path.exists()}
         strangers = []
         for cell, path in of_name.items():

@@ -178,7 +178,7 @@ def _percentile(counts: np.ndarray, q: float) -> float:
     return high - (high - low) * (1 - share) if share >= 0.5 else low + (high - low) * share
 
 
-def folds(splits: pd.DataFrame) -> list[tuple[int, int]]:
+def fold_keys(splits: pd.DataFrame) -> list[tuple[int, int]]:
     """The (repeat, fold) of every cell, in order."""
     return sorted(set(zip(splits.repeat.tolist(), splits.fold.tolist(), strict=True)))
 
@@ -191,7 +191,7 @@ def fold_name(repeat: int, fold: int) -> str:
 def counts_by_part(cohort: Cohort, splits: pd.DataFrame) -> pd.DataFrame:
     """Patients and images of each class in the parts of a cell, mean over cells, indexed by part."""
     images = splits.merge(cohort.table[["patient_id", "image_id", "label"]], on="patient_id")
-    n = len(folds(splits))
+    n = len(fold_keys(splits))
     counts = images.groupby(["part", "label"]).agg(patients=("patient_id", "size"), images=("image_id", "size"))
     counts["patients"] = images.drop_duplicates(["repeat", "fold", "patient_id"]).groupby(["part", "label"]).size()
     counts = (counts / n).unstack("label").reindex(PARTS)

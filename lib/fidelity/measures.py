@@ -22,7 +22,7 @@ from lib.data.cohort import LABELS, Cohort
 from lib.data.hashes import cohort_hashes
 from lib.data.phantom import Phantom
 from lib.data.pixels import blocks
-from lib.data.splits import PARTS, fold_name, folds
+from lib.data.splits import PARTS, fold_keys, fold_name
 from lib.fidelity.distances import Space, distances, spaces
 from lib.fidelity.judge import Judge, zones
 from lib.fidelity.synthesis import INPUTS, TRANSLATORS
@@ -283,7 +283,7 @@ def tasks_of(
 ) -> dict[str, Task]:
     """By name, `measure_fold` of every cell."""
     pieces = {}
-    for cell in folds(splits):
+    for cell in fold_keys(splits):
         do = partial(measure_fold, folder, cell, cohort, splits, methods, phantom, inception)
         of_cell = [home / INPUTS for home in _sets(folder, cell, methods).values()]
         needs = (Path(folder, "judge", fold_name(*cell), "judge.safetensors"), *of_cell, from_root(inception))

@@ -20,7 +20,7 @@ from lib.data.cohort import Cohort, save_blocks
 from lib.data.hashes import cohort_hashes
 from lib.data.phantom import Phantom
 from lib.data.pixels import blocks
-from lib.data.splits import fold_name, folds
+from lib.data.splits import fold_keys, fold_name
 from lib.fidelity import controls
 from lib.run.files import write_text, written
 from lib.run.fingerprint import source_hash
@@ -160,7 +160,7 @@ def tasks_of(
 ) -> dict[str, Task]:
     """By name, the making of all sets of a run: `synthesise` and, of translators, `translate_test` in every cell."""
     pieces = {}
-    for cell in folds(splits):
+    for cell in fold_keys(splits):
         for method in methods:
             given, name = (folder, method, cell, cohort, splits), f"{fold_name(*cell)}-{method}"
             home, trained = _home(folder, method, cell), "cyclediff" if method == "noise" else method
@@ -173,7 +173,7 @@ def tasks_of(
 
 def remove_others(folder: Path, methods: list[str], splits: pd.DataFrame) -> None:
     """Remove sets of an earlier run with other methods or cells from `synthetic/` of the run in this folder."""
-    names = {fold_name(*cell) for cell in folds(splits)}
+    names = {fold_name(*cell) for cell in fold_keys(splits)}
     for home in (Path(folder, "synthetic", method) for method in METHODS):
         for of_cell in home.glob("*/"):
             if home.name not in methods or of_cell.name not in names:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from lib.data.cohort import Cohort
-from lib.data.splits import counts_by_part, folds, read_splits
+from lib.data.splits import counts_by_part, fold_keys, read_splits
 from lib.fidelity.controls import is_control
 from lib.run.files import ROOT
 from lib.run.folder import Run
@@ -121,7 +121,7 @@ def partition(facts: Facts) -> str:
     check = facts.table("audit.csv").query("check == 'patients in two parts'")
     overlap = check.found.sum() if len(check) else "not audited"
     kind = "as the table's own column split says" if "split" in facts.cohort.table else "stratified by label"
-    return f"{len(folds(splits))} cells (repeats × folds), by patient, {kind}; patients in two parts: {overlap}"
+    return f"{len(fold_keys(splits))} cells (repeats × folds), by patient, {kind}; patients in two parts: {overlap}"
 
 
 def characteristics(facts: Facts) -> str:

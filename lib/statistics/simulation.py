@@ -98,7 +98,7 @@ def p_values_of_cohort(
     labels = _mean(y, patient)
     splits = _split(labels, repeats, folds, rng)
     scores, pooled = [], np.zeros((2, len(y)))  # scores: a row a cell, of both learners a metric each
-    for cell in folds(splits):
+    for cell in fold_keys(splits):
         train, validation, test = _parts(splits, cell)
         images = [_learner(X, y, np.flatnonzero(train[patient]), block) for block in (A, B)]
         thresholds = [choose_threshold(labels[validation], _mean(p, patient)[validation]) for p in images]

@@ -21,7 +21,7 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from lib.data.cohort import Cohort
 from lib.data.hashes import cohort_hash
 from lib.data.leaks import check_parts
-from lib.data.splits import PARTS, fold_name, folds
+from lib.data.splits import PARTS, fold_keys, fold_name
 from lib.run.checkpoints import Checkpoint
 from lib.run.files import from_root, write_text, write_together
 from lib.run.fingerprint import source_hash
@@ -83,7 +83,7 @@ def run_trials(
     chosen, folder = [condition(name) for name in conditions], Path(folder)
     needs = () if settings.weights in ("none", "imagenet") else (from_root(settings.weights),)
     trials, tested = {}, {}
-    for cell in folds(splits):
+    for cell in fold_keys(splits):
         parts = [cohort.part(splits, *cell, part) for part in PARTS]
         for name, images in zip(PARTS, parts, strict=True):
             require_both_labels(images, f"the {name} part of repeat {cell[0]}, fold {cell[1]}")
@@ -118,7 +118,7 @@ def trial_path(folder: Path, cell: tuple[int, int], name: str, seed: int) -> Pat
 
 def seconds_needed(cohort: Cohort, splits: pd.DataFrame, settings: Settings, timed: int = 10) -> float:
     """About how long a trial of the first cell takes on this machine: a few steps are timed, nothing is kept."""
-    training, validation = (cohort.part(splits, *folds(splits)[0], part) for part in PARTS[:2])
+    training, validation = (cohort.part(splits, *fold_keys(splits)[0], part) for part in PARTS[:2])
 
     def took(steps: int) -> tuple[float, torch.nn.Module]:
         start, few = time.perf_counter(), replace(settings, steps=steps, validate_every=steps)
