@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from lib.data.splits import make_splits
+from lib.data.splits import fold_keys, make_splits
 from lib.statistics.inference import (
     clustered_auc_test,
     clustered_mcnemar_test,
