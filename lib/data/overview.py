@@ -1,0 +1,23 @@
+"""Overview: how many patients and images a cohort has, by label, by kind and by part."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from lib.data.cohort import LABELS, Cohort
+
+KINDS = ("view", "side", "hospital")  # columns that may be more frequent in one class
+
+
+def by_label(cohort: Cohort) -> pd.DataFrame:
+    """Count patients and images of each label: `patients, images, images per patient`."""
+    patients, images = cohort.patients.value_counts(), cohort.table.label.value_counts()
+    table = pd.DataFrame({"patients": patients, "images": images}).reindex(LABELS, fill_value=0)
+    return table.assign(**{"images per patient": table.images / table.patients}).rename_axis("label")
+
+
+def by_kind(cohort: Cohort) -> pd.DataFrame:
+    """Count the images of each label by view, side and, where the table has it, hospital."""
+    found = [kind for kind in KINDS if kind in cohort.table]
+    counts = {kind: pd.crosstab(cohort.table[kind], cohort.table.label) for kind in found}
+    return pd.concat(counts, names=["", ""]).reindex(columns=LABELS, fill_value=0)
