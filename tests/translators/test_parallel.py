@@ -28,7 +28,7 @@ from lib.run.files import ROOT
 from lib.run.hardware import LAUNCHED
 from lib.run.randomness import torch_generator
 from lib.run.rank import Rank
-from lib.translators import cyclegan
+from lib.translators import cyclegan, training
 from lib.translators.cyclediff import train
 from lib.translators.cyclediff.autoencoders import Autoencoders
 from lib.translators.cyclediff.model import CycleDiff
@@ -71,8 +71,7 @@ def float64():
     with (
         mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
         mock.patch.object(Cohort, "images", lambda self: images_of(self).astype("float64")),
-        mock.patch.object(cyclegan, "flipped", lambda images, *key: flipped(images.double(), *key)),
-        mock.patch.object(train, "flipped", lambda images, *key: flipped(images.double(), *key)),
+        mock.patch.object(training, "flipped", lambda images, *key: flipped(images.double(), *key)),
         mock.patch.object(Autoencoders, "encode", lambda self, images, *rest: encode(self, images.double(), *rest)),
     ):
         yield
@@ -96,7 +95,7 @@ def trained(settings, folder: Path, **options) -> dict:
     hook = register_optimizer_step_pre_hook(keep)
     history = model.fit(COHORT, folder, seed=0, **options)
     hook.remove()
-    networks = [model.G, model.F] if isinstance(model, CycleGAN) else vars(model.networks).values()
+    networks = vars(model.networks).values()
     return {
         "history": {name: column.dropna().tolist() for name, column in history.items()},
         "gradients": gradients,

@@ -1,14 +1,28 @@
 """The decoupled diffusion process of CycleDiff, and the solvers that run it up and down in time.
 
-x_0             latent of an image, (B, c, h, w);  x_t the same after diffusion to t
-t               time in (0, 1], (B,): 0 is the image, 1 pure noise
-C = −x_0        image component;  C_θ what the network makes of it
-ε ~ N(0, I)     noise;  ε_θ likewise
+symbol        here            meaning
+S, T          X, Y            the domains: X = NFF, Y = AFF; domain 0 and domain 1
+x_0           x0              latent of an image, (B, c, h, w), standardised; x_t: the same after diffusion to t
+t             t               time in (0, 1], (B,): 0 is the image, 1 pure noise
+C             C               image component, −x_0; the network's prediction: C_hat
+ε             eps             noise of N(0, I); the prediction: eps_hat
+Net_θ         denoisers       predicts C and ε from x_t and t, a U-Net per domain (or one that is told the domain)
+G: S → T      G               translator: takes an NFF component at time t to an AFF component at t
+F: T → S      F               the way back
+D_S, D_T      D_X, D_Y        patch discriminators of components
 
-eq. 1           diffuse         x_t = x_0 + t·C + t·ε
-eq. 1, solved   recover_x0      x̂_0 = x_t − t·C_θ − t·ε_θ
-eq. 2           precondition    (C_θ, ε_θ) = Net_θ(x_t, t), from the U-Net's one output
-algorithm 2     invert, generate   dx_t/dt = C + ε, solved on `time_grid` by steps of Euler or Heun
+equation      where                                    what
+eq. 1         diffuse, recover_x0 (solved for x_0)     x_t = x_0 + t·C + t·ε = (1 − t)·x_0 + t·ε
+eq. 2         precondition                             (C_θ, ε_θ) = Net_θ(x_t, t), from the U-Net's one output
+eqs. 3, 4     train.CycleDiffTraining._joint_step      G(C_S, t) is a T-component, F(G(C_S, t), t) ≈ C_S, and back
+eq. 5         networks.Translator                      FiLM residual blocks, attention, time-conditioned ResNet
+eq. 6         losses.diffusion_loss                    ‖C_θ − C‖² + ‖ε_θ − ε‖²
+eq. 9         losses.contrastive_loss                  real patches alike, and unlike translated ones; for D
+eq. 13        losses.objective                         λ1·diffusion + λ2·adversarial + λ3·cycle + λ4·identity
+                                                       + λ5·perceptual
+algorithm 1   train.CycleDiffTraining.step             autoencoders, diffusion warm-up, joint training
+algorithm 2   invert, generate,                        dx_t/dt = C + ε, by steps of Euler or Heun: invert with the
+              model.CycleDiff._translation             source's model, translate every component, generate
 """
 
 from __future__ import annotations
