@@ -172,7 +172,8 @@ def run(out: Path, breaking: bool) -> None:
 def environment(**values) -> dict[str, str]:
     """Of a process: this one's, without what a launcher may have left, and with these."""
     kept = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
-    return kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | values
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | values
 
 
 @pytest.fixture(scope="module")

@@ -38,9 +38,7 @@ class Settings(FromParameters):
 
     # Autoencoder; where it is "kl", what kept a judge's AUROC on the phantom at factor 4, in a quarter of an hour
     autoencoder: str = "pixels"  # 2 x 2 pixels packed: no fracture line is lost; paper: "kl", factor 4
-    shared_autoencoder: bool | None = (
-        None  # one for both domains; None: as `residual`, which adds latents of both; paper: no
-    )
+    shared_autoencoder: bool | None = None  # one for both domains; None: as `residual`, which adds latents; paper: no
     autoencoder_factor: int = 4  # of "kl": sides of image and latent; paper: 4
     latent_channels: int = 3  # of "kl"; paper: 3
     autoencoder_width: int = 16  # channels at full size, twice and four times as many further down; paper: 128
