@@ -274,9 +274,9 @@ def test_shares_are_parts_of_the_whole_in_order(per, processes, copies):
 def test_shares_of_an_augmented_batch_are_the_augmented_shares():
     real, fake = (torch.rand(4, 1, 16, 16, generator=torch_generator(i)) for i in range(2))
     whole = diffaugment(torch.cat([real, fake]), torch_generator(2))
-    for share in (Rank(4, 2, 0), Rank(4, 2, 1), Rank(4, 4, 3)):
-        own = diffaugment(torch.cat([share.of(real), share.of(fake)]), torch_generator(2), share)
-        assert torch.equal(own, share.of(whole))
+    for rank in (Rank(4, 2, 0), Rank(4, 2, 1), Rank(4, 4, 3)):
+        own = diffaugment(torch.cat([rank.of(real), rank.of(fake)]), torch_generator(2), rank)
+        assert torch.equal(own, rank.of(whole))
 
 
 class Operations(TorchDispatchMode):

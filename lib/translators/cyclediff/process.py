@@ -45,24 +45,24 @@ def per_image(t: torch.Tensor) -> torch.Tensor:
 
 
 def diffuse(x0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """x_t = x_0 + t·C + t·ε with C = −x_0 (eq. 1)."""
+    """Return x_t = x_0 + t·C + t·ε with C = −x_0 (eq. 1)."""
     C, t = -x0, per_image(t)
     return x0 + t * C + t * eps
 
 
 def recover_x0(x_t: torch.Tensor, t: torch.Tensor, C: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """x̂_0 = x_t − t·C − t·ε (eq. 1 solved for x_0)."""
+    """Return x̂_0 = x_t − t·C − t·ε (eq. 1 solved for x_0)."""
     t = per_image(t)
     return x_t - t * C - t * eps
 
 
 def c_in(t: torch.Tensor) -> torch.Tensor:
-    """Scale of the U-Net's input, 1/√n with n = t² + (t − 1)²: unit variance at every t."""
+    """Return the scale of the U-Net's input, 1/√n with n = t² + (t − 1)²: unit variance at every t."""
     return per_image((t**2 + (t - 1) ** 2).rsqrt())
 
 
 def precondition(x_t: torch.Tensor, t: torch.Tensor, F_theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """C and ε from the U-Net's one output (eq. 2): C = (s/n)·x_t + (t/√n)·F_θ, ε = (x_t − s·C)/t, s = t − 1.
+    """Return C and ε from the U-Net's one output (eq. 2): C = (s/n)·x_t + (t/√n)·F_θ, ε = (x_t − s·C)/t, s = t − 1.
 
     Whatever the output is, the pair satisfies eq. 1: x_t = −C + t·C + t·ε.
     """
@@ -73,12 +73,12 @@ def precondition(x_t: torch.Tensor, t: torch.Tensor, F_theta: torch.Tensor) -> t
 
 
 def draw_times(n: int, t_max: float, generator: torch.Generator) -> torch.Tensor:
-    """(n,) times, uniform on (T_MIN, t_max]."""
+    """Draw (n,) times, uniform on (T_MIN, t_max]."""
     return T_MIN + (t_max - T_MIN) * (1 - torch.rand(n, generator=generator))
 
 
 def time_grid(steps: int, first_t: float, start_t: float) -> list[float]:
-    """Times of inversion, rising, and in reverse of generation: `steps` of them from `first_t` to `start_t`.
+    """Return the times of inversion, in reverse those of generation: `steps` from `first_t` up to `start_t`.
 
     Of one step, and where both ends are the same, only `start_t` is left: nothing is inverted.
     """
@@ -86,7 +86,7 @@ def time_grid(steps: int, first_t: float, start_t: float) -> list[float]:
 
 
 def move(velocity: Callable, x_t: torch.Tensor, t: float, after: float, solver: str) -> torch.Tensor:
-    """x at the time `after`, one step along dx_t/dt = velocity(x_t, t).
+    """Move x to the time `after`, one step along dx_t/dt = velocity(x_t, t).
 
     "euler" asks for the velocity once; "heun" again where Euler's step ends, and takes the mean, unless it ends at
     t = 0, where the noise is not defined.
@@ -101,7 +101,7 @@ def move(velocity: Callable, x_t: torch.Tensor, t: float, after: float, solver: 
 def invert(
     denoise: Denoise, x_t: torch.Tensor, times: list[float], solver: str = "euler"
 ) -> tuple[list[torch.Tensor], dict[float, torch.Tensor], torch.Tensor]:
-    """Up in time with the source's model, deterministic (algorithm 2, first loop).
+    """Go up in time with the source's model, deterministic (algorithm 2, first loop).
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def generate(
     components: dict[float, torch.Tensor] | None = None,
     solver: str = "euler",
 ) -> list[torch.Tensor]:
-    """Down in time to 0 with the target's model, whose noise meets the translated components (algorithm 2, last loop).
+    """Go down in time to 0 with the target's model and the translated components (algorithm 2, last loop).
 
     Parameters
     ----------
