@@ -14,7 +14,10 @@ from statistics import median
 
 from lib.data.phantom import Phantom
 from lib.run.checkpoints import EVERY, Checkpoint
-from lib.translators import cyclediff, cyclegan
+from lib.translators import cyclegan
+from lib.translators.cyclediff.model import CycleDiff
+from lib.translators.cyclediff.settings import PUBLISHED, Settings
+from lib.translators.cyclegan import CycleGAN
 from lib.trials import classifier
 
 
@@ -41,19 +44,13 @@ def checkpoint_of(train, last: int) -> Checkpoint:
 
 def main() -> None:
     cohort = Phantom(40, 64, aff_share=0.4, seed=0).cohort()
-    gan, diff = cyclegan.Settings(steps=2), cyclediff.Settings(batch=1)
-    small_diff = {"autoencoder": "pixels", "unet_width": 24, "unet_multipliers": (1, 2, 2), "unet_blocks": 1}
-    small_diff |= {"shared_unet": True, "translator_width": 16, "translator_blocks": 4, "discriminator_width": 32}
     stages = {"warmup_steps": 1, "joint_steps": 1, "perceptual": 0.0}
+    published = replace(PUBLISHED, **stages, batch=1, autoencoder_steps=1)
     trainings = {
-        "CycleGAN, quick": lambda f: cyclegan.CycleGAN(
-            replace(gan, batch=4, width=16, blocks=4, discriminator_width=32)
-        ).fit(cohort, f, 0),
-        "CycleGAN, published": lambda f: cyclegan.CycleGAN(gan).fit(cohort, f, 0),
-        "CycleDiff, quick": lambda f: cyclediff.CycleDiff(replace(diff, **stages, **small_diff)).fit(cohort, f, 0),
-        "CycleDiff, published": lambda f: cyclediff.CycleDiff(replace(diff, **stages, autoencoder_steps=1)).fit(
-            cohort, f, 0
-        ),
+        "CycleGAN, quick": lambda f: CycleGAN(cyclegan.Settings(steps=2)).fit(cohort, f, 0),
+        "CycleGAN, published": lambda f: CycleGAN(replace(cyclegan.PUBLISHED, steps=2)).fit(cohort, f, 0),
+        "CycleDiff, quick": lambda f: CycleDiff(Settings(**stages)).fit(cohort, f, 0),
+        "CycleDiff, published": lambda f: CycleDiff(published).fit(cohort, f, 0),
         "ResNet-50": lambda f: classifier.train(
             cohort, cohort, classifier.Settings(weights="none", steps=2, batch=4), 0, checkpoint=f / "checkpoint.pt"
         ),

@@ -16,6 +16,7 @@ import copy
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,23 +40,23 @@ from lib.translators.cyclediff.losses import (
 from lib.translators.cyclediff.model import CycleDiff
 from lib.translators.cyclediff.networks import Denoisers, Networks, Translator
 from lib.translators.cyclediff.process import diffuse, draw_times
-from lib.translators.cyclediff.settings import Settings
-from lib.translators.cyclediff.train import Training
+from lib.translators.cyclediff.settings import PUBLISHED
+from lib.translators.cyclediff.train import CycleDiffTraining
 from lib.translators.networks import lsgan_discriminator, lsgan_generator
 
-SETTINGS = Settings(
-    autoencoder="pixels", warmup_steps=0, joint_steps=1000, batch=8, unet_width=32, unet_multipliers=(1, 2, 2),
-    unet_blocks=2, translator_width=32, translator_blocks=4, discriminator_width=32, vgg16_weights="none", dropout=0.0,
-    enlarge=1.0,
+SETTINGS = replace(
+    PUBLISHED, autoencoder="pixels", warmup_steps=0, joint_steps=1000, batch=8, unet_width=32,
+    unet_multipliers=(1, 2, 2), unet_blocks=2, translator_width=32, translator_blocks=4, discriminator_width=32,
+    vgg16_weights="none", dropout=0.0, enlarge=1.0,
 )  # fmt: skip
 SIZE, REPEATS = 64, 7
 
 
-def two_pass_step(training: Training, step: int, autocast) -> None:
+def two_pass_step(training: CycleDiffTraining, step: int, autocast) -> None:
     """One pass of all networks updates translators and U-Nets, another the discriminators; each call for one use."""
     s, (G, F) = training.settings, (training.networks.G, training.networks.F)
     random = torch_generator(0, step)
-    latents = [training.networks.autoencoders.encode(training._draw(step, domain), domain) for domain in range(2)]
+    latents = [training.networks.autoencoders.encode(x, domain) for domain, x in enumerate(training.draw(step))]
     t = draw_times(s.batch, 1.0, random).to(training.device)
 
     def components() -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -102,7 +103,7 @@ def schedule(name: str):
     torch.manual_seed(0)
     machine = accelerator()
     X, Y = (torch.rand(64, 1, SIZE, SIZE, generator=torch_generator(i)) * 2 - 1 for i in range(2))
-    training = Training(Networks.build(SETTINGS, SIZE, machine.device), SETTINGS, X, Y, 0, machine)
+    training = CycleDiffTraining(Networks.build(SETTINGS, SIZE, machine.device), SETTINGS, X, Y, 0, machine)
     if name == "this project":
         return training.step
     autocast = machine.autocast if name == "two passes, as here" else contextlib.nullcontext
@@ -157,7 +158,7 @@ class DoubleTranslator(Translator):
 
 def plain(model: CycleDiff, steps: int) -> CycleDiff:
     """The same model without autocast, with Euler steps in float64."""
-    other = model.with_sampler(steps=steps, solver="euler")
+    other = model.with_sampler(sampling_steps=steps, solver="euler")
     other.networks, other.accelerator = copy.deepcopy(model.networks), SimpleNamespace(autocast=contextlib.nullcontext)
     other.networks.denoisers.__class__ = DoubleDenoisers
     other.networks.G.__class__ = other.networks.F.__class__ = DoubleTranslator
@@ -169,7 +170,7 @@ def sampling_speed(run: Path) -> None:
     validation, judge = cohort.part(splits, 0, 0, "validation"), Judge.load(run / "judge" / "r0f0")
     nff, aff = validation.select(label="NFF").first(64), validation.select(label="AFF")
     model = CycleDiff.load(run / "cyclediff" / "r0f0")
-    steps = model.sampler.steps
+    steps = model.sampler.sampling_steps
     models = {f"{n} euler, float64": plain(model, n) for n in (100, steps)}
     models[f"{steps} {model.sampler.solver}, this project"] = model
     seconds, rows = {name: [] for name in models}, {}

@@ -1,11 +1,14 @@
 """Toy cohorts and settings that several test files share."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
 from lib.data.cohort import Cohort
-from lib.translators import cyclediff, cyclegan
-from lib.translators.cyclediff import CycleDiff
+from lib.translators import cyclegan
+from lib.translators.cyclediff import settings as cyclediff
+from lib.translators.cyclediff.model import CycleDiff
 from lib.translators.cyclegan import CycleGAN
 from lib.trials import classifier
 
@@ -25,7 +28,8 @@ def blob_cohort(patients=24, seed=0, images=2):
     return Cohort(pd.DataFrame(rows), pixels)
 
 
-TOY = cyclegan.Settings(
+TOY = replace(
+    cyclegan.PUBLISHED, upsampling="resize",
     steps=6, batch=2, width=4, blocks=1, discriminator_width=4, pool=3, residual=True, skips=True, ema=0.5, noise=0.02,
     diffaugment=True, log_every=2, previews=2,
 )  # fmt: skip
@@ -45,10 +49,17 @@ def line_cohort(n: int = 12, size: int = 16, dtype=np.uint8) -> Cohort:
 
 
 TOYS = {
-    "cyclegan": (CycleGAN, cyclegan.Settings(steps=6, batch=2, width=4, blocks=1, discriminator_width=4, log_every=2)),
+    "cyclegan": (
+        CycleGAN,
+        replace(
+            cyclegan.PUBLISHED, upsampling="resize",
+            steps=6, batch=2, width=4, blocks=1, discriminator_width=4, log_every=2,
+        ),
+    ),
     "cyclediff": (
         CycleDiff,
-        cyclediff.Settings(
+        replace(
+            cyclediff.PUBLISHED, diffusion_weights="released",
             autoencoder="pixels", warmup_steps=2, joint_steps=4, batch=2, unet_width=8, unet_multipliers=(1, 1),
             unet_blocks=1, unet_attention=(), translator_width=4, translator_blocks=1, discriminator_width=4,
             vgg16_weights="none", log_every=2,

@@ -1,4 +1,4 @@
-"""data.images"""
+"""Images to train on: integers in memory or on disk, floats by the batch."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ class Images:
         return torch.from_numpy(to_images(self.pixels[rows]))
 
     def split(self, size: int) -> Iterator[torch.Tensor]:
-        """All images in order, at most `size` at a time; where there are none, none once, as of a tensor."""
+        """Return all images in order, at most `size` at a time; where there are none, none once, as of a tensor."""
         return (self[start : start + size] for start in range(0, max(len(self), 1), size))

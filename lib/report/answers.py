@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from lib.run.weights import weights_metadata
 from lib.statistics.comparisons import MARGIN, QUESTIONS
 from lib.statistics.metrics import KEY_SECONDARY, METRICS, PRIMARY
 from lib.statistics.planning import COMPARISONS, detectable, patients_needed
-from lib.translators import cyclediff, cyclegan
+from lib.translators.methods import METHODS as TRANSLATION_METHODS
 from lib.translators.training import WEIGHTS
 
 WORTHWHILE = 0.02  # an AUROC difference worth finding: most of what is left above 0.95
@@ -142,13 +141,12 @@ def unlike_published(name: str, folder: Path) -> str:
     if not path.exists():
         return ""
     metadata = weights_metadata(path)
-    defaults = asdict({"CycleGAN": cyclegan.Settings, "CycleDiff": cyclediff.Settings}[name]())
-    defaults |= asdict(cyclediff.Sampler()) | cyclediff.NOT_IN_PAPER
+    published = TRANSLATION_METHODS[name.lower()].published
     chosen = metadata["settings"] | metadata.get("sampler", {})
     unlike = [
         f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}"
         for key, value in chosen.items()
-        if value != defaults[key] and (isinstance(value, (bool, str)) or value == 0 or key in CHOICES)
+        if value != published[key] and (isinstance(value, (bool, str)) or value == 0 or key in CHOICES)
     ]
     said = f"Chosen otherwise than in the paper of {name}, sizes, steps and rates aside"
     return f"{said}: {', '.join(unlike)}." if unlike else ""

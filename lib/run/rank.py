@@ -1,4 +1,4 @@
-"""run.rank"""
+"""Rank: which part of every batch a process trains on, where several train together."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Rank:
             )
 
     def of(self, whole: torch.Tensor) -> torch.Tensor:
-        """This process's rows of the whole batch, or of each of several that follow one another: real, then fake.
+        """Return this process's rows of the whole batch, or of each of several in a row: real, then fake.
 
         (k·batch, …) → (k·batch / processes, …)
         """
@@ -52,7 +52,7 @@ class Rank:
         return whole.unflatten(0, (-1, self.processes, self.batch // self.processes))[:, self.index].flatten(0, 1)
 
     def all(self, own: torch.Tensor) -> torch.Tensor:
-        """(batch / processes, …) of each process → (batch, …), without gradient. Collective."""
+        """Gather (batch / processes, …) of each process into (batch, …), without gradient. Collective."""
         return own if self.processes == 1 else gather(own.detach())
 
     def average(self, parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -65,14 +65,14 @@ class Rank:
             gradient.copy_(mean.view_as(gradient))
 
     def mean(self, terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Means of losses over all processes, without gradient: not finite where any of them is not. Collective."""
+        """Return means of losses over all processes: not finite where any of them is not. Collective."""
         if self.processes == 1:
             return terms
         means = reduce(torch.stack([term.detach().float() for term in terms.values()]), "mean")
         return dict(zip(terms, means, strict=True))
 
     def any(self, wish: bool) -> bool:
-        """Whether any process wants it. Collective."""
+        """Return whether any process wants it. Collective."""
         return any(gather_object([wish]))
 
     def check_same(self, facts: dict) -> None:

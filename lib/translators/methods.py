@@ -5,10 +5,12 @@ Synthesis, audit, trials, comparisons, answers and figures run over these rows, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lib.translators import cyclediff, cyclegan
+from lib.translators import cyclegan
+from lib.translators.cyclediff import settings as cyclediff
+from lib.translators.cyclediff.model import CycleDiff
 from lib.translators.training import WEIGHTS
 from lib.translators.translator import Translator
 
@@ -19,9 +21,9 @@ class Method:
 
     Parameters
     ----------
-    name : in folders, tables and conditions
+    name : in folders, tables and conditions, and before its parameters: `cyclegan_steps`
     title : in sentences and figures
-    translator : the class that keeps the promise of `lib.translators.translator.Translator`
+    translator : its class
     published : the settings of its paper, by name
     budget : how long the paper trained it, in words
     notebook : which trains it
@@ -34,6 +36,11 @@ class Method:
     budget: str
     notebook: str
 
+    @property
+    def settings(self) -> tuple[type, ...]:
+        """The dataclasses of its settings, whose fields a notebook's parameters override."""
+        return tuple(self.translator.kinds.values())
+
     def weights(self, run: Path, fold: str) -> Path:
         """Return the weights file of a fold in a run's folder."""
         return Path(run, self.name, fold, WEIGHTS)
@@ -42,12 +49,12 @@ class Method:
 METHODS = {
     method.name: method
     for method in (
-        Method("cyclegan", "CycleGAN", cyclegan.CycleGAN, cyclegan.PUBLISHED, "200 epochs of single images",
+        Method("cyclegan", "CycleGAN", cyclegan.CycleGAN, asdict(cyclegan.PUBLISHED), "200 epochs of single images",
                "02_cyclegan"),
-        Method("cyclediff", "CycleDiff", cyclediff.CycleDiff, cyclediff.PUBLISHED, "100,000 steps of 24 images",
-               "03_cyclediff"),
+        Method("cyclediff", "CycleDiff", CycleDiff, asdict(cyclediff.PUBLISHED) | asdict(cyclediff.PUBLISHED_SAMPLER),
+               "100,000 steps of 24 images", "03_cyclediff"),
     )
 }  # fmt: skip
 NOISE = "noise"  # images that a diffusion model draws from noise alone: no translation
-DRAWS_NOISE = "cyclediff"  # the method whose AFF model draws them
+DRAWS_NOISE = next(name for name, method in METHODS.items() if hasattr(method.translator, "sample"))  # by this one
 GENERATORS = (*METHODS, NOISE)  # what adds images to a training set, controls aside

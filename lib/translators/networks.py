@@ -40,7 +40,7 @@ class ReflectConv2d(nn.Conv2d):
 
 
 def instance_norm(channels: int) -> GroupNorm:
-    """Instance normalisation without learned scale: a group norm of single channels."""
+    """Return instance normalisation without learned scale: a group norm of single channels."""
     return GroupNorm(channels, channels, affine=False)
 
 
@@ -91,19 +91,19 @@ class ResidualBlock(nn.Module):
 
 
 def stem(channels: int, width: int) -> nn.Sequential:
-    """c7s1-k."""
+    """Return c7s1-k."""
     return nn.Sequential(ReflectConv2d(channels, width, 7), instance_norm(width), nn.ReLU())
 
 
 def down(channels: int) -> nn.Sequential:
-    """dk: half the size, twice the channels."""
+    """Return dk: half the size, twice the channels."""
     return nn.Sequential(
         nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1), instance_norm(2 * channels), nn.ReLU()
     )
 
 
 def up(channels: int, upsampling: str) -> nn.Sequential:
-    """uk, before its ReLU: twice the size, half the channels.
+    """Return uk, before its ReLU: twice the size, half the channels.
 
     "resize" leaves no checkerboard, "transposed" is as published.
     """
@@ -122,11 +122,8 @@ class ResNet(nn.Module):
 
     Parameters
     ----------
-    channels : channels of the input (1 for radiographs)
-    out : channels of the output
     width : k, the channels at full size (published: 64)
     blocks : n, the residual blocks (published: 9 at 256 px, 6 at 128 px and below)
-    upsampling : "resize" or "transposed"
     time : width of a time embedding that conditions every residual block, or None
     skips : add what the encoder has found at each size to the decoder there, before its activation (published: no). A
         line of a pixel's width is otherwise erased and redrawn through features of a quarter of the resolution
@@ -135,15 +132,9 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        out: int,
-        width: int,
-        blocks: int,
-        upsampling: str = "resize",
-        time: int | None = None,
-        skips: bool = False,
-    ):
+        self, channels: int, out: int, width: int, blocks: int, upsampling: str = "resize",
+        time: int | None = None, skips: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.encoder = nn.Sequential(stem(channels, width), down(width), down(2 * width))
         self.blocks = nn.ModuleList(ResidualBlock(4 * width, time) for _ in range(blocks))
@@ -170,7 +161,6 @@ class PatchGAN(nn.Module):
 
     Parameters
     ----------
-    channels : channels of the input
     width : k, the channels of the first layer (published: 64)
     layers : layers of stride 2 (published: 3); the patches have 16, 34, 70 or 142 pixels with 1, 2, 3 or 4
     norm : instance norm after every layer but the first and the last
@@ -190,7 +180,7 @@ class PatchGAN(nn.Module):
         self.last = nn.Conv2d(widths[-1], 1, 4, padding=1)
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """As published, but for the last layer: every patch starts at ½, between translated (0) and real (1).
+        """Draw weights as published, but in the last layer: patches start at ½, between translated (0) and real (1).
 
         Small discriminators learn the classes sooner than from N(0, 0.02) (`benchmarks/discriminator.py`).
         """
@@ -209,13 +199,13 @@ class PatchGAN(nn.Module):
 
 
 def patch_layers(size: int, layers: int) -> int:
-    """At most `layers`, and so few that an image of this side still gives a map of several patches: 3 from 64 px on."""
+    """Return at most `layers`, and so few that images of this side give several patches: 3 from 64 px on."""
     return max(1, min(layers, int(math.log2(size)) - 3))
 
 
 @torch.no_grad()
 def init_weights(network: nn.Module, generator: torch.Generator) -> None:
-    """Weights of convolutions drawn from N(0, 0.02), biases 0 (CycleGAN, appendix)."""
+    """Draw weights of convolutions from N(0, 0.02), with biases 0 (CycleGAN, appendix)."""
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.normal_(module.weight, 0.0, 0.02, generator=generator)
@@ -226,12 +216,12 @@ def init_weights(network: nn.Module, generator: torch.Generator) -> None:
 
 
 def lsgan_generator(fake: torch.Tensor) -> torch.Tensor:
-    """E[(D(G(x)) − 1)²]: least squares instead of the logarithms of CycleGAN eq. 1."""
+    """Return E[(D(G(x)) − 1)²]: least squares instead of the logarithms of CycleGAN eq. 1."""
     return (fake.float() - 1).square().mean()
 
 
 def lsgan_discriminator(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """½·(E[(D(y) − 1)²] + E[D(G(x))²]); the half slows D down against G (CycleGAN, section 4)."""
+    """Return ½·(E[(D(y) − 1)²] + E[D(G(x))²]); the half slows D down against G (CycleGAN, section 4)."""
     return 0.5 * ((real.float() - 1).square().mean() + fake.float().square().mean())
 
 
@@ -264,17 +254,17 @@ class ImagePool:
 
 
 def linear_decay(step: int, steps: int) -> float:
-    """Factor of the learning rate: 1 for half of the steps, then linearly to 0 (published: 100 + 100 epochs)."""
+    """Return the rate's factor: 1 for half of the steps, then linearly to 0 (published: 100 + 100 epochs)."""
     return min(1.0, 2 * (steps - step) / steps)
 
 
 # Augmentation --------------------------------------------------------------------------------------------------------
 
 
-def shifted_crops(images: torch.Tensor, size: int, generator: torch.Generator, share: Rank = ALONE) -> torch.Tensor:
-    """(B, C, H, W) → (B, C, size, size), each cut at its own random place."""
+def shifted_crops(images: torch.Tensor, size: int, generator: torch.Generator, rank: Rank = ALONE) -> torch.Tensor:
+    """Cut each image at its own random place: (B, C, H, W) → (B, C, size, size)."""
     places = images.shape[-1] - size + 1
-    corners = share.of(torch.randint(places, (len(images) * share.processes, 2), generator=generator)).tolist()
+    corners = rank.of(torch.randint(places, (len(images) * rank.processes, 2), generator=generator)).tolist()
     return torch.stack([image[:, i : i + size, j : j + size] for image, (i, j) in zip(images, corners, strict=True)])
 
 
@@ -288,15 +278,15 @@ def random_crops(images: torch.Tensor, enlarge: float, generator: torch.Generato
     return shifted_crops(images, size, generator)
 
 
-def diffaugment(images: torch.Tensor, generator: torch.Generator, share: Rank = ALONE) -> torch.Tensor:
-    """Random brightness, contrast and shift by up to an eighth, through which gradients flow (arXiv 2006.10738).
+def diffaugment(images: torch.Tensor, generator: torch.Generator, rank: Rank = ALONE) -> torch.Tensor:
+    """Draw brightness, contrast and a shift by up to an eighth; gradients flow through (arXiv 2006.10738).
 
     Applied to all that a discriminator sees, real and translated, it keeps a small class from being learnt by heart.
-    The ranges are ours. `share` says which rows of the whole batch, or of several in a row, the images are.
+    The ranges are ours. `rank` says which rows of the whole batch, or of several in a row, the images are.
     """
-    draw = torch.rand(2, len(images) * share.processes, 1, 1, 1, generator=generator) - 0.5
-    contrast, brightness = (share.of(numbers).to(images.device) for numbers in draw)
+    draw = torch.rand(2, len(images) * rank.processes, 1, 1, 1, generator=generator) - 0.5
+    contrast, brightness = (rank.of(numbers).to(images.device) for numbers in draw)
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     images = (images - mean) * (1 + contrast) + mean + 0.5 * brightness  # contrast × 0.5 … 1.5, brightness ± 0.25
     size = images.shape[-1]
-    return shifted_crops(nnf.pad(images, [size // 8] * 4, mode="reflect"), size, generator, share)
+    return shifted_crops(nnf.pad(images, [size // 8] * 4, mode="reflect"), size, generator, rank)

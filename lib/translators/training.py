@@ -1,9 +1,7 @@
-"""What every training loop needs: device, processes, batches, random streams, averages, history, checkpoints, weights.
+"""The one training loop of all translators, and what every training needs: averages, history, checks.
 
-The loops themselves are written out where they belong (`lib.translators.cyclegan`, `lib.translators.cyclediff`,
-`lib.fidelity.judge`, `lib.trials.classifier`).
-All randomness of a step is a pure function of (seed, step), so a training that was interrupted and goes on from its
-checkpoint draws the same batches, flips, noise and times as one that was not, without any random state being stored.
+`loop` trains, shows, saves and stops; a method's `Training` says what one step does. All randomness of a step is a pure
+function of (seed, step): a training that goes on from its checkpoint draws what an uninterrupted one draws.
 """
 
 from __future__ import annotations
@@ -11,22 +9,217 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import Accelerator
 from torch import nn
 
-from lib.data.cohort import Cohort, to_pixels
-from lib.run.files import written
+from lib.data.cohort import LABELS, Cohort, to_pixels
+from lib.data.images import Images
+from lib.run.checkpoints import Checkpoint
+from lib.run.files import write_text, written
+from lib.run.fingerprint import source_hash
+from lib.run.progress import progress
+from lib.run.randomness import batch_rows, flipped, torch_generator
+from lib.run.rank import Rank
+from lib.translators.networks import random_crops
+
+if TYPE_CHECKING:
+    from lib.translators.translator import Translator
 
 WEIGHTS = "weights.safetensors"
-# Averages and history ------------------------------------------------------------------------------------------------
+
+
+# The loop ------------------------------------------------------------------------------------------------------------
+
+
+class Training:
+    """What the steps of all methods share. A method's own adds networks, optimisers and `step`.
+
+    Parameters
+    ----------
+    networks : what translates, trained in place
+    settings : of the method; `stages`, `batch`, `enlarge`, `ema`, `log_every` and `previews` are used here
+    X, Y : the NFF and the AFF training images, of which batches of rows are asked for
+    seed : of weights, batches, flips, crops and all noise
+    accelerator : where it knows several processes, each trains on its part of every batch
+    """
+
+    translates_from = 0  # steps that come before what translates begins to learn
+    clip: float | None = None  # largest norm of each optimiser's gradient
+
+    def __init__(self, networks, settings, X: Images, Y: Images, seed: int, accelerator: Accelerator):
+        self.networks, self.settings, self.images, self.seed = networks, settings, (X, Y), seed
+        self.accelerator, self.device, self.autocast = accelerator, accelerator.device, accelerator.autocast
+        self.rank = Rank(settings.batch, accelerator.num_processes, accelerator.process_index)
+        self.steps = sum(settings.stages.values())
+        self.averages = {name: EMA(network, settings.ema) for name, network in vars(networks).items()}
+        self.optimisers: dict[str, torch.optim.Optimizer] = {}
+        self.facts: dict[str, object] = {}  # for the metadata
+
+    def step(self, step: int) -> dict[str, torch.Tensor | float | str]:
+        """Train one step and return its row of the history: learning rate and losses, unweighted.
+
+        Raises
+        ------
+        FloatingPointError
+            Where a loss or a clipped gradient is not finite, in any process, before it changes a weight.
+        """
+        raise NotImplementedError
+
+    def objects(self) -> dict:
+        """Return by name all that a checkpoint must hold."""
+        averages = {f"average_{name}": average for name, average in self.averages.items()}
+        return vars(self.networks) | averages | {f"optimiser_{name}": one for name, one in self.optimisers.items()}
+
+    def averaged(self):
+        """Return the averaged networks, which sample."""
+        return type(self.networks)(**{name: average.average for name, average in self.averages.items()})
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Move a network to the device, in channels_last memory."""
+        return network.to(self.device, memory_format=torch.channels_last)
+
+    def adam(self, learning_rate: float, *networks: nn.Module, beta2: float = 0.999) -> torch.optim.Adam:
+        """Return an optimiser of these networks, with β1 = 0.5."""
+        parameters = [parameter for network in networks for parameter in network.parameters()]
+        return torch.optim.Adam(parameters, lr=learning_rate, betas=(0.5, beta2), fused=True)
+
+    def set_rate(self, learning_rate: float, *names: str) -> None:
+        """Set the learning rate of these optimisers."""
+        for name in names:
+            for group in self.optimisers[name].param_groups:
+                group["lr"] = learning_rate
+
+    def draw(self, step: int) -> list[torch.Tensor]:
+        """Draw a batch of each domain, this process's rows: [x, y], mirrored and cropped at random."""
+        s, seed, batches = self.settings, self.seed, []
+        for domain, images in enumerate(self.images):
+            rows = batch_rows(len(images), s.batch, step, seed, 10 + domain)
+            batch = flipped(images[rows], seed, 20 + domain, step)
+            batch = random_crops(batch, s.enlarge, torch_generator(seed, 30 + domain, step))
+            batches.append(self.rank.of(batch).to(self.device, memory_format=torch.channels_last))
+        return batches
+
+    def update(self, step: int, loss: torch.Tensor, terms: dict, *names: str) -> None:
+        """Step these optimisers down the gradient of a loss.
+
+        The terms become their means over all processes, as the gradients do. Where one is not finite, nothing changes.
+        """
+        terms |= self.rank.mean(terms)
+        check_finite(step + 1, terms)
+        for name in names:
+            self.optimisers[name].zero_grad()
+        loss.backward()
+        for name in names:
+            parameters = [p for group in self.optimisers[name].param_groups for p in group["params"]]
+            self.rank.average(parameters)
+            if self.clip:
+                norm = nn.utils.clip_grad_norm_(parameters, self.clip)
+                check_finite(step + 1, {f"gradient of {name}": norm})
+        for name in names:
+            self.optimisers[name].step()
+
+
+Watch = Callable[
+    ["History", Path], bool
+]  # the losses so far and the training's folder, as each row is recorded → stop?
+
+
+def loop(
+    model: Translator, training: Training, folder: Path, preview: Cohort | None = None, watch: Watch | None = None
+) -> pd.DataFrame:
+    """Train a translator step by step, from its checkpoint where there is one; see `Translator.fit`.
+
+    Raises
+    ------
+    RuntimeError
+        Where it was stopped before what translates began to learn.
+    """
+    s, rank, first, steps = model.settings, training.rank, training.accelerator.is_main_process, training.steps
+    ends, start, history = set(accumulate(s.stages.values())), training.translates_from, History()
+    inputs = model.metadata | {"source_hash": source_hash(type(model).__module__)}
+    checkpoint = Checkpoint(folder / "checkpoint.pt", inputs, training.objects() | {"history": history})
+    done = checkpoint.load()
+    rank.check_same(inputs | {"steps done": done})
+    if not done and first:
+        remove_results(folder)  # of an earlier training
+
+    with progress(steps, done, desc=model.name) as bar:
+        for step in range(done, steps):
+            row = training.step(step)
+
+            # Record, show, save.
+            recorded = (step + 1) % s.log_every == 0 or step + 1 in ends
+            if recorded:
+                history.record(step + 1, **row)
+            if first and preview is not None and preview_due(step - start, steps - start, s.previews):
+                networks = training.averaged()
+                save_preview(preview, {to: model.translator(to, 0, networks) for to in LABELS}, folder, step + 1)
+            if first and (checkpoint.due() or step + 1 == steps):
+                checkpoint.save(step + 1)
+            bar.set_postfix_str(row.get("stage", ""), refresh=False)
+            bar.update()
+
+            # Stop where any process is asked to.
+            if recorded and watch and step + 1 < steps and rank.any(watch(history, folder)):
+                if first:
+                    checkpoint.save(step + 1)
+                model.metadata["stopped_at"] = step + 1
+                break
+    training.accelerator.wait_for_everyone()
+    if model.metadata.get("stopped_at", steps) < start:
+        raise RuntimeError(
+            f"stopped after step {model.metadata['stopped_at']:,}, before the translators begin to learn (step "
+            f"{start + 1:,}): there is nothing to translate with yet. Run it again to go on."
+        )
+
+    # Keep the averaged networks.
+    for name, average in training.averages.items():
+        getattr(model.networks, name).load_state_dict(average.average.state_dict())
+    if first:
+        write_text(folder / "history.csv", history.frame().to_csv(index=False))
+        model.save(folder)
+    training.accelerator.wait_for_everyone()
+    return history.frame()
+
+
+def remove_results(folder: Path) -> None:
+    """Delete what an earlier training left, but for its checkpoint: for a training that starts from step 0."""
+    for name in (WEIGHTS, "history.csv"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "previews", ignore_errors=True)
+
+
+def preview_due(step: int, steps: int, previews: int) -> bool:
+    """Return whether one of so many previews, evenly spread over the steps, comes after this step (from 0)."""
+    return step >= 0 and (step + 1) * previews // steps > step * previews // steps
+
+
+def save_preview(
+    preview: Cohort, functions: dict[str, Callable[[torch.Tensor], torch.Tensor]], folder: Path, step: int
+) -> None:
+    """Translate each image to its other label, by the function for that label, into one file of `previews/`."""
+    pixels = np.empty_like(np.asarray(preview.pixels))
+    for to, function in functions.items():
+        rows = np.flatnonzero(preview.table.label != to)
+        if len(rows):
+            images = function(torch.from_numpy(preview.take(rows).images()))
+            pixels[rows] = to_pixels(images.cpu().numpy(), pixels.dtype)
+    with written(folder / "previews" / f"{step:07d}.npy") as path:
+        np.save(path, pixels)
+
+
+# Averages, history, checks -------------------------------------------------------------------------------------------
 
 
 class EMA:
-    """Exponential moving average of a network's weights: the copy that is sampled from.
+    """Exponential moving average of a network's weights: the copy that samples.
 
     The decay grows from 0.1 to its value over the first steps, so the average forgets the random initial weights.
     """
@@ -79,7 +272,7 @@ class History:
             self.collected.setdefault(name, []).append(value.detach())
 
     def means(self) -> dict[str, torch.Tensor]:
-        """The mean of what was collected since the last call, by name."""
+        """Return by name the mean of what was collected since the last call."""
         means = {name: torch.stack([v.cpu() for v in values]).mean() for name, values in self.collected.items()}
         self.collected = {}
         return means
@@ -97,35 +290,3 @@ class History:
 
     def load_state_dict(self, state: dict) -> None:
         self.rows, self.collected = state["rows"], state["collected"]
-
-
-Watch = Callable[[History, Path], bool]  # the losses so far and the training's folder, as each row is recorded → stop?
-
-
-# Checkpoints and weights ---------------------------------------------------------------------------------------------
-
-
-def remove_results(folder: Path) -> None:
-    """Delete what an earlier training left, but for its checkpoint: for a training that starts from step 0."""
-    for name in (WEIGHTS, "history.csv"):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "previews", ignore_errors=True)
-
-
-def preview_due(step: int, steps: int, previews: int) -> bool:
-    """Whether one of so many previews, evenly spread over the steps, comes after this step (from 0); one the last."""
-    return (step + 1) * previews // steps > step * previews // steps
-
-
-def save_preview(
-    preview: Cohort, functions: dict[str, Callable[[torch.Tensor], torch.Tensor]], folder: Path, step: int
-) -> None:
-    """Translate each image of `preview` to its other label, with the function for that label, into one file."""
-    pixels = np.empty_like(np.asarray(preview.pixels))
-    for to, function in functions.items():
-        rows = np.flatnonzero(preview.table.label != to)
-        if len(rows):
-            images = function(torch.from_numpy(preview.take(rows).images()))
-            pixels[rows] = to_pixels(images.cpu().numpy(), pixels.dtype)
-    with written(folder / "previews" / f"{step:07d}.npy") as path:
-        np.save(path, pixels)

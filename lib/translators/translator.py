@@ -1,35 +1,90 @@
 """The translator: learns to turn NFF into AFF radiographs and back, from unpaired images of both.
 
-`lib.translators.cyclegan.CycleGAN` and `lib.translators.cyclediff.CycleDiff` keep this one promise; a third method
-is one more file.
+X is the NFF domain, Y the AFF domain; G: X → Y and F: Y → X. A method is a subclass of `Translator` in a file of its
+own (`cyclegan.py`, `cyclediff/`) and a row of `lib.translators.methods`.
 """
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import pandas as pd
 import torch
 
 from lib.data.cohort import LABELS, Cohort
+from lib.data.hashes import cohort_hash, patients_hash
 from lib.data.images import Images
+from lib.run.hardware import accelerator
 from lib.run.progress import no_progress, progress
-from lib.translators.training import History, Watch
+from lib.run.settings import check_names
+from lib.run.weights import known, load_weights, save_weights, weights_metadata
+from lib.translators.training import WEIGHTS, History, Training, Watch, loop
+
+Function = Callable[[torch.Tensor], torch.Tensor]  # (B, 1, H, W) in [-1, 1] → the same
 
 
-class Translator(Protocol):
-    """What every translation method offers. X is the NFF domain, Y the AFF domain; G: X → Y and F: Y → X."""
+class Translator:
+    """What every method offers; a subclass gives `name`, `kinds`, `build`, `training` and `translator`.
+
+    Its first settings have `stages` (field → steps of each stage that is trained), `divisor` and `smallest` (of the
+    side of images), `batch`, `enlarge`, `ema`, `log_every` and `previews`.
+    """
 
     name: str
-    settings: object  # a dataclass, whose `stages` names its numbers of steps: field → steps
-    metadata: dict  # method, settings, and after `fit`: seed, steps, image_size, patients_hash, cohort_hash
+    kinds: dict[str, type]  # attribute → the dataclass of its settings; no field stands in two of them
+
+    def __init__(self, *chosen):
+        """Take one object of each of `kinds`, or its defaults for those that are left out."""
+        for attribute, given in zip_longest(self.kinds, chosen):
+            setattr(self, attribute, given or self.kinds[attribute]())
+        self.accelerator = accelerator()
+        self.device = self.accelerator.device
+        self.networks = None  # once trained or loaded, an object whose attributes are what translates
+        self.metadata: dict = {}  # once trained: method, settings, seed, steps, image_size, hashes
+
+    @classmethod
+    def from_parameters(cls, values: Mapping[str, object]) -> Self:
+        """Make one as a notebook's parameters say: `NAME_field`, and `NAME_settings`, a dictionary of further fields.
+
+        Raises
+        ------
+        ValueError
+            Where the dictionary has a name that is no setting, or a value cannot be.
+        """
+        prefix = f"{cls.name}_"
+        check_names(values.get(f"{prefix}settings", {}), prefix, *cls.kinds.values())
+        return cls(*(kind.from_parameters(values, prefix) for kind in cls.kinds.values()))
+
+    @property
+    def make(self) -> Callable[[], Self]:
+        """Makes an untrained one of the same settings; it can be sent to another process."""
+        return partial(type(self), *(getattr(self, attribute) for attribute in self.kinds))
+
+    # What a method gives ---------------------------------------------------------------------------------------------
+
+    def build(self, size: int):
+        """Make networks for images of this side; torch's global generator draws what `training` does not."""
+        raise NotImplementedError
+
+    def training(self, X: Images, Y: Images, seed: int) -> Training:
+        """Prepare the training of `self.networks` on the NFF and the AFF images."""
+        raise NotImplementedError
+
+    def translator(self, to: str, seed: int, networks) -> Function:
+        """Return the function that gives images the label `to`; what it draws follows from the seed."""
+        raise NotImplementedError
+
+    # What every method does ------------------------------------------------------------------------------------------
 
     def fit(
         self, cohort: Cohort, folder: Path, seed: int, preview: Cohort | None = None, watch: Watch | None = None
@@ -44,22 +99,76 @@ class Translator(Protocol):
         Where a launcher has started several processes, all call this with the same arguments and a folder that all of
         them see. Each trains on its part of every batch (`lib.run.rank.Rank`), the first writes the files, any may
         stop them; `metadata["processes"]` is their number, and a checkpoint of another number is not continued.
+
+        Raises
+        ------
+        ValueError
+            Where the images do not fit, or the processes do not divide the batch or were given different things.
+        FloatingPointError
+            Where a loss of any process is not finite, on all of them.
+        RuntimeError
+            Where it was stopped before what translates began to learn.
         """
+        s, processes = self.settings, self.accelerator.num_processes
+        X, Y = domains(cohort, s.divisor, s.smallest, s.batch)
+        torch.manual_seed(seed)
+        self.networks = self.build(cohort.size)
+        training = self.training(X, Y, seed)
+        self.metadata = {"method": self.name, "settings": asdict(s)}
+        self.metadata["precision"] = self.accelerator.mixed_precision  # "bf16", or "no": float32
+        self.metadata |= {"processes": processes} if processes > 1 else {}
+        self.metadata |= {"seed": seed, "steps": training.steps, "image_size": cohort.size, **training.facts}
+        self.metadata |= {"cohort_hash": cohort_hash(cohort), "patients_hash": patients_hash(cohort)}
+        return loop(self, training, Path(folder), preview, watch)
 
-    def translate(self, cohort: Cohort, to: str = "AFF", batch: int = 32) -> Cohort:
-        """The synthetic cohort; a ValueError where an image carries the label `to` already.
+    def translate(self, cohort: Cohort, to: str = "AFF", batch: int = 32, seed: int = 0) -> Cohort:
+        """Translate each image of the cohort to the other label.
 
-        Its column `generator` is `metadata["patients_hash"]`, so that no other cell's images pass for this one's.
+        The column `generator` is `metadata["patients_hash"]`, so that no other fold's images pass for this one's.
+
+        Raises
+        ------
+        ValueError
+            Where an image carries the label `to` already, or the images' size does not fit.
         """
+        self.check(cohort)
+        check_sources(cohort, to)
+        function = self.translator(to, seed, self.networks)
+        return translated(cohort, to, self.name, function, batch, self.metadata["patients_hash"])
 
-    def save(self, folder: Path) -> None: ...
+    def check(self, cohort: Cohort) -> None:
+        """Raise where nothing was learnt yet, or images of this size cannot be translated."""
+        if self.networks is None:
+            raise RuntimeError(f"this {type(self).__name__} is not trained: call fit, or load")
+        check_size(cohort, self.settings.divisor, self.settings.smallest)
+
+    def save(self, folder: Path) -> None:
+        """Write what translates, with its settings and the hashes of what it saw, to `weights.safetensors`."""
+        chosen = {attribute: asdict(getattr(self, attribute)) for attribute in self.kinds}
+        save_weights(Path(folder) / WEIGHTS, vars(self.networks), self.metadata | chosen)
 
     @classmethod
-    def load(cls, folder: Path) -> Self: ...
+    def load(cls, folder: Path) -> Self:
+        """Load the translator that `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            Where the weights are those of another method, or of other shapes than this version of the code makes.
+        """
+        path = Path(folder) / WEIGHTS
+        metadata = weights_metadata(path, cls.name)
+        model = cls(*(known(kind, metadata[attribute], path) for attribute, kind in cls.kinds.items()))
+        model.metadata, model.networks = metadata, model.build(metadata["image_size"])
+        load_weights(path, vars(model.networks))
+        return model
+
+
+# Images in and out ---------------------------------------------------------------------------------------------------
 
 
 def domains(cohort: Cohort, divisor: int, smallest: int, batch: int) -> tuple[Images, Images]:
-    """The images of X (NFF) and of Y (AFF); indexed with row numbers, they are (B, 1, H, W) float32 in [-1, 1].
+    """Return the images of X (NFF) and of Y (AFF); indexed with row numbers, they are (B, 1, H, W) in [-1, 1].
 
     Raises
     ------
@@ -79,6 +188,7 @@ def domains(cohort: Cohort, divisor: int, smallest: int, batch: int) -> tuple[Im
 
 
 def check_size(cohort: Cohort, divisor: int, smallest: int) -> None:
+    """Raise ValueError where images are no squares, too small, or their side is no multiple of `divisor`."""
     height, width = cohort.pixels.shape[1:]
     if height != width or width % divisor or width < smallest:
         raise ValueError(
@@ -96,18 +206,12 @@ def check_sources(cohort: Cohort, to: str) -> None:
 
 
 def translated(
-    cohort: Cohort,
-    to: str,
-    name: str,
-    function: Callable[[torch.Tensor], torch.Tensor],
-    batch: int,
-    generator: str | None = None,
+    cohort: Cohort, to: str, name: str, function: Function, batch: int, generator: str | None = None
 ) -> Cohort:
-    """The cohort after `function`, which takes and gives (B, 1, H, W) in [-1, 1], batch by batch.
+    """Return the cohort after a function, batch by batch.
 
     `generator` is the hash of the patients that the function was trained on, and stands in every row.
     """
-    check_sources(cohort, to)
     pixels = np.empty(cohort.pixels.shape, cohort.pixels.dtype)
     with progress(len(cohort), desc=f"{name} to {to}") as bar:
         for rows, sources in cohort.blocks(batch):
@@ -115,6 +219,9 @@ def translated(
             pixels[rows] = sources.translated(images, to, name).pixels
             bar.update(len(rows))
     return Cohort(cohort.provenance(to, name, generator), pixels)
+
+
+# Training elsewhere, and how long it takes ---------------------------------------------------------------------------
 
 
 def train(
@@ -125,8 +232,7 @@ def train(
     preview: Cohort | None = None,
     watch: Watch | None = None,
 ) -> bool:
-    """`make().fit(...)`, which another process can be sent: nothing is made before it arrives there. Whether `watch`
-    has stopped it."""
+    """Fit what `make` makes, in the process that calls this; return whether `watch` stopped it."""
     translator = make()
     translator.fit(cohort, folder, seed, preview, watch)
     return "stopped_at" in translator.metadata
@@ -136,22 +242,23 @@ class _Timed(Exception):
     """Ends the training of `seconds_needed`."""
 
 
-def seconds_needed(make: Callable[..., Translator], settings, cohort: Cohort, timed: int = 5) -> float:
-    """How long `make(settings).fit(cohort)` takes on this machine: a few steps of each stage are timed, none is kept.
+def seconds_needed(model: Translator, cohort: Cohort, timed: int = 5) -> float:
+    """Measure how long `model.fit(cohort)` takes here: a few steps of each stage are timed, none is kept.
 
     The median of a stage's steps counts; what grows later in a stage, an adversarial term for example, does not.
 
-    >>> print(f"{seconds_needed(CycleGAN, Settings(), training) / 60:.0f} minutes a cell")  # doctest: +SKIP
+    >>> print(f"{seconds_needed(CycleGAN(), training) / 60:.0f} minutes a fold")  # doctest: +SKIP
     """
-    few, stamps = dict.fromkeys(settings.stages, timed), []
+    stages, stamps, short = model.settings.stages, [], copy.copy(model)
+    short.settings = replace(model.settings, **dict.fromkeys(stages, timed), log_every=1)
 
     def watch(history: History, folder: Path) -> bool:
         stamps.append(time.perf_counter())
-        if len(stamps) == timed * len(few) - 1:
+        if len(stamps) == timed * len(stages) - 1:
             raise _Timed
         return False
 
     with TemporaryDirectory() as folder, no_progress(), suppress(_Timed):
-        make(replace(settings, **few, log_every=1)).fit(cohort, Path(folder), seed=0, watch=watch)
+        short.fit(cohort, Path(folder), seed=0, watch=watch)
     of_steps = [np.diff(stamps[first : first + timed]) for first in range(0, len(stamps), timed)]
-    return sum(float(np.median(took)) * n for took, n in zip(of_steps, settings.stages.values(), strict=True))
+    return sum(float(np.median(took)) * n for took, n in zip(of_steps, stages.values(), strict=True))

@@ -180,7 +180,7 @@ def test_images_of_another_cells_generator_are_found(cohort, splits, tmp_path):
     parts = {cell: cohort.part(splits, *cell, "train") for cell in ((0, 0), (0, 1))}
     for name, model in (
         ("cyclegan", CycleGAN(Settings(steps=1, batch=2, width=4, blocks=1, discriminator_width=4))),
-        ("cyclediff", CycleDiff(TINY, Sampler(steps=1, noise_steps=1, start_t=0.5))),
+        ("cyclediff", CycleDiff(TINY, Sampler(sampling_steps=1, noise_steps=1, start_t=0.5))),
     ):
         for cell, training in parts.items():
             model.fit(training, tmp_path / name / fold_name(*cell), seed=0)

@@ -1,5 +1,5 @@
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,8 @@ from lib.report.answers import answer, trained_how, unlike_published
 from lib.run.weights import save_weights
 from lib.statistics.comparisons import COLUMNS, QUESTIONS
 from lib.statistics.planning import detectable
-from lib.translators import cyclediff, cyclegan
+from lib.translators import cyclegan
+from lib.translators.cyclediff import settings as cyclediff
 from lib.translators.training import WEIGHTS
 
 FACTS = {
@@ -248,7 +249,7 @@ def test_a_generator_that_does_nothing_is_named():
 
 def test_the_steps_of_an_autoencoder_do_not_count(tmp_path):
     """The published 100,000 steps are without them too."""
-    settings = asdict(cyclediff.Settings(autoencoder_steps=10, warmup_steps=5, joint_steps=6, batch=2))
+    settings = asdict(replace(cyclediff.PUBLISHED, autoencoder_steps=10, warmup_steps=5, joint_steps=6, batch=2))
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"steps": 21, "settings": settings})
     assert trained_how("CycleDiff", tmp_path).startswith("CycleDiff was trained for 11 steps of 2 images")
 
@@ -261,7 +262,7 @@ def test_one_training_proves_nothing_better_or_worse():
 
 
 def test_a_training_that_was_ended_by_hand_is_told_so(tmp_path):
-    settings = asdict(cyclediff.Settings(autoencoder_steps=10, warmup_steps=5, joint_steps=6, batch=2))
+    settings = asdict(replace(cyclediff.PUBLISHED, autoencoder_steps=10, warmup_steps=5, joint_steps=6, batch=2))
     metadata = {"steps": 21, "stopped_at": 18, "settings": settings}
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, metadata)
     assert trained_how("CycleDiff", tmp_path).startswith("CycleDiff was trained for 8 steps of 2 images")
@@ -269,14 +270,15 @@ def test_a_training_that_was_ended_by_hand_is_told_so(tmp_path):
 
 
 def test_what_differs_from_the_paper_is_read_from_the_weights(tmp_path):
-    settings = asdict(cyclegan.Settings(residual=True, width=8))
+    settings = asdict(replace(cyclegan.PUBLISHED, residual=True, width=8))
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"steps": 5, "settings": settings})
     assert unlike_published("CycleGAN", tmp_path) == (
         "Chosen otherwise than in the paper of CycleGAN, sizes, steps and rates aside: residual = True."
     )
     assert unlike_published("CycleGAN", tmp_path / "nowhere") == ""
-    settings = asdict(cyclediff.Settings(unet_width=8, t_max=0.25, joint="frozen", cycle=2.0, identity=0.0))
-    sampler = asdict(cyclediff.Sampler(steps=4, start_t=0.25))
+    changed = {"unet_width": 8, "t_max": 0.25, "joint": "frozen", "cycle": 2.0, "identity": 0.0}
+    settings = asdict(replace(cyclediff.PUBLISHED, diffusion_weights="released", **changed))
+    sampler = asdict(cyclediff.Sampler(sampling_steps=4, start="inverted", start_t=0.25))
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"settings": settings, "sampler": sampler})
     said = (
         "Chosen otherwise than in the paper of CycleDiff, sizes, steps and rates aside: diffusion_weights = released, "

@@ -46,7 +46,8 @@ def trained(folder: Path, by=train, **changes) -> Task:
 
 
 def weights(folder: Path) -> dict:
-    return CycleGAN.load(folder).G.state_dict() | {f"F.{k}": v for k, v in CycleGAN.load(folder).F.state_dict().items()}
+    networks = vars(CycleGAN.load(folder).networks)
+    return {f"{name}.{k}": v for name, network in networks.items() for k, v in network.state_dict().items()}
 
 
 def same_weights(a: Path, b: Path) -> bool:

@@ -190,13 +190,11 @@ def fit(name, folder):
         model = CycleGAN(replace(toys.TOY, identity=5.0, log_every=1))
         cohort = toys.line_cohort()
         history = model.fit(cohort, folder, seed=0, preview=cohort.first(4))
-        networks = {"G": model.G, "F": model.F}
     else:
         model = CycleDiff(replace(test_cyclediff.KL, dropout=0.1), test_cyclediff.SAMPLER)
         history = model.fit(test_cyclediff.toy_cohort(size=32), folder, seed=0)
-        networks = vars(model.networks)
     final = checkpoints.read_whole(folder / "checkpoint.pt")["objects"]
-    return history, {key: network.state_dict() for key, network in networks.items()}, final
+    return history, {key: network.state_dict() for key, network in vars(model.networks).items()}, final
 
 
 def same(a, b) -> bool:

@@ -17,11 +17,12 @@ from lib.translators.cyclediff import model, train
 from lib.translators.cyclediff.model import CycleDiff
 from lib.translators.cyclediff.networks import Denoisers
 from lib.translators.cyclediff.process import diffuse, generate, invert
-from lib.translators.cyclediff.settings import Sampler, Settings
+from lib.translators.cyclediff.settings import PUBLISHED, PUBLISHED_SAMPLER, Sampler, Settings
 from lib.translators.cyclediff.unet import UNet
 from lib.translators.training import History
 
-TOY = Settings(
+TOY = replace(
+    PUBLISHED, diffusion_weights="released",
     autoencoder="pixels", warmup_steps=3, joint_steps=3, batch=2, unet_width=8, unet_multipliers=(1, 2), unet_blocks=1,
     unet_attention=(4,), translator_width=4, translator_blocks=1, discriminator_width=4, discriminator_time=True,
     pool=2, vgg16_weights="none", ema=0.5, log_every=1, previews=1,
@@ -31,7 +32,7 @@ KL = replace(
     autoencoder_adversarial_from=2, shared_unet=True, residual=True, joint="diffusion_only", t_max=0.5,
     diffaugment=True,
 )  # fmt: skip
-SAMPLER = Sampler(steps=3, start_t=0.5)
+SAMPLER = Sampler(sampling_steps=3, start="inverted", start_t=0.5)
 
 
 def toy_cohort(n: int = 9, size: int = 16) -> Cohort:
@@ -91,7 +92,7 @@ def test_perfect_networks_translate_perfectly_in_any_number_of_steps(trained, mo
         model.networks.autoencoders.encode(torch.from_numpy(image.images()), domain)
         for domain, image in enumerate((X, Y))
     )
-    monkeypatch.setattr(model, "sampler", Sampler(steps=steps, start=start, start_t=start_t))
+    monkeypatch.setattr(model, "sampler", Sampler(sampling_steps=steps, start=start, start_t=start_t))
     monkeypatch.setattr(model.networks, "denoisers", Perfect(x, y))
     monkeypatch.setattr(model.networks, "G", To(y))
     monkeypatch.setattr(model.networks, "F", To(x))
@@ -164,10 +165,10 @@ def test_interrupted_in_any_stage_it_ends_where_an_uninterrupted_one_does(tmp_pa
 def test_finished_training_is_not_repeated_even_with_another_sampler(trained, monkeypatch):
     model, folder, history, cohort = trained
     monkeypatch.setattr(train, "diffusion_loss", lambda *args: pytest.fail("trained again"))
-    again = CycleDiff(TOY, replace(SAMPLER, steps=2))
+    again = CycleDiff(TOY, replace(SAMPLER, sampling_steps=2))
     pd.testing.assert_frame_equal(again.fit(cohort, folder, seed=0), history)
     assert torch.equal(weights(model), weights(again))
-    assert CycleDiff.load(folder).sampler.steps == 2
+    assert CycleDiff.load(folder).sampler.sampling_steps == 2
     model.save(folder)
 
 
@@ -222,14 +223,14 @@ def spied(monkeypatch):
     """The last training that ran, and its networks before and after its last step."""
     seen = SimpleNamespace()
 
-    class Spied(train.Training):
+    class Spied(train.CycleDiffTraining):
         def step(self, step):
             seen.training, seen.before = self, copy.deepcopy(self.networks)
             done = super().step(step)
             seen.after = copy.deepcopy(self.networks)
             return done
 
-    monkeypatch.setattr(model, "Training", Spied)
+    monkeypatch.setattr(model, "CycleDiffTraining", Spied)
     return seen
 
 
@@ -277,7 +278,7 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path, monkeypatch, spied):
 def test_the_averaged_autoencoder_encodes_and_its_latents_are_standardised(tmp_path, monkeypatch):
     average, seen, cohort = [], [], toy_cohort(size=32)
 
-    class Spied(train.Training):
+    class Spied(train.CycleDiffTraining):
         def step(self, step):
             done = super().step(step)
             if step == self.ends[0] - 1:  # the last of the autoencoder
@@ -287,7 +288,7 @@ def test_the_averaged_autoencoder_encodes_and_its_latents_are_standardised(tmp_p
                 seen.append([p.clone() for p in self.networks.autoencoders.nets.parameters()])
             return done
 
-    monkeypatch.setattr(model, "Training", Spied)
+    monkeypatch.setattr(model, "CycleDiffTraining", Spied)
     trained = CycleDiff(replace(KL, ema=0.999, autoencoder_learning_rate=1e-2), SAMPLER)
     trained.fit(cohort, tmp_path, seed=0)
     last, used = seen
@@ -400,8 +401,8 @@ def test_fresh_noise_gives_diverse_translations_and_heun_others_than_euler(train
 
 def test_another_sampler_shares_the_networks_and_leaves_the_model_as_it_was(trained):
     net, _, _, _ = trained
-    other = net.with_sampler(steps=2, solver="heun")
-    assert other.sampler == replace(SAMPLER, steps=2, solver="heun") and net.sampler == SAMPLER
+    other = net.with_sampler(sampling_steps=2, solver="heun")
+    assert other.sampler == replace(SAMPLER, sampling_steps=2, solver="heun") and net.sampler == SAMPLER
     assert other.networks is net.networks
     with pytest.raises(ValueError, match=r"t_max=0.25 only"):
         CycleDiff(replace(TOY, t_max=0.25), replace(SAMPLER, start_t=0.25)).with_sampler(start_t=0.5)
@@ -458,7 +459,7 @@ def test_clear_errors(trained, tmp_path):
     with pytest.raises(ValueError, match="a batch of 4 is larger than the 3 AFF training images: take 3 or less"):
         CycleDiff(replace(TOY, batch=4)).fit(cohort, tmp_path, seed=0)
     with pytest.raises(ValueError, match=r"start_t=1.0: the translators learn times up to t_max=0.25 only"):
-        CycleDiff(replace(TOY, t_max=0.25))
+        CycleDiff(replace(TOY, t_max=0.25), PUBLISHED_SAMPLER)
     for wrong, said in (
         ({"t_max": 0}, "t_max=0: a time above 0.001"),
         ({"residual": True}, "set shared_autoencoder=True too"),
@@ -474,7 +475,7 @@ def test_clear_errors(trained, tmp_path):
         ({"autoencoder_steps": 0}, "autoencoder='kl' has to be trained"),
     ):
         with pytest.raises(ValueError, match=said):
-            Settings(**wrong)
+            replace(PUBLISHED, **wrong)
     with pytest.raises(ValueError, match="solver='rk4': choose 'euler' or 'heun'"):
         Sampler(solver="rk4")
     with pytest.raises(ValueError, match="start='middle'"):

@@ -20,7 +20,7 @@ from lib.translators.cyclediff.losses import (
     vgg16_features,
 )
 from lib.translators.cyclediff.process import diffuse, precondition
-from lib.translators.cyclediff.settings import Settings
+from lib.translators.cyclediff.settings import PUBLISHED
 from lib.translators.networks import lsgan_discriminator, lsgan_generator
 
 
@@ -74,7 +74,7 @@ def test_cycle_and_identity_losses_are_mean_absolute_differences():
 
 
 def test_objective_is_equation_13_with_the_published_weights():
-    s = Settings()
+    s = PUBLISHED
     assert (s.diffusion, s.adversarial, s.cycle, s.identity, s.perceptual) == (0.05, 1, 10, 5, 0.5)
     assert s.contrastive == 0.02
     names = ("diffusion_X", "diffusion_Y", "adversarial_G", "adversarial_F", "cycle_X", "cycle_Y", "identity_X",

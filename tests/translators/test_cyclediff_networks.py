@@ -12,11 +12,12 @@ from lib.translators.cyclediff.autoencoders import KLAutoencoder
 from lib.translators.cyclediff.losses import contrastive_loss
 from lib.translators.cyclediff.networks import Denoisers, Discriminator, Networks, Translator, sizes
 from lib.translators.cyclediff.process import precondition
-from lib.translators.cyclediff.settings import ABLATIONS, Settings, ablated
+from lib.translators.cyclediff.settings import ABLATIONS, PUBLISHED, ablated
 from lib.translators.cyclediff.unet import LinearAttention, SelfAttention, UNet
 from lib.translators.networks import FiLM, init_weights, lsgan_discriminator
 
-TOY = Settings(
+TOY = replace(
+    PUBLISHED,
     autoencoder="kl", shared_autoencoder=True, autoencoder_width=4, unet_width=8, unet_multipliers=(1, 2),
     unet_blocks=1, unet_attention=(4,), translator_width=4, translator_blocks=1, residual=True, discriminator_width=4,
     discriminator_time=True, dropout=0.0,
@@ -111,10 +112,10 @@ def test_separate_unets_know_their_domain_only():
 
 def test_published_sizes():
     """kl-f4 of latent diffusion has 55.3 million parameters, PatchGAN on three channels 2.765 million."""
-    table = sizes(Settings(), 256)
+    table = sizes(PUBLISHED, 256)
     assert table.parameters["autoencoder"] == pytest.approx(55.3e6, rel=0.002)
     assert table.parameters["discriminator"] == 2_764_737
-    attention = [m for m in Denoisers(3, 64, Settings()).unets[0].encoder.modules() if isinstance(m, SelfAttention)]
+    attention = [m for m in Denoisers(3, 64, PUBLISHED).unets[0].encoder.modules() if isinstance(m, SelfAttention)]
     assert len(attention) == 2 * 3  # three blocks at 16 and at 8
 
 
@@ -158,7 +159,7 @@ def test_translators_without_time_and_attention():
 
 @pytest.mark.parametrize("name", [name for name in ABLATIONS if name != "as set"])
 def test_every_ablation_takes_effect_once(name):
-    s = replace(Settings(), t_max=0.5, shared_unet=True, perceptual=0.25)
+    s = replace(PUBLISHED, t_max=0.5, shared_unet=True, perceptual=0.25)
     if name == "joint":
         s = replace(s, joint="frozen")
     changed = ablated(s, name)

@@ -11,10 +11,11 @@ from lib.run.randomness import torch_generator
 from lib.translators.cyclediff import train
 from lib.translators.cyclediff.losses import contrastive_loss
 from lib.translators.cyclediff.networks import Networks
-from lib.translators.cyclediff.settings import Settings
-from lib.translators.cyclediff.train import Training
+from lib.translators.cyclediff.settings import PUBLISHED
+from lib.translators.cyclediff.train import CycleDiffTraining
 
-TOY = Settings(
+TOY = replace(
+    PUBLISHED, diffusion_weights="released",
     autoencoder="pixels", warmup_steps=2, joint_steps=2, batch=2, unet_width=8, unet_multipliers=(1, 2), unet_blocks=1,
     unet_attention=(4,), translator_width=4, translator_blocks=1, discriminator_width=4, vgg16_weights="none",
     perceptual=0.0,
@@ -44,15 +45,15 @@ class Score(Affine):
         return super().forward(C[:, :1], t)
 
 
-def toy_training(monkeypatch, **changes) -> tuple[Training, dict]:
+def toy_training(monkeypatch, **changes) -> tuple[CycleDiffTraining, dict]:
     """With translators and discriminators to compute by hand, and the losses of its updates instead of the updates."""
     X, Y = (torch.rand(6, 1, 16, 16, generator=torch_generator(i)) * 2 - 1 for i in range(2))
     machine, settings = accelerator(), replace(TOY, **changes)
-    training = Training(Networks.build(settings, 16, machine.device), settings, X, Y, 0, machine)
+    training = CycleDiffTraining(Networks.build(settings, 16, machine.device), settings, X, Y, 0, machine)
     training.networks.G, training.networks.F = Affine(2.0, 1.0), Affine(-0.5, 0.3)
     training.D_X, training.D_Y = Score(0.7, 1.0), Score(-0.4, -1.0)
     updates = {}
-    monkeypatch.setattr(training, "_update", lambda step, loss, terms, *names: updates.update({names: loss.item()}))
+    monkeypatch.setattr(training, "update", lambda step, loss, terms, *names: updates.update({names: loss.item()}))
     return training, updates
 
 
@@ -64,7 +65,8 @@ def test_a_joint_step_by_hand(monkeypatch, joint, contrastive):
     C_X, C_Y, *drawn = (torch.randn(2, 4, 8, 8, generator=random).to(training.device) for _ in range(10))
     compared, times = [(*drawn[:4], torch.rand(2)), (*drawn[4:], torch.rand(2))], []
     monkeypatch.setattr(training, "_denoise", lambda _, latents, t, r: times.append(t) or ((C_X, C_Y), compared))
-    terms, _ = training.step(training.ends[1])
+    row = training.step(training.ends[1])
+    terms = {name: value for name, value in row.items() if name not in ("stage", "learning_rate")}
 
     t = times[0][:, None, None, None]
     C_XY, C_YX = 2 * C_X + t, -0.5 * C_Y + 0.3 * t
@@ -118,8 +120,9 @@ def test_the_warm_up_goes_down_its_own_weights_and_reports_the_plain_loss(monkey
     training, updates = toy_training(monkeypatch, diffusion_weights=weights)
     values = {"plain": torch.tensor(1.0), "released": torch.tensor(10.0)}
     monkeypatch.setattr(train, "diffusion_loss", lambda *parts: values[parts[5] if len(parts) > 5 else "plain"])
-    terms, _ = training.step(0)
-    assert updates == {("U",): loss} and terms == {"diffusion_X": 1.0, "diffusion_Y": 1.0}
+    row = training.step(0)
+    terms = {name: value for name, value in row.items() if name.startswith("diffusion")}
+    assert updates == {("U",): loss} and row["stage"] == "warm-up" and terms == {"diffusion_X": 1.0, "diffusion_Y": 1.0}
 
 
 @pytest.mark.parametrize(

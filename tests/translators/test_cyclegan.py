@@ -24,7 +24,7 @@ def trained(tmp_path_factory):
 
 
 def weights(gan: CycleGAN) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for network in (gan.G, gan.F) for p in network.parameters()])
+    return torch.cat([p.detach().flatten() for network in vars(gan.networks).values() for p in network.parameters()])
 
 
 def test_history_and_files(trained):
@@ -145,7 +145,8 @@ def test_settings_reach_the_networks_and_the_loop(tmp_path):
 
 def test_round_trip_of_generators_that_do_nothing_errs_by_the_noise(tmp_path):
     gan, cohort = CycleGAN(TOY), line_cohort(30, size=32).select(label="NFF")  # greys far from the ends of the scale
-    for network in (gan.G, gan.F):
+    gan.networks = gan.build(32)
+    for network in vars(gan.networks).values():
         network.init_weights(torch_generator(0))
     assert gan.round_trip(cohort) == 0
     assert gan.round_trip(cohort, 0.05) == pytest.approx(0.05 * (2 / np.pi) ** 0.5, rel=0.02)

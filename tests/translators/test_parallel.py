@@ -28,7 +28,7 @@ from lib.run.files import ROOT
 from lib.run.hardware import LAUNCHED
 from lib.run.randomness import torch_generator
 from lib.run.rank import Rank
-from lib.translators import cyclegan
+from lib.translators import cyclegan, training
 from lib.translators.cyclediff import train
 from lib.translators.cyclediff.autoencoders import Autoencoders
 from lib.translators.cyclediff.model import CycleDiff
@@ -71,8 +71,7 @@ def float64():
     with (
         mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
         mock.patch.object(Cohort, "images", lambda self: images_of(self).astype("float64")),
-        mock.patch.object(cyclegan, "flipped", lambda images, *key: flipped(images.double(), *key)),
-        mock.patch.object(train, "flipped", lambda images, *key: flipped(images.double(), *key)),
+        mock.patch.object(training, "flipped", lambda images, *key: flipped(images.double(), *key)),
         mock.patch.object(Autoencoders, "encode", lambda self, images, *rest: encode(self, images.double(), *rest)),
     ):
         yield
@@ -96,7 +95,7 @@ def trained(settings, folder: Path, **options) -> dict:
     hook = register_optimizer_step_pre_hook(keep)
     history = model.fit(COHORT, folder, seed=0, **options)
     hook.remove()
-    networks = [model.G, model.F] if isinstance(model, CycleGAN) else vars(model.networks).values()
+    networks = vars(model.networks).values()
     return {
         "history": {name: column.dropna().tolist() for name, column in history.items()},
         "gradients": gradients,
@@ -173,7 +172,8 @@ def run(out: Path, breaking: bool) -> None:
 def environment(**values) -> dict[str, str]:
     """Of a process: this one's, without what a launcher may have left, and with these."""
     kept = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
-    return kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | values
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | values
 
 
 @pytest.fixture(scope="module")
@@ -274,9 +274,9 @@ def test_shares_are_parts_of_the_whole_in_order(per, processes, copies):
 def test_shares_of_an_augmented_batch_are_the_augmented_shares():
     real, fake = (torch.rand(4, 1, 16, 16, generator=torch_generator(i)) for i in range(2))
     whole = diffaugment(torch.cat([real, fake]), torch_generator(2))
-    for share in (Rank(4, 2, 0), Rank(4, 2, 1), Rank(4, 4, 3)):
-        own = diffaugment(torch.cat([share.of(real), share.of(fake)]), torch_generator(2), share)
-        assert torch.equal(own, share.of(whole))
+    for rank in (Rank(4, 2, 0), Rank(4, 2, 1), Rank(4, 4, 3)):
+        own = diffaugment(torch.cat([rank.of(real), rank.of(fake)]), torch_generator(2), rank)
+        assert torch.equal(own, rank.of(whole))
 
 
 class Operations(TorchDispatchMode):

@@ -79,9 +79,9 @@ def test_the_time_needed_is_that_of_all_steps_and_nothing_is_kept(name, cohort, 
     kind, settings = TOYS[name]
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("lib.translators.translator.time.perf_counter", map(float, itertools.count()).__next__)
-    assert seconds_needed(kind, settings, cohort) == 6
+    assert seconds_needed(kind(settings), cohort) == 6
     longer = replace(settings, **{stage: 1000 * n for stage, n in settings.stages.items()})
-    assert seconds_needed(kind, longer, cohort) == 6000
+    assert seconds_needed(kind(longer), cohort) == 6000
     assert not list(tmp_path.iterdir()) and not capfd.readouterr().err, "no bar, no folder"
 
 

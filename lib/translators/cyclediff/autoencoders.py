@@ -41,7 +41,7 @@ class KLAutoencoder(nn.Module):
         self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder)
 
     def forward(self, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The reconstruction through a drawn latent, and the Kullback–Leibler divergence per pixel of the image."""
+        """Return the reconstruction through a drawn latent, and the Kullback–Leibler divergence per pixel."""
         mean, log_variance = self.encoder(x).float().chunk(2, dim=1)
         log_variance = log_variance.clamp(-30, 20)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum() / x.numel()
@@ -66,7 +66,7 @@ class Autoencoders(nn.Module):
         return self.nets[domain % len(self.nets)]
 
     def encode(self, images: torch.Tensor, domain: int) -> torch.Tensor:
-        """(B, 1, H, W) in [-1, 1] → (B, c, H/factor, W/factor), about mean 0 and variance 1."""
+        """Encode (B, 1, H, W) in [-1, 1] as (B, c, H/factor, W/factor), about mean 0 and variance 1."""
         if self.pixels:
             z = nnf.pixel_unshuffle(images, 2)
         else:
@@ -74,7 +74,7 @@ class Autoencoders(nn.Module):
         return (z - self.mean[domain]) / self.std[domain]
 
     def decode(self, z: torch.Tensor, domain: int) -> torch.Tensor:
-        """(B, c, h, w) → (B, 1, H, W), in [-1, 1] up to the model's error."""
+        """Decode (B, c, h, w) to (B, 1, H, W), in [-1, 1] up to the model's error."""
         z = z * self.std[domain] + self.mean[domain]
         return nnf.pixel_shuffle(z, 2) if self.pixels else self.net(domain).decoder(z).float()
 

@@ -28,7 +28,7 @@ def diffusion_loss(
     t: torch.Tensor,
     weights: str = "plain",
 ) -> torch.Tensor:
-    """‖C_θ − C‖² + ‖ε_θ − ε‖² (eq. 6), means over pixels and images.
+    """Return ‖C_θ − C‖² + ‖ε_θ − ε‖² (eq. 6), means over pixels and images.
 
     With `weights` "plain" this is, for the pair of eq. 2, the squared error of the U-Net's one output at every t. The
     weights "released" for the pre-training count the first term ((t − 1)/t)² + 1, the second (t/(1 − t + 10⁻³))² + 1,
@@ -45,7 +45,7 @@ def diffusion_loss(
 
 
 def contrastive_loss(real: torch.Tensor, fake: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
-    """Real patches attract each other and repel translated ones (eq. 9).
+    """Let real patches attract each other and repel translated ones (eq. 9).
 
     Parameters
     ----------
@@ -62,22 +62,22 @@ def contrastive_loss(real: torch.Tensor, fake: torch.Tensor, temperature: float 
 
 
 def cycle_loss(C: torch.Tensor, C_back: torch.Tensor) -> torch.Tensor:
-    """‖F(G(C, t), t) − C‖₁, mean over pixels and images: what eqs. 3 and 4 ask for."""
+    """Return ‖F(G(C, t), t) − C‖₁, mean over pixels and images: what eqs. 3 and 4 ask for."""
     return (C_back.float() - C.float()).abs().mean()
 
 
 def identity_loss(C: torch.Tensor, C_same: torch.Tensor) -> torch.Tensor:
-    """‖G(C, t) − C‖₁ of a component that is in G's target domain already."""
+    """Return ‖G(C, t) − C‖₁ of a component that is in G's target domain already."""
     return (C_same.float() - C.float()).abs().mean()
 
 
 def perceptual_loss(features: list[torch.Tensor], others: list[torch.Tensor]) -> torch.Tensor:
-    """L1 distance of features, mean over layers."""
+    """Return the L1 distance of features, mean over layers."""
     return torch.stack([(a.float() - b.float()).abs().mean() for a, b in zip(features, others, strict=True)]).mean()
 
 
 def objective(terms: dict[str, torch.Tensor], s: Settings) -> torch.Tensor:
-    """Equation 13, over both domains and directions; a term that is missing counts nothing.
+    """Return equation 13, over both domains and directions; a term that is missing counts nothing.
 
     `terms` are named as in the history: "diffusion_X", "adversarial_G", "cycle_Y", …
     """
@@ -110,7 +110,7 @@ class VGG16Features(nn.Module):
 
 
 def vgg16_features(weights: str) -> tuple[VGG16Features | None, str]:
-    """VGG16 with these weights, and a sentence on what the perceptual term uses; None where there are no weights."""
+    """Return VGG16 with these weights (None without), and a sentence on what the perceptual term uses."""
     fallback = "encoder features of the averaged denoising U-Net of the component's own domain"
     if weights == "none":
         return None, fallback

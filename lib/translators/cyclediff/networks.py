@@ -38,13 +38,13 @@ class Denoisers(nn.Module):
     def forward(
         self, x_t: torch.Tensor, t: torch.Tensor, domain: int | torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(C_θ, ε_θ) of x_t (eq. 2), float32; a shared U-Net also takes the domain of each image, (B,)."""
+        """Predict (C_θ, ε_θ) of x_t (eq. 2), float32; a shared U-Net also takes the domain of each image, (B,)."""
         unet = self.unets[0 if len(self.unets) == 1 else domain]
         F_theta = unet(c_in(t) * x_t, t.log(), domain)
         return precondition(x_t, t, F_theta.float())
 
     def both(self, x_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for a batch whose first half is of X and second half of Y."""
+        """Predict the same for a batch whose first half is of X and second half of Y."""
         half = len(x_t) // 2
         if len(self.unets) == 1:
             return self(x_t, t, torch.arange(2, device=x_t.device).repeat_interleave(half))
@@ -53,7 +53,7 @@ class Denoisers(nn.Module):
         return C, eps
 
     def features(self, C: torch.Tensor, domain: int) -> list[torch.Tensor]:
-        """What the encoder makes of a component, taken as the image −C at a time close to 0."""
+        """Return what the encoder makes of a component, taken as the image −C at a time close to 0."""
         unet, t = self.unets[domain % len(self.unets)], C.new_full((len(C),), 0.05)
         return unet.encode(c_in(t) * -C, unet.embed(t.log(), domain))
 
@@ -119,7 +119,7 @@ class Networks:
 
     @classmethod
     def build(cls, s: Settings, size: int, device: torch.device | str = "cpu") -> Self:
-        """For images of this side; initial weights come from torch's global generator."""
+        """Make them for images of this side; initial weights come from torch's global generator."""
         autoencoders = Autoencoders(s)
         channels, latent = autoencoders.channels, size // s.factor
         networks = autoencoders, Denoisers(channels, latent, s), Translator(channels, s), Translator(channels, s)
@@ -127,7 +127,7 @@ class Networks:
 
 
 def sizes(s: Settings, image_size: int) -> pd.DataFrame:
-    """Parameters of each network, and multiply-adds of one image of this side through it; nothing is computed.
+    """Count parameters of each network, and multiply-adds of one image of this side; nothing is computed.
 
     Raises
     ------

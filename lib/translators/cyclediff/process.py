@@ -1,14 +1,28 @@
 """The decoupled diffusion process of CycleDiff, and the solvers that run it up and down in time.
 
-x_0             latent of an image, (B, c, h, w);  x_t the same after diffusion to t
-t               time in (0, 1], (B,): 0 is the image, 1 pure noise
-C = −x_0        image component;  C_θ what the network makes of it
-ε ~ N(0, I)     noise;  ε_θ likewise
+symbol        here            meaning
+S, T          X, Y            the domains: X = NFF, Y = AFF; domain 0 and domain 1
+x_0           x0              latent of an image, (B, c, h, w), standardised; x_t: the same after diffusion to t
+t             t               time in (0, 1], (B,): 0 is the image, 1 pure noise
+C             C               image component, −x_0; the network's prediction: C_hat
+ε             eps             noise of N(0, I); the prediction: eps_hat
+Net_θ         denoisers       predicts C and ε from x_t and t, a U-Net per domain (or one that is told the domain)
+G: S → T      G               translator: takes an NFF component at time t to an AFF component at t
+F: T → S      F               the way back
+D_S, D_T      D_X, D_Y        patch discriminators of components
 
-eq. 1           diffuse         x_t = x_0 + t·C + t·ε
-eq. 1, solved   recover_x0      x̂_0 = x_t − t·C_θ − t·ε_θ
-eq. 2           precondition    (C_θ, ε_θ) = Net_θ(x_t, t), from the U-Net's one output
-algorithm 2     invert, generate   dx_t/dt = C + ε, solved on `time_grid` by steps of Euler or Heun
+equation      where                                    what
+eq. 1         diffuse, recover_x0 (solved for x_0)     x_t = x_0 + t·C + t·ε = (1 − t)·x_0 + t·ε
+eq. 2         precondition                             (C_θ, ε_θ) = Net_θ(x_t, t), from the U-Net's one output
+eqs. 3, 4     train.CycleDiffTraining._joint_step      G(C_S, t) is a T-component, F(G(C_S, t), t) ≈ C_S, and back
+eq. 5         networks.Translator                      FiLM residual blocks, attention, time-conditioned ResNet
+eq. 6         losses.diffusion_loss                    ‖C_θ − C‖² + ‖ε_θ − ε‖²
+eq. 9         losses.contrastive_loss                  real patches alike, and unlike translated ones; for D
+eq. 13        losses.objective                         λ1·diffusion + λ2·adversarial + λ3·cycle + λ4·identity
+                                                       + λ5·perceptual
+algorithm 1   train.CycleDiffTraining.step             autoencoders, diffusion warm-up, joint training
+algorithm 2   invert, generate,                        dx_t/dt = C + ε, by steps of Euler or Heun: invert with the
+              model.CycleDiff._translation             source's model, translate every component, generate
 """
 
 from __future__ import annotations
@@ -31,24 +45,24 @@ def per_image(t: torch.Tensor) -> torch.Tensor:
 
 
 def diffuse(x0: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """x_t = x_0 + t·C + t·ε with C = −x_0 (eq. 1)."""
+    """Return x_t = x_0 + t·C + t·ε with C = −x_0 (eq. 1)."""
     C, t = -x0, per_image(t)
     return x0 + t * C + t * eps
 
 
 def recover_x0(x_t: torch.Tensor, t: torch.Tensor, C: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """x̂_0 = x_t − t·C − t·ε (eq. 1 solved for x_0)."""
+    """Return x̂_0 = x_t − t·C − t·ε (eq. 1 solved for x_0)."""
     t = per_image(t)
     return x_t - t * C - t * eps
 
 
 def c_in(t: torch.Tensor) -> torch.Tensor:
-    """Scale of the U-Net's input, 1/√n with n = t² + (t − 1)²: unit variance at every t."""
+    """Return the scale of the U-Net's input, 1/√n with n = t² + (t − 1)²: unit variance at every t."""
     return per_image((t**2 + (t - 1) ** 2).rsqrt())
 
 
 def precondition(x_t: torch.Tensor, t: torch.Tensor, F_theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """C and ε from the U-Net's one output (eq. 2): C = (s/n)·x_t + (t/√n)·F_θ, ε = (x_t − s·C)/t, s = t − 1.
+    """Return C and ε from the U-Net's one output (eq. 2): C = (s/n)·x_t + (t/√n)·F_θ, ε = (x_t − s·C)/t, s = t − 1.
 
     Whatever the output is, the pair satisfies eq. 1: x_t = −C + t·C + t·ε.
     """
@@ -59,12 +73,12 @@ def precondition(x_t: torch.Tensor, t: torch.Tensor, F_theta: torch.Tensor) -> t
 
 
 def draw_times(n: int, t_max: float, generator: torch.Generator) -> torch.Tensor:
-    """(n,) times, uniform on (T_MIN, t_max]."""
+    """Draw (n,) times, uniform on (T_MIN, t_max]."""
     return T_MIN + (t_max - T_MIN) * (1 - torch.rand(n, generator=generator))
 
 
 def time_grid(steps: int, first_t: float, start_t: float) -> list[float]:
-    """Times of inversion, rising, and in reverse of generation: `steps` of them from `first_t` to `start_t`.
+    """Return the times of inversion, in reverse those of generation: `steps` from `first_t` up to `start_t`.
 
     Of one step, and where both ends are the same, only `start_t` is left: nothing is inverted.
     """
@@ -72,7 +86,7 @@ def time_grid(steps: int, first_t: float, start_t: float) -> list[float]:
 
 
 def move(velocity: Callable, x_t: torch.Tensor, t: float, after: float, solver: str) -> torch.Tensor:
-    """x at the time `after`, one step along dx_t/dt = velocity(x_t, t).
+    """Move x to the time `after`, one step along dx_t/dt = velocity(x_t, t).
 
     "euler" asks for the velocity once; "heun" again where Euler's step ends, and takes the mean, unless it ends at
     t = 0, where the noise is not defined.
@@ -87,7 +101,7 @@ def move(velocity: Callable, x_t: torch.Tensor, t: float, after: float, solver: 
 def invert(
     denoise: Denoise, x_t: torch.Tensor, times: list[float], solver: str = "euler"
 ) -> tuple[list[torch.Tensor], dict[float, torch.Tensor], torch.Tensor]:
-    """Up in time with the source's model, deterministic (algorithm 2, first loop).
+    """Go up in time with the source's model, deterministic (algorithm 2, first loop).
 
     Parameters
     ----------
@@ -120,7 +134,7 @@ def generate(
     components: dict[float, torch.Tensor] | None = None,
     solver: str = "euler",
 ) -> list[torch.Tensor]:
-    """Down in time to 0 with the target's model, whose noise meets the translated components (algorithm 2, last loop).
+    """Go down in time to 0 with the target's model and the translated components (algorithm 2, last loop).
 
     Parameters
     ----------

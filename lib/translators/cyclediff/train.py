@@ -1,15 +1,13 @@
-"""One step of each stage of CycleDiff's training: autoencoders, diffusion warm-up, joint."""
+"""Algorithm 1: one step of each stage of CycleDiff's training, autoencoders, diffusion warm-up, joint."""
 
 from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 from torch.nn.functional import l1_loss
 
 from lib.data.images import Images
-from lib.run.randomness import batch_rows, flipped, torch_generator
-from lib.run.rank import Rank
+from lib.run.randomness import torch_generator
 from lib.translators.cyclediff.losses import (
     contrastive_loss,
     cycle_loss,
@@ -30,153 +28,102 @@ from lib.translators.networks import (
     lsgan_discriminator,
     lsgan_generator,
     patch_layers,
-    random_crops,
 )
-from lib.translators.training import EMA, check_finite
+from lib.translators.training import Training
 
 STAGES = ("autoencoder", "warm-up", "joint")
+Row = dict[str, torch.Tensor | float | str]  # of the history
 
 
-class Training:
-    """The networks that translate, and all else that training needs: discriminators, averages, optimisers, pools.
+class CycleDiffTraining(Training):
+    """The steps of all networks.
 
-    Parameters
-    ----------
-    networks : trained in place
-    X, Y : (N, 1, H, W) in [-1, 1], the NFF and the AFF training images; only batches of rows are asked for
-    seed : of weights, batches, flips, crops, times, noise, dropout and pools
-    accelerator : where it knows several processes, each trains on its share of every batch. What they learn is what one
-        learns, up to the order of sums, where `dropout` is 0: masks are drawn by each process for its own rows
+    The history has `stage` ("autoencoder", "warm-up", "joint"), `learning_rate`, and the terms, unweighted, where a
+    stage has them: `reconstruction`, `divergence`, `adversarial_autoencoder`, `D_autoencoder`; `diffusion_X`,
+    `diffusion_Y`; `adversarial_G`, `adversarial_F`, `cycle_X`, `cycle_Y`, `identity_X`, `identity_Y`, `perceptual_X`,
+    `perceptual_Y`, `D_X`, `D_Y` (0.25 where a discriminator cannot tell), `contrastive_X`, `contrastive_Y`.
+    With `dropout` the result depends on the number of processes: each draws the masks of its own rows.
     """
 
     def __init__(self, networks: Networks, s: Settings, X: Images, Y: Images, seed: int, accelerator: Accelerator):
-        self.networks, self.settings, self.images, self.seed = networks, s, (X, Y), seed
-        self.accelerator, self.device = accelerator, accelerator.device
-        self.share = Rank(s.batch, accelerator.num_processes, accelerator.process_index)
-        autoencoder_steps = s.autoencoder_steps if s.autoencoder == "kl" else 0
-        self.ends = (autoencoder_steps, autoencoder_steps + s.warmup_steps)  # of the first two stages
-        self.steps = self.ends[1] + s.joint_steps
-
-        channels, size = networks.autoencoders.channels, X.shape[-1] // s.factor
         networks.G.init_weights(torch_generator(seed, 1))
         networks.F.init_weights(torch_generator(seed, 2))
-        self.D_X, self.D_Y = (self._network(Discriminator(channels, size, s)) for _ in range(2))
+        super().__init__(networks, s, X, Y, seed, accelerator)
+        autoencoder_steps = s.stages.get("autoencoder_steps", 0)
+        self.ends = (autoencoder_steps, autoencoder_steps + s.warmup_steps)  # of the first two stages
+        self.translates_from, self.clip = self.ends[1], s.clip
+
+        channels, size = networks.autoencoders.channels, X.shape[-1] // s.factor
+        self.D_X, self.D_Y = (self.place(Discriminator(channels, size, s)) for _ in range(2))
         self.D_X.patches.init_weights(torch_generator(seed, 3))
         self.D_Y.patches.init_weights(torch_generator(seed, 4))
-        self.averages = {name: EMA(network, s.ema) for name, network in vars(networks).items()}
         self.pool_X, self.pool_Y = ImagePool(s.pool * s.batch), ImagePool(s.pool * s.batch)
-        vgg16, self.perceptual = vgg16_features(s.vgg16_weights) if s.perceptual else (None, "no such term")
+        vgg16, perceptual = vgg16_features(s.vgg16_weights) if s.perceptual else (None, "no such term")
         if vgg16 and size < 16:
             raise ValueError(
                 f"VGG16 needs latents of at least 16 x 16, these have {size} x {size}: take a larger image_size, "
                 "vgg16_weights='none' (features of the U-Net) or perceptual=0"
             )
-        self.vgg16 = self._network(vgg16) if vgg16 else None
+        self.vgg16, self.facts = self.place(vgg16) if vgg16 else None, {"perceptual": perceptual}
 
-        self.optimisers = {
+        self.optimisers |= {
             "U": torch.optim.AdamW(networks.denoisers.parameters(), lr=s.unet_learning_rate, fused=True),
-            "T": self._adam(s.learning_rate, 0.999, networks.G, networks.F),
-            "D": self._adam(s.learning_rate, 0.999, self.D_X, self.D_Y),
+            "T": self.adam(s.learning_rate, networks.G, networks.F),
+            "D": self.adam(s.learning_rate, self.D_X, self.D_Y),
         }
         if autoencoder_steps:
-            self.D_A = self._network(PatchGAN(1, s.discriminator_width, patch_layers(X.shape[-1], 3)))
+            self.D_A = self.place(PatchGAN(1, s.discriminator_width, patch_layers(X.shape[-1], 3)))
             self.D_A.init_weights(torch_generator(seed, 5))
-            self.optimisers["A"] = self._adam(s.autoencoder_learning_rate, 0.9, networks.autoencoders)
-            self.optimisers["D_A"] = self._adam(s.autoencoder_learning_rate, 0.9, self.D_A)
-
-    def _network(self, network: nn.Module) -> nn.Module:
-        return network.to(self.device, memory_format=torch.channels_last)
-
-    def _adam(self, learning_rate: float, beta2: float, *networks: nn.Module) -> torch.optim.Adam:
-        parameters = [parameter for network in networks for parameter in network.parameters()]
-        return torch.optim.Adam(parameters, lr=learning_rate, betas=(0.5, beta2), fused=True)
+            self.optimisers["A"] = self.adam(s.autoencoder_learning_rate, networks.autoencoders, beta2=0.9)
+            self.optimisers["D_A"] = self.adam(s.autoencoder_learning_rate, self.D_A, beta2=0.9)
 
     def objects(self) -> dict:
-        """By name, all that a checkpoint must hold."""
-        discriminators = {name: getattr(self, name) for name in ("D_X", "D_Y", "D_A") if hasattr(self, name)}
-        objects = vars(self.networks) | discriminators | {"pool_X": self.pool_X, "pool_Y": self.pool_Y}
-        objects |= {f"optimiser_{name}": optimiser for name, optimiser in self.optimisers.items()}
-        return objects | {f"average_{name}": ema for name, ema in self.averages.items()}
-
-    def averaged(self) -> Networks:
-        """The averaged networks, which sample."""
-        return Networks(**{name: ema.average for name, ema in self.averages.items()})
+        names = ("D_X", "D_Y", "D_A", "pool_X", "pool_Y")
+        return super().objects() | {name: getattr(self, name) for name in names if hasattr(self, name)}
 
     def stage(self, step: int) -> str:
         return STAGES[sum(step >= end for end in self.ends)]
 
-    def step(self, step: int) -> tuple[dict[str, torch.Tensor], float]:
-        """Train one step; the terms of the objective, unweighted, and the learning rate of the stage's networks.
-
-        Raises
-        ------
-        FloatingPointError
-            Where a term or a gradient is not finite, of any process, before the networks that it would have changed
-            are updated.
-        """
-        stage, batch = self.stage(step), [self._draw(step, domain) for domain in range(2)]
+    def step(self, step: int) -> Row:
+        stage, batch = self.stage(step), self.draw(step)
         random = torch_generator(self.seed, 40, step)  # of this step's noise, times, augmentation and pools
-        apart = (self.share.index,) if self.share.index else ()
+        apart = (self.rank.index,) if self.rank.index else ()
         torch.manual_seed(torch_generator(self.seed, 41, step, *apart).initial_seed())  # of this step's dropout
         if stage == "autoencoder":
-            return self._autoencoder_step(step, batch, random)
+            return {"stage": stage, **self._autoencoder_step(step, batch, random)}
         if step == self.ends[0]:
-            autoencoders = self.networks.autoencoders
-            autoencoders.load_state_dict(self.averages["autoencoders"].average.state_dict())
-            autoencoders.standardise(*self.images, self.device)
-            self.averages["autoencoders"].average.load_state_dict(autoencoders.state_dict())
-            for name in {"A", "D_A"} & set(self.optimisers):
-                self.optimisers[name].state.clear()  # a fifth of a checkpoint, and never needed again
-        with torch.no_grad(), self.accelerator.autocast():
+            self._standardise()
+        with torch.no_grad(), self.autocast():
             latents = [self.networks.autoencoders.encode(images, domain) for domain, images in enumerate(batch)]
         s = self.settings
         last = self.ends[1] if s.joint == "frozen" else self.steps  # of the steps that update the U-Nets
         remaining = max(last - step, 0) / max(last - self.ends[0], 1)
         floor = min(s.unet_learning_rate_floor, s.unet_learning_rate)
-        self._set_rate("U", floor + (s.unet_learning_rate - floor) * remaining)
-        return (self._warmup_step if stage == "warm-up" else self._joint_step)(step, latents, random)
+        self.set_rate(floor + (s.unet_learning_rate - floor) * remaining, "U")
+        return {"stage": stage} | (self._warmup_step if stage == "warm-up" else self._joint_step)(step, latents, random)
 
-    def _draw(self, step: int, domain: int) -> torch.Tensor:
-        images, s, seed = self.images[domain], self.settings, self.seed
-        batch = flipped(images[batch_rows(len(images), s.batch, step, seed, 10 + domain)], seed, 20 + domain, step)
-        batch = random_crops(batch, s.enlarge, torch_generator(seed, 30 + domain, step))
-        return self.share.of(batch).to(self.device, memory_format=torch.channels_last)
+    def _standardise(self) -> None:
+        """Keep the averaged autoencoders, and give their latents mean 0 and variance 1."""
+        autoencoders, average = self.networks.autoencoders, self.averages["autoencoders"].average
+        autoencoders.load_state_dict(average.state_dict())
+        autoencoders.standardise(*self.images, self.device)
+        average.load_state_dict(autoencoders.state_dict())
+        for name in {"A", "D_A"} & set(self.optimisers):
+            self.optimisers[name].state.clear()  # a fifth of a checkpoint, and never needed again
 
     def _times(self, t_max: float, random: torch.Generator) -> torch.Tensor:
-        return self.share.of(draw_times(self.settings.batch, t_max, random)).to(self.device)
+        return self.rank.of(draw_times(self.settings.batch, t_max, random)).to(self.device)
 
-    def _set_rate(self, name: str, learning_rate: float) -> None:
-        for group in self.optimisers[name].param_groups:
-            group["lr"] = learning_rate
-
-    def _update(self, step: int, loss: torch.Tensor, terms: dict, *names: str) -> None:
-        """Step these optimisers down the gradient of a loss, unless one of its terms or a gradient is not finite.
-
-        The terms become their means over all processes, as the gradients do.
-        """
-        terms |= self.share.mean(terms)
-        check_finite(step + 1, terms)
-        for name in names:
-            self.optimisers[name].zero_grad()
-        loss.backward()
-        for name in names:
-            parameters = [p for group in self.optimisers[name].param_groups for p in group["params"]]
-            self.share.average(parameters)
-            norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip)
-            check_finite(step + 1, {f"gradient of {name}": norm})
-        for name in names:
-            self.optimisers[name].step()
-
-    def _autoencoder_step(self, step: int, batch: list[torch.Tensor], random: torch.Generator):
+    def _autoencoder_step(self, step: int, batch: list[torch.Tensor], random: torch.Generator) -> Row:
         """Update the autoencoders, then their discriminator."""
         s, autoencoders = self.settings, self.networks.autoencoders
         adversarial_on, terms, reconstructed = step + 1 >= s.autoencoder_adversarial_from, {}, []
         terms["divergence"] = torch.zeros((), device=self.device)
         self.D_A.requires_grad_(False)
-        with self.accelerator.autocast():
+        with self.autocast():
             for domain, images in enumerate(batch):
                 side = images.shape[-1] // s.factor
-                noise = self.share.of(torch.randn(s.batch, autoencoders.channels, side, side, generator=random))
+                noise = self.rank.of(torch.randn(s.batch, autoencoders.channels, side, side, generator=random))
                 back, divergence = autoencoders.net(domain)(images, noise.to(images))
                 reconstructed.append(back)
                 terms["divergence"] = terms["divergence"] + divergence / 2
@@ -187,27 +134,27 @@ class Training:
         if adversarial_on:
             terms["adversarial_autoencoder"] = lsgan_generator(scores)
             loss = loss + s.autoencoder_adversarial * terms["adversarial_autoencoder"]
-        self._update(step, loss, terms, "A")
+        self.update(step, loss, terms, "A")
         self.averages["autoencoders"].update()
 
         if adversarial_on:
             self.D_A.requires_grad_(True)
-            with self.accelerator.autocast():
+            with self.autocast():
                 scores = self.D_A(torch.cat([images, back.detach()]))
             terms["D_autoencoder"] = lsgan_discriminator(*scores.chunk(2))
-            self._update(step, terms["D_autoencoder"], terms, "D_A")
-        return terms, s.autoencoder_learning_rate
+            self.update(step, terms["D_autoencoder"], terms, "D_A")
+        return {"learning_rate": s.autoencoder_learning_rate, **terms}
 
     def _denoise(self, network, latents: list[torch.Tensor], t: torch.Tensor, random: torch.Generator):
-        """Latents of both domains diffused to t (eqs. 1, 2): their predicted components, and what eq. 6 compares.
+        """Diffuse latents to t and predict their components (eqs. 1, 2); return these, and what eq. 6 compares.
 
         t : (B,), or (2·B,) for two copies of the latents, of which only the second counts in eq. 6.
         """
         x0 = [z.repeat(len(t) // len(z), 1, 1, 1) for z in latents]
-        whole = len(t) * self.share.processes, *x0[0].shape[1:]
-        eps = [self.share.of(torch.randn(whole, generator=random)).to(z) for z in x0]
+        whole = len(t) * self.rank.processes, *x0[0].shape[1:]
+        eps = [self.rank.of(torch.randn(whole, generator=random)).to(z) for z in x0]
         x_t = torch.cat([diffuse(z, t, noise) for z, noise in zip(x0, eps, strict=True)])
-        with self.accelerator.autocast():
+        with self.autocast():
             predicted = network.both(x_t, torch.cat([t, t]))
         C_hat, eps_hat = (prediction.chunk(2) for prediction in predicted)
         counted = slice(-len(latents[0]), None)
@@ -216,10 +163,10 @@ class Training:
 
     @staticmethod
     def _diffusion_terms(compared: list[tuple]) -> dict[str, torch.Tensor]:
-        """Equation 6 of either domain, unweighted."""
+        """Return equation 6 of either domain, unweighted."""
         return {f"diffusion_{name}": diffusion_loss(*parts) for name, parts in zip("XY", compared, strict=True)}
 
-    def _warmup_step(self, step: int, latents: list[torch.Tensor], random: torch.Generator):
+    def _warmup_step(self, step: int, latents: list[torch.Tensor], random: torch.Generator) -> Row:
         """Update the diffusion models alone."""
         t = self._times(1.0, random)
         _, compared = self._denoise(self.networks.denoisers, latents, t, random)
@@ -228,17 +175,16 @@ class Training:
             loss = sum(diffusion_loss(*parts, "released") for parts in compared)
         else:
             loss = sum(terms.values())
-        self._update(step, loss, terms, "U")
+        self.update(step, loss, terms, "U")
         self.averages["denoisers"].update()
-        return terms, self.optimisers["U"].param_groups[0]["lr"]
+        return {"learning_rate": self.optimisers["U"].param_groups[0]["lr"], **terms}
 
-    def _joint_step(self, step: int, latents: list[torch.Tensor], random: torch.Generator):
+    def _joint_step(self, step: int, latents: list[torch.Tensor], random: torch.Generator) -> Row:
         """Update translators (and diffusion models) on equation 13, then the discriminators on the same components."""
         s, terms, n = self.settings, {}, len(latents[0])
         G, F, D_X, D_Y = self.networks.G, self.networks.F, self.D_X, self.D_Y
         learning_rate = s.learning_rate * linear_decay(step - self.ends[1], s.joint_steps)
-        self._set_rate("T", learning_rate)
-        self._set_rate("D", learning_rate)
+        self.set_rate(learning_rate, "T", "D")
 
         # Predict the components of both domains at one time, in one pass of the U-Nets.
         t = self._times(s.t_max, random)
@@ -259,7 +205,7 @@ class Training:
         # Translate them, there and back (eqs. 3, 4).
         D_X.requires_grad_(False)
         D_Y.requires_grad_(False)
-        with self.accelerator.autocast():
+        with self.autocast():
             if s.identity:
                 tt = torch.cat([t, t])
                 C_XY, C_YY = G(torch.cat([C_X, C_Y]), tt).chunk(2)
@@ -280,7 +226,7 @@ class Training:
         if s.perceptual:
             terms |= {"perceptual_X": perceptual_loss(*features[0]), "perceptual_Y": perceptual_loss(*features[1])}
         updated = ("T",) if s.joint == "frozen" else ("T", "U")
-        self._update(step, objective(terms, s), terms, *updated)
+        self.update(step, objective(terms, s), terms, *updated)
         for name in ("G", "F") if s.joint == "frozen" else ("G", "F", "denoisers"):
             self.averages[name].update()
 
@@ -289,21 +235,21 @@ class Training:
         for name, D, real, fake, pool in (("X", D_X, C_X, C_YX, self.pool_X), ("Y", D_Y, C_Y, C_XY, self.pool_Y)):
             D.requires_grad_(True)
             timed = torch.cat([fake, per_image(t).expand_as(fake[:, :1])], dim=1)
-            past = self.share.of(pool(self.share.all(timed), random))
+            past = self.rank.of(pool(self.rank.all(timed), random))
             components, times = torch.cat([real.detach(), past[:, :-1]]), torch.cat([t, past[:, -1, 0, 0]])
-            with self.accelerator.autocast():
+            with self.autocast():
                 real_scores, fake_scores = D(self._seen(components, random), times).chunk(2)
             terms_D[f"D_{name}"] = lsgan_discriminator(real_scores, fake_scores)
             loss = loss + terms_D[f"D_{name}"]
             if s.contrastive:
                 terms_D[f"contrastive_{name}"] = contrastive_loss(real_scores, fake_scores)
                 loss = loss + s.contrastive * terms_D[f"contrastive_{name}"]
-        self._update(step, loss, terms_D, "D")
-        return terms | terms_D, learning_rate
+        self.update(step, loss, terms_D, "D")
+        return {"learning_rate": learning_rate, **terms, **terms_D}
 
     def _seen(self, C: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """What a discriminator gets of components."""
-        return diffaugment(C, random, self.share) if self.settings.diffaugment else C
+        """Return what a discriminator gets of components."""
+        return diffaugment(C, random, self.rank) if self.settings.diffaugment else C
 
     def _features(self, C: torch.Tensor, domain: int) -> list[torch.Tensor]:
         if self.vgg16:

@@ -12,7 +12,7 @@ from lib.translators.networks import FiLM, GroupNorm, TimeEmbedding
 
 
 def group_norm(channels: int) -> GroupNorm:
-    """Groups of at least four channels, at most 32 groups."""
+    """Return a norm of groups of at least four channels, at most 32 groups."""
     return GroupNorm(math.gcd(max(channels // 4, 1), 32, channels), channels)
 
 
@@ -47,7 +47,7 @@ class Attention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def split(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """q, k and v, each (B, heads, C / heads, H·W)."""
+        """Return q, k and v, each (B, heads, C / heads, H·W)."""
         B, C, H, W = x.shape
         return self.qkv(self.norm(x)).reshape(B, 3, self.heads, C // self.heads, H * W).unbind(1)
 
@@ -144,7 +144,7 @@ class UNet(nn.Module):
         return time + self.domain.weight[domain] if self.domain else time
 
     def encode(self, x: torch.Tensor, time: torch.Tensor) -> list[torch.Tensor]:
-        """The outputs of the stem and of every layer of the encoder."""
+        """Return the outputs of the stem and of every layer of the encoder."""
         hs = [self.stem(x)]
         for layer in self.encoder:
             hs.append(layer(hs[-1], time))
