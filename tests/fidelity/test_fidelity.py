@@ -264,11 +264,8 @@ def test_one_translator_alone_is_compared_with_nobody(cohort, judge_folder, tmp_
 
 
 def test_the_closest_of_any_number_of_methods_is_named():
-    kids = {("judge", "a"): 0.3, ("judge", "b"): 0.2, ("judge", "c"): 0.1, ("pca", "a"): 0.2, ("pca", "b"): 0.1,
-            ("pca", "c"): 0.4}  # fmt: skip
-    rows = [
-        {"direction": "NFF→AFF", "features": f, "method": m, "metric": "kid", "value": v} for (f, m), v in kids.items()
-    ]
-    closer = closer_by_space(pd.DataFrame(rows), "a", "b", "c").iloc[0]
-    assert closer.to_dict() == {"judge": "c", "pca": "b", "agree": False}
-    assert closer_by_space(pd.DataFrame(rows), "a", "b").iloc[0].to_dict() == {"judge": "b", "pca": "b", "agree": True}
+    kids = {"judge": [0.3, 0.2, 0.1], "pca": [0.2, 0.1, 0.4]}
+    rows = pd.DataFrame(kids, index=list("abc")).rename_axis("method").melt(var_name="features", ignore_index=False)
+    rows = rows.reset_index().assign(direction="NFF→AFF", metric="kid")
+    assert closer_by_space(rows, "a", "b", "c").iloc[0].to_dict() == {"judge": "c", "pca": "b", "agree": False}
+    assert closer_by_space(rows, "a", "b").iloc[0].to_dict() == {"judge": "b", "pca": "b", "agree": True}
