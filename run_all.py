@@ -218,7 +218,8 @@ def check_choices(values: dict[str, object]) -> None:
     if not {"conditions", "methods", "learning_curve"} & set(values):
         return
     from lib.fidelity.controls import CONTROL_GENERATORS
-    from lib.trials.conditions import GENERATORS, condition
+    from lib.translators.methods import GENERATORS
+    from lib.trials.conditions import condition
 
     try:
         for name in values.get("conditions", ()):

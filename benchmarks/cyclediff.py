@@ -24,12 +24,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib.data.cohort import Cohort
-from lib.data.splits import read_splits
 from lib.fidelity.judge import Judge
 from lib.fidelity.measures import at_a_glance
+from lib.run.folder import Run
 from lib.run.hardware import accelerator
 from lib.run.randomness import torch_generator
+from lib.study import Study
 from lib.translators.cyclediff.losses import (
     contrastive_loss,
     cycle_loss,
@@ -166,10 +166,10 @@ def plain(model: CycleDiff, steps: int) -> CycleDiff:
 
 
 def sampling_speed(run: Path) -> None:
-    cohort, splits = Cohort.load(run / "cohort"), read_splits(run / "cohort" / "splits.csv")
-    validation, judge = cohort.part(splits, 0, 0, "validation"), Judge.load(run / "judge" / "r0f0")
+    fold = Study.load(Run(run)).fold()
+    validation, judge = fold.validation, Judge.of(fold)
     nff, aff = validation.select(label="NFF").first(64), validation.select(label="AFF")
-    model = CycleDiff.load(run / "cyclediff" / "r0f0")
+    model = CycleDiff.load(fold.folder("cyclediff"))
     steps = model.sampler.sampling_steps
     models = {f"{n} euler, float64": plain(model, n) for n in (100, steps)}
     models[f"{steps} {model.sampler.solver}, this project"] = model

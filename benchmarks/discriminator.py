@@ -51,7 +51,8 @@ def course(training: Cohort, validation: Cohort, undecided: bool, seed: int) -> 
 def main() -> None:
     cohort = Phantom(patients=400, size=64, seed=1).cohort()
     splits = make_splits(cohort.patients, repeats=1, folds=1, seed=1, validation_share=0.3)
-    training, validation = (cohort.part(splits, 0, 0, part) for part in ("train", "validation"))
+    patients = splits.groupby("part").patient_id
+    training, validation = (cohort.select(patient_id=patients.get_group(part)) for part in ("train", "validation"))
     print("last layer   " + " ".join(f"{step:5}" for step in range(EVERY, STEPS + 1, EVERY)) + "  steps")
     for name, undecided in (("N(0, 0.02)", False), ("zero", True)):
         aurocs = np.median([course(training, validation, undecided, seed) for seed in range(3)], axis=0)

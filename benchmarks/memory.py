@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +24,21 @@ from lib.data.cohort import Cohort, save_blocks
 from lib.data.duplicates import BLOCK, duplicate_pairs, duplicates
 from lib.data.phantom import Phantom
 from lib.data.pixels import blocks
-from lib.data.splits import make_splits, read_splits
+from lib.data.splits import make_splits
 from lib.fidelity.judge import Judge
 from lib.fidelity.measures import fidelity_table
 from lib.fidelity.memorisation import memorisation_table
 from lib.fidelity.synthesis import synthesise, translate_test
 from lib.radiographs.quality import quality
 from lib.report.figures import image_page
+from lib.run.folder import Run
+from lib.study import Study
 from lib.translators.cyclegan import CycleGAN
 from lib.translators.cyclegan import Settings as GANSettings
 from lib.trials.classifier import Settings
 from lib.trials.trials import run_trials
 
-IMAGES, SIZE, GIB, CELL = 20_000, 256, 2**30, (0, 0)
+IMAGES, SIZE, GIB = 20_000, 256, 2**30
 SOME = 200  # images, where time grows with them and memory does not
 
 
@@ -62,13 +65,10 @@ def cohort(folder: Path) -> None:
     splits.to_csv(folder / "cohort" / "splits.csv", index=False)
 
 
-def read(folder: Path):
-    return Cohort.load(folder / "cohort"), read_splits(folder / "cohort" / "splits.csv")
-
-
 def exploration(folder: Path) -> None:
-    images, splits = read(folder)
-    images = Cohort(images.table, np.asarray(images.pixels))  # notebook 01 has just drawn them
+    study = Study.load(Run(folder))
+    images = Cohort(study.cohort.table, np.asarray(study.cohort.pixels))  # notebook 01 has just drawn them
+    study = replace(study, cohort=images)
     patients = images.table.patient_id
     few = images.first(2 * BLOCK)
 
@@ -78,43 +78,34 @@ def exploration(folder: Path) -> None:
     extrapolated("duplicates, the part of them that all images need included", search, len(few))
     pairs = duplicate_pairs(images.first(SOME))
     extrapolated("quality", lambda: quality(images.first(SOME), pairs), SOME)
-    part_checks(images, splits)
-    duplicate_checks(images, splits, pairs)
+    part_checks(study)
+    duplicate_checks(study, pairs)
     image_page(images.take(images.table.query("label == 'NFF'").index[:24]), columns=8)
     images.save(folder / "again")
 
 
 def synthesis(folder: Path) -> None:
-    images, splits = read(folder)
-    training = images.part(splits, *CELL, "train")
+    fold = Study.load(Run(folder)).fold()
     gan = CycleGAN(GANSettings(steps=1, batch=1, width=4, blocks=1, discriminator_width=4))
-    gan.fit(training, folder / "cyclegan" / "r0f0", 0)
-    made = synthesise(folder, "cyclegan", CELL, images, splits, 1.0, 0)
-    useless = synthesise(folder, "useless", CELL, images, splits, 1.0, 0)
+    gan.fit(fold.train, fold.folder("cyclegan"), 0)
+    made, useless = (synthesise(fold, method, 1.0, 0) for method in ("cyclegan", "useless"))
     print(f"    {len(made)} and {len(useless)} images made", flush=True)
-    few = {(CELL, "cyclegan"): made.first(BLOCK)}
-    extrapolated("audit of synthetic images", lambda: synthetic_checks(few, images, splits), BLOCK, len(made))
+    few = {"cyclegan": made.first(BLOCK)}
+    extrapolated("audit of synthetic images", lambda: synthetic_checks(fold, few), BLOCK, len(made))
 
 
 def judging(folder: Path) -> None:
-    images, splits = read(folder)
-    training, validation, test = (images.part(splits, *CELL, part) for part in ("train", "validation", "test"))
+    fold = Study.load(Run(folder)).fold()
     judge = Judge(channels=4)  # a quarter of the notebook's, for the time
-    judge.fit(training, folder / "judge" / "r0f0", 2, 0)
-    translated = {"cyclegan": translate_test(folder, "cyclegan", CELL, images, splits)}
-    fidelity_table(translated, training, validation, test, judge)
-    made = {"cyclegan": synthesise(folder, "cyclegan", CELL, images, splits, 1.0, 0)}
-    memorisation_table(made, *(part.select(label="AFF") for part in (training, test)), judge, shares=(0.2,))
+    judge.fit(fold.train, fold.folder("judge"), 2, 0)
+    fidelity_table(fold, {"cyclegan": translate_test(fold, "cyclegan")}, judge)
+    made = {"cyclegan": synthesise(fold, "cyclegan", 1.0, 0)}
+    memorisation_table(made, *(part.select(label="AFF") for part in (fold.train, fold.test)), judge, shares=(0.2,))
 
 
 def trials(folder: Path) -> None:
-    images, splits = read(folder)
-    settings = Settings("resnet18", "none", steps=2, validate_every=2, lr=1e-3)
-
-    def synthetic(repeat: int, fold: int) -> dict[str, Cohort]:
-        return {"cyclegan": Cohort.load(folder / "synthetic" / "cyclegan" / f"r{repeat}f{fold}")}
-
-    run_trials(images, splits, synthetic, ["cyclegan"], [0], settings, folder / "trials")
+    study = Study.load(Run(folder))
+    run_trials(study, ["cyclegan"], [0], Settings("resnet18", "none", steps=2, validate_every=2, lr=1e-3))
 
 
 STAGES = {function.__name__: function for function in (cohort, exploration, synthesis, judging, trials)}

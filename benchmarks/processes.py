@@ -14,7 +14,9 @@ import torch
 from lib.data.cohort import Cohort
 from lib.data.phantom import Phantom
 from lib.data.splits import make_splits
+from lib.run.folder import Run
 from lib.run.tasklist import Machines
+from lib.study import Study
 from lib.trials.classifier import Settings
 from lib.trials.trials import run_trials
 
@@ -27,21 +29,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Phantom(200, 64, seed=0).cohort().save(Path(folder) / "cohort")
         cohort = Cohort.load(Path(folder) / "cohort")
-        splits = make_splits(cohort.patients, 1, 1, seed=0)
+        splits, conditions = make_splits(cohort.patients, 1, 1, seed=0), ["real", "oversampling"]
         for repeat in range(3):
             for processes in took:
-                start, place = time.perf_counter(), Path(folder) / f"{processes}-{repeat}"
-                conditions = ["real", "oversampling"]
-                run_trials(
-                    cohort,
-                    splits,
-                    lambda *_: {},
-                    conditions,
-                    range(4),
-                    SETTINGS,
-                    place,
-                    Machines(num_processes=processes),
-                )
+                study = Study(Run(Path(folder) / f"{processes}-{repeat}"), cohort, splits)
+                start = time.perf_counter()
+                run_trials(study, conditions, range(4), SETTINGS, Machines(num_processes=processes))
                 took[processes].append(time.perf_counter() - start)
     one, two = (statistics.median(took[processes]) for processes in (1, 2))
     print(f"8 trials: {one:.0f} s by one process, {two:.0f} s by two: {one / two:.2f} times as fast")

@@ -2,7 +2,7 @@
 
 study = Study.open(run_dir, "02_cyclegan", globals())
 for fold in study.folds:
-    model.fit(fold.train, study.run / "cyclegan" / fold.name, seed)
+    model.fit(fold.train, fold.folder("cyclegan"), seed)
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import pandas as pd
 from lib.data.cohort import Cohort
 from lib.data.phantom import Phantom
 from lib.data.splits import PARTS, fold_keys, read_splits
+from lib.run.files import write_text
 from lib.run.folder import Run
 
 FIRST = "01_data_exploration"  # the notebook that makes a study
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Study:
     """What every notebook after the first works on.
 
@@ -31,16 +32,18 @@ class Study:
     cohort : real or phantom radiographs
     splits : `repeat, fold, patient_id, part`, see `lib.data.splits`
     phantom : what the cohort was drawn from; None: real radiographs
+    windows : grey levels of each fold, `lib.data.splits.fit_windows`; None: as they are
     """
 
     run: Run
     cohort: Cohort
     splits: pd.DataFrame
     phantom: Phantom | None = None
+    windows: pd.DataFrame | None = None
 
     @classmethod
     def load(cls, run: Run) -> Study:
-        """Load what notebook 01 has made.
+        """Load what notebook 01 has saved.
 
         Raises
         ------
@@ -49,7 +52,8 @@ class Study:
         """
         splits = read_splits(run.require("cohort/splits.csv", FIRST))
         folder = run.require("cohort/table.csv", FIRST).parent
-        return cls(run, Cohort.load(folder), splits, Phantom.load(folder))
+        windows = pd.read_csv(path) if (path := folder / "windows.csv").exists() else None
+        return cls(run, Cohort.load(folder), splits, Phantom.load(folder), windows)
 
     @classmethod
     def open(cls, run_dir: str | Path, notebook: str, values: Mapping[str, object]) -> Study:
@@ -63,32 +67,71 @@ class Study:
         run.check_parameters(notebook, values)
         return cls.load(run)
 
+    def save(self) -> None:
+        """Write `cohort/` of the run; where `splits.csv` is there, so is all of it."""
+        folder = self.run / "cohort"
+        for name in ("splits.csv", "windows.csv", "phantom.json"):
+            (folder / name).unlink(missing_ok=True)
+        self.cohort.save(folder)
+        if self.phantom is not None:
+            self.phantom.save(folder)
+        if self.windows is not None:
+            write_text(folder / "windows.csv", self.windows.to_csv(index=False))
+        write_text(folder / "splits.csv", self.splits.to_csv(index=False))
+
     @property
     def folds(self) -> list[Fold]:
         """All folds of all repeats, in order."""
-        return [Fold(self, repeat, fold) for repeat, fold in fold_keys(self.splits)]
+        return [self.fold(*key) for key in fold_keys(self.splits)]
 
-    def fold(self, repeat: int = 0, fold: int = 0) -> Fold:
-        """One fold.
+    def fold(self, repeat: int = 0, number: int = 0) -> Fold:
+        """Return one fold.
 
         Raises
         ------
         ValueError
             Where the splits have none of this repeat and number.
         """
-        if (repeat, fold) not in fold_keys(self.splits):
-            names = ", ".join(one.name for one in self.folds)
-            raise ValueError(f"the splits have no fold r{repeat}f{fold}: choose one of {names}")
-        return Fold(self, repeat, fold)
+        found, window = _of_fold(self.splits, repeat, number), None
+        if found.empty:
+            names = ", ".join(f"r{r}f{f}" for r, f in fold_keys(self.splits))
+            raise ValueError(f"the splits have no fold r{repeat}f{number}: choose one of {names}")
+        if self.windows is not None:
+            window = tuple(_of_fold(self.windows, repeat, number)[["black", "white"]].iloc[0])
+        return Fold(self.run, self.cohort, found, repeat, number, self.phantom, window)
+
+    def counts_by_part(self) -> pd.DataFrame:
+        """Count patients and images of each class in each part: means over folds, indexed by part."""
+        images = self.splits.merge(self.cohort.table[["patient_id", "image_id", "label"]], on="patient_id")
+        counts = images.groupby(["part", "label"]).agg(patients=("patient_id", "size"), images=("image_id", "size"))
+        counts["patients"] = images.drop_duplicates(["repeat", "fold", "patient_id"]).groupby(["part", "label"]).size()
+        counts = (counts / len(fold_keys(self.splits))).unstack("label").reindex(PARTS)
+        counts.columns = [f"{label} {unit}" for unit, label in counts.columns]
+        return counts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fold:
-    """One repeat and fold of the protocol: who trains, who validates, who tests."""
+    """One repeat and fold of the protocol: who trains, who validates, who tests.
 
-    study: Study
+    Tasks hold it when they are sent to other processes: of the splits it has its own rows alone, so that more repeats
+    make no other tasks of those that are done, and a cohort on disk stays there.
+
+    Parameters
+    ----------
+    run, cohort, phantom : of the study
+    splits : the rows about this fold
+    repeat, number : its place in the protocol
+    window : grey levels that become black and white, in shares of the full range
+    """
+
+    run: Run
+    cohort: Cohort
+    splits: pd.DataFrame
     repeat: int
     number: int
+    phantom: Phantom | None = None
+    window: tuple[float, float] | None = None
 
     @property
     def name(self) -> str:
@@ -100,20 +143,13 @@ class Fold:
         """The columns that name this fold in tables: `repeat` and `fold`."""
         return {"repeat": self.repeat, "fold": self.number}
 
-    @property
-    def splits(self) -> pd.DataFrame:
-        """The rows of the table of splits that describe this fold."""
-        splits = self.study.splits
-        return splits[(splits.repeat == self.repeat) & (splits.fold == self.number)]
-
     def folder(self, *above: str) -> Path:
-        """Return this fold's folder below a folder of the run: `fold.folder("synthetic", "cyclegan")`."""
-        return self.study.run.folder.joinpath(*above, self.name)
+        """Return this fold's folder below one of the run: `fold.folder("synthetic", "cyclegan")`."""
+        return self.run.folder.joinpath(*above, self.name)
 
     def part(self, name: str) -> Cohort:
         """Select the images of one part, in this fold's window of grey levels."""
-        splits = self.splits
-        return self._windowed(self.study.cohort.select(patient_id=splits.patient_id[splits.part == name]))
+        return self._windowed(self.cohort.select(patient_id=self.splits.patient_id[self.splits.part == name]))
 
     @property
     def train(self) -> Cohort:
@@ -135,9 +171,11 @@ class Fold:
     @property
     def unused(self) -> Cohort:
         """The images of patients who are in no part: AFF that `training_aff_share` leaves out."""
-        cohort = self.study.cohort
-        return self._windowed(cohort.take(~cohort.table.patient_id.isin(self.splits.patient_id).to_numpy()))
+        return self._windowed(self.cohort.take(~self.cohort.table.patient_id.isin(self.splits.patient_id).to_numpy()))
 
     def _windowed(self, cohort: Cohort) -> Cohort:
-        splits = self.splits
-        return cohort.windowed(*splits[["black", "white"]].iloc[0]) if "black" in splits else cohort
+        return cohort.windowed(*self.window) if self.window else cohort
+
+
+def _of_fold(table: pd.DataFrame, repeat: int, number: int) -> pd.DataFrame:
+    return table[(table.repeat == repeat) & (table.fold == number)].reset_index(drop=True)

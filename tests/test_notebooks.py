@@ -19,7 +19,9 @@ from lib.data.cohort import Cohort
 from lib.data.hashes import patients_hash
 from lib.data.phantom import Phantom
 from lib.report.pages import OPENING
+from lib.run.folder import Run
 from lib.run.weights import weights_metadata
+from lib.study import Study
 from run_all import NOTEBOOKS, main
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
@@ -66,8 +68,7 @@ def test_cohort_and_splits(run):
 def test_translators_saw_the_training_patients_and_no_others(run, method):
     folder = run / method / "r0f0"
     assert "step" in columns(folder / "history.csv")
-    splits = pd.read_csv(run / "cohort" / "splits.csv")
-    training = Cohort.load(run / "cohort").part(splits, 0, 0, "train")
+    training = Study.load(Run(run)).fold().train
     assert weights_metadata(folder / "weights.safetensors")["patients_hash"] == patients_hash(training)
 
 
@@ -78,7 +79,7 @@ def test_the_audit_looked_at_everything_and_found_nothing(run):
         "patients in two parts", "patients of the splits without an image", "images in two parts",
         "images that change when prepared alone", "cyclegan fitted to other images", "cyclediff fitted to other images",
         "judge fitted to other images", "synthetic images from outside the training part",
-        "synthetic images of another cell's generator",
+        "synthetic images of another fold's generator",
         "synthetic images of patients who validate or test", "synthetic images that repeat a validation or test image",
     }  # fmt: skip
     text = (run / "notebooks" / "05_classifier_trials.html").read_text(encoding="utf-8")
@@ -97,8 +98,7 @@ def test_the_canary_stops_the_run(tmp_path, capsys):
 @pytest.mark.parametrize("method", ["cyclegan", "cyclediff", "noise"])
 def test_synthetic_images_have_their_provenance(run, method):
     synthetic = Cohort.load(run / "synthetic" / method / "r0f0")
-    splits = pd.read_csv(run / "cohort" / "splits.csv")
-    training = Cohort.load(run / "cohort").part(splits, 0, 0, "train")
+    training = Study.load(Run(run)).fold().train
     assert set(synthetic.table.label) == {"AFF"} and set(synthetic.table.method) == {method}
     assert len(synthetic) + training.targets.sum() == len(training) - training.targets.sum(), "balanced"
     if method != "noise":
@@ -150,8 +150,7 @@ def test_what_stands_beside_the_comparisons(run):
 
 def test_predictions_are_of_real_test_images_and_every_condition_had_equal_steps(run):
     predictions = pd.read_csv(run / "trials" / "predictions.csv")
-    splits = pd.read_csv(run / "cohort" / "splits.csv")
-    test = Cohort.load(run / "cohort").part(splits, 0, 0, "test")
+    test = Study.load(Run(run)).fold().test
     labels = test.table.set_index("image_id").label
     for name, rows in predictions.groupby("condition"):
         assert sorted(rows.image_id) == sorted(test.table.image_id)

@@ -1,1 +1,7 @@
-"""checks"""
+"""Checks: what must not be, in a run or in what is given away. Only notebooks and commands use them.
+
+First `audit` (leaks between the parts of a fold), then `privacy` (names and numbers in files) and `verify` (two runs
+of the same results).
+
+What a training itself must not do is in `lib.data.leaks`.
+"""

@@ -6,7 +6,7 @@ Each check compares two things, counts what it finds that must not be there, and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import combinations
 from pathlib import Path
 
@@ -17,17 +17,15 @@ from lib.data.cohort import Cohort
 from lib.data.duplicates import duplicates
 from lib.data.hashes import cohort_hash, patients_hash
 from lib.data.leaks import LeakError
-from lib.data.splits import PARTS, fold_keys, fold_name, with_windows
+from lib.data.splits import PARTS, fit_windows
 from lib.fidelity.controls import CONTROL_GENERATORS
 from lib.run.files import write_text
 from lib.run.weights import weights_metadata
+from lib.study import Fold, Study
+from lib.translators.methods import METHODS, NOISE
+from lib.translators.training import WEIGHTS
 
 COLUMNS = ("check", "where", "compared", "found", "example", "passed")
-WEIGHTS = {  # everything that is fitted to images, and where a cell keeps it
-    "cyclegan": "weights.safetensors",
-    "cyclediff": "weights.safetensors",
-    "judge": "judge.safetensors",
-}
 
 
 def audit(path: Path, *checks: pd.DataFrame) -> pd.DataFrame:
@@ -42,8 +40,7 @@ def audit(path: Path, *checks: pd.DataFrame) -> pd.DataFrame:
     LeakError
         Naming each check that did not pass; the table is written before.
     """
-    new = pd.concat(checks, ignore_index=True)
-    table = new
+    new = table = pd.concat(checks, ignore_index=True)
     if Path(path).exists():
         old = pd.read_csv(path, keep_default_na=False)
         table = pd.concat([old[~old.check.isin(new.check)], new], ignore_index=True)
@@ -51,73 +48,69 @@ def audit(path: Path, *checks: pd.DataFrame) -> pd.DataFrame:
     if not new.passed.all():
         failed = [
             f"{c.where}: {c.check}: {c.found} of {c.compared}, such as {c.example}"
-            for c in new.itertuples()
-            if not c.passed
+            for c in new[~new.passed].itertuples()
         ]
         raise LeakError("the leak audit failed, so the run stops here.\n" + "\n".join(failed))
     return by_check(new)
 
 
 def by_check(table: pd.DataFrame) -> pd.DataFrame:
-    """What each check compared and found, over all its rows (cells, parts, methods)."""
+    """Sum up what each check compared and found, over all its rows (folds, parts, methods)."""
     sums = {"rows": ("where", "size"), "compared": ("compared", "sum"), "found": ("found", "sum")}
     return table.groupby("check", sort=False).agg(**sums, passed=("passed", "all"))
 
 
-def _check(check: str, where: str, compared: int, offenders) -> dict:
-    offenders = [str(offender) for offender in offenders]
-    return {
-        "check": check, "where": where, "compared": compared, "found": len(offenders),
-        "example": offenders[0] if offenders else "", "passed": not offenders,
-    }  # fmt: skip
+def _check(check: str, where: str, compared: int, offenders: Iterable) -> tuple:
+    """Return a row of the table; it passes where there are no offenders."""
+    offenders = [*map(str, offenders)]
+    return check, where, compared, len(offenders), next(iter(offenders), ""), not offenders
 
 
-def _table(rows: list[dict]) -> pd.DataFrame:
+def _table(rows: list[tuple]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 # Real images ---------------------------------------------------------------------------------------------------------
 
 
-def part_checks(cohort: Cohort, splits: pd.DataFrame) -> pd.DataFrame:
-    """No patient in two parts of a cell; nobody in the splits who is not in the cohort."""
-    rows = []
-    for cell in fold_keys(splits):
-        named = splits[(splits.repeat == cell[0]) & (splits.fold == cell[1])]
-        members = {part: set(named.patient_id[named.part == part]) & set(cohort.table.patient_id) for part in PARTS}
+def part_checks(study: Study) -> pd.DataFrame:
+    """Check that no patient is in two parts of a fold, and nobody in the splits but not in the cohort."""
+    rows, known = [], set(study.cohort.table.patient_id)
+    for fold in study.folds:
+        named = fold.splits
+        members = {part: set(named.patient_id[named.part == part]) & known for part in PARTS}
         shared = sorted(set().union(*(members[a] & members[b] for a, b in combinations(PARTS, 2))))
-        patients = set().union(*members.values())
-        rows.append(_check("patients in two parts", fold_name(*cell), len(patients), shared))
-        strangers = sorted(set(named.patient_id) - set(cohort.table.patient_id))
-        rows.append(_check("patients of the splits without an image", fold_name(*cell), len(named), strangers))
+        patients, strangers = set().union(*members.values()), sorted(set(named.patient_id) - known)
+        rows.append(_check("patients in two parts", fold.name, len(patients), shared))
+        rows.append(_check("patients of the splits without an image", fold.name, len(named), strangers))
     return _table(rows)
 
 
-def duplicate_checks(cohort: Cohort, splits: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """No image in one part of a cell of which there is a copy in another part.
+def duplicate_checks(study: Study, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Check that no image in one part of a fold has a copy in another part.
 
     Parameters
     ----------
     pairs : the `lib.data.duplicates.duplicate_pairs` of the cohort
     """
     a, b = pairs.a.to_numpy(), pairs.b.to_numpy()
-    ids, patients, rows = cohort.table.image_id.to_numpy(), cohort.table.patient_id, []
-    for cell in fold_keys(splits):
-        part = patients.map(splits[(splits.repeat == cell[0]) & (splits.fold == cell[1])].set_index("patient_id").part)
-        part = part.fillna("").to_numpy()
+    ids, patients, rows = study.cohort.table.image_id.to_numpy(), study.cohort.table.patient_id, []
+    for fold in study.folds:
+        part = patients.map(fold.splits.set_index("patient_id").part).fillna("").to_numpy()
         across = (part[a] != part[b]) & (part[a] != "") & (part[b] != "")
         found = [f"{ids[i]} and {ids[j]}" for i, j in zip(a[across], b[across], strict=True)]
-        rows.append(_check("images in two parts", fold_name(*cell), int((part != "").sum()), found))
+        rows.append(_check("images in two parts", fold.name, int((part != "").sum()), found))
     return _table(rows)
 
 
-def preprocessing_check(cohort: Cohort, splits: pd.DataFrame, prepare: Callable[[np.ndarray], Cohort]) -> pd.DataFrame:
-    """Preparing test images alone gives the same pixels: nothing of how they look was fitted to other images.
+def preprocessing_check(study: Study, prepare: Callable[[np.ndarray], Cohort]) -> pd.DataFrame:
+    """Check that test images prepared alone have the same pixels: nothing of their looks was fitted to others.
 
     Parameters
     ----------
     prepare : (n,) rows of the cohort → the cohort of these images, prepared without any other
     """
+    cohort, splits = study.cohort, study.splits
     tested = cohort.table.patient_id.isin(splits[splits.part == "test"].patient_id).to_numpy()
     rows = np.flatnonzero(tested)[:: max(int(tested.sum()) // 8, 1)][:8]
     differ = abs(prepare(rows).images() - cohort.take(rows).images()).max(axis=(1, 2, 3)) > 1e-6
@@ -125,84 +118,77 @@ def preprocessing_check(cohort: Cohort, splits: pd.DataFrame, prepare: Callable[
     return _table([_check("images that change when prepared alone", "test part", len(rows), ids)])
 
 
-def window_checks(cohort: Cohort, splits: pd.DataFrame, percentiles: tuple[float, float]) -> pd.DataFrame:
-    """Each cell's window is that of its training images, whatever the others look like.
+def window_checks(study: Study, percentiles: tuple[float, float]) -> pd.DataFrame:
+    """Check that each fold's window is that of its training images, whatever the others look like.
 
     Parameters
     ----------
-    percentiles : of `lib.data.splits.with_windows`
+    percentiles : of `lib.data.splits.fit_windows`
     """
-    strangers = []
-    for (repeat, fold), cell in splits.groupby(["repeat", "fold"]):
-        others = cohort.table.patient_id.isin(cell.patient_id[cell.part != "train"]).to_numpy()
+    cohort, strangers = study.cohort, []
+    for fold in study.folds:
+        others = cohort.table.patient_id.isin(fold.splits.patient_id[fold.splits.part != "train"]).to_numpy()
         inverted = cohort.take(others).windowed(black=1, white=0)
-        fitted = with_windows(cell, cohort.take(~others).join(inverted), percentiles)
-        if not np.allclose(fitted[["black", "white"]], cell[["black", "white"]]):
-            strangers.append(fold_name(repeat, fold))
-    return _table([_check("windows fitted to other images", "all cells", len(fold_keys(splits)), strangers)])
+        fitted = fit_windows(fold.splits, cohort.take(~others).join(inverted), percentiles)
+        if not np.allclose(fitted[["black", "white"]].iloc[0], fold.window):
+            strangers.append(fold.name)
+    return _table([_check("windows fitted to other images", "all folds", len(study.folds), strangers)])
 
 
 # Fitted things -------------------------------------------------------------------------------------------------------
 
 
-def weights_checks(folder: Path, cohort: Cohort, splits: pd.DataFrame, names=tuple(WEIGHTS)) -> pd.DataFrame:
-    """Generators and judge of each cell have seen its training patients, all of them and nobody else.
+def weights_checks(study: Study, *names: str) -> pd.DataFrame:
+    """Check that translators and judge of each fold have seen all of its training patients and nobody else.
 
     The hash of the patients was written into the weights by the training itself. Weights that do not exist are no leak.
 
     Parameters
     ----------
-    folder : of the run
-    names : of `WEIGHTS`
+    names : of `lib.translators.methods.METHODS`, and "judge"; none: all of them
     """
     rows = []
-    for name in names:
-        of_name = {cell: Path(folder, name, fold_name(*cell), WEIGHTS[name]) for cell in fold_keys(splits)}
-        of_name = {cell: path for cell, path in of_name.items() if path.exists()}
+    for name in names or (*METHODS, "judge"):
+        trained = [fold for fold in study.folds if (fold.folder(name) / WEIGHTS).exists()]
         strangers = []
-        for cell, path in of_name.items():
-            training, metadata = cohort.part(splits, *cell, "train"), weights_metadata(path)
-            seen = metadata.get("patients_hash", metadata.get("patients")), metadata.get("cohort_hash")
-            if seen[0] != patients_hash(training):
-                strangers.append(f"{name} of {fold_name(*cell)}, whose patients are not those of its training part")
-            elif seen[1] not in (None, cohort_hash(training)):
-                strangers.append(f"{name} of {fold_name(*cell)}, which saw other images or labels of its patients")
-        if of_name:
-            rows.append(_check(f"{name} fitted to other images", "all cells", len(of_name), strangers))
+        for fold in trained:
+            training, seen = fold.train, weights_metadata(fold.folder(name) / WEIGHTS)
+            if seen.get("patients_hash") != patients_hash(training):
+                strangers.append(f"{name} of {fold.name}, whose patients are not those of its training part")
+            elif seen.get("cohort_hash") != cohort_hash(training):
+                strangers.append(f"{name} of {fold.name}, which saw other images or labels of its patients")
+        if trained:
+            rows.append(_check(f"{name} fitted to other images", "all folds", len(trained), strangers))
     return _table(rows)
 
 
 # Synthetic images ----------------------------------------------------------------------------------------------------
 
 
-def synthetic_checks(
-    synthetic: dict[tuple[tuple[int, int], str], Cohort], cohort: Cohort, splits: pd.DataFrame
-) -> pd.DataFrame:
-    """Synthetic images come from training images, are of nobody who validates or tests, and repeat no such image.
+def synthetic_checks(fold: Fold, synthetic: dict[str, Cohort]) -> pd.DataFrame:
+    """Check that synthetic images come from training images, are of nobody who is held out, and repeat no such image.
 
-    What translators and noise made says by which generator: one that saw the cell's training patients and nobody else.
+    What translators and noise made says by which generator: one that saw the fold's training patients and nobody else.
 
     Parameters
     ----------
-    synthetic : (cell, method) → what the method adds to the cell's training part; `noise` has no sources, and those of
-        `oracle` may be real AFF hidden from every part
+    synthetic : by method, what it adds to the training part (`lib.fidelity.synthesis.load`); noise has no sources, and
+        those of `oracle` may be real AFF hidden from every part
     """
-    rows = []
-    for (cell, method), made in synthetic.items():
-        where = f"{fold_name(*cell)}, {method}"
-        training, *held_out = (cohort.part(splits, *cell, part) for part in PARTS)
-        held_out = held_out[0].join(held_out[1])
-        if method not in ("noise", "oracle"):
-            source = made.table.source_image_id.map(training.table.set_index("image_id").patient_id)
-            strangers = made.table.image_id[source.isna() | (source != made.table.patient_id)]
-            rows.append(_check("synthetic images from outside the training part", where, len(made), strangers))
+    training, validation, test = fold.parts
+    held_out, rows = validation.join(test), []
+    for method, images in synthetic.items():
+        made, found = images.table, {}
+        if method not in (NOISE, "oracle"):
+            patient = made.source_image_id.map(training.table.set_index("image_id").patient_id)
+            found["from outside the training part"] = made.image_id[patient.isna() | (patient != made.patient_id)]
         if method not in CONTROL_GENERATORS:
-            trained_on = made.table.reindex(columns=["generator"]).generator
-            others = made.table.image_id[trained_on != patients_hash(training)]
-            rows.append(_check("synthetic images of another cell's generator", where, len(made), others))
-        held = made.table.image_id[made.table.patient_id.isin(held_out.table.patient_id)]
-        rows.append(_check("synthetic images of patients who validate or test", where, len(made), held))
-        a, b = duplicates(made.pixels, held_out.pixels, ["synthetic"] * len(made), held_out.table.patient_id)
-        pairs = [f"{made.table.image_id[i]} and {held_out.table.image_id[j]}" for i, j in zip(a, b, strict=True)]
-        rows.append(_check("synthetic images that repeat a validation or test image", where, len(made), pairs))
+            trained_on = made.reindex(columns=["generator"]).generator
+            found["of another fold's generator"] = made.image_id[trained_on != patients_hash(training)]
+        found["of patients who validate or test"] = made.image_id[made.patient_id.isin(held_out.table.patient_id)]
+        a, b = duplicates(images.pixels, held_out.pixels, ["synthetic"] * len(made), held_out.table.patient_id)
+        pairs = [f"{made.image_id[i]} and {held_out.table.image_id[j]}" for i, j in zip(a, b, strict=True)]
+        found["that repeat a validation or test image"] = pairs
+        where = f"{fold.name}, {method}"
+        rows += [_check(f"synthetic images {what}", where, len(made), which) for what, which in found.items()]
     return _table(rows)

@@ -114,18 +114,6 @@ class Cohort:
         table = pd.concat([c.table for c in cohorts], ignore_index=True)
         return Cohort(table, joined([c.pixels for c in cohorts]))
 
-    def part(self, splits: pd.DataFrame, repeat: int, fold: int, part: str) -> Cohort:
-        """The training, validation or test images of one cell (see `lib.data.splits`), in its window."""
-        cell = splits[(splits.repeat == repeat) & (splits.fold == fold) & (splits.part == part)]
-        return self.select(patient_id=cell.patient_id).in_window(splits, repeat, fold)
-
-    def in_window(self, splits: pd.DataFrame, repeat: int, fold: int) -> Cohort:
-        """These images in the window of one cell (`lib.data.splits.with_windows`), as they are where it has none."""
-        if "black" not in splits:
-            return self
-        cell = splits[(splits.repeat == repeat) & (splits.fold == fold)].iloc[0]
-        return self.windowed(cell.black, cell.white)
-
     def images(self) -> np.ndarray:
         """(N, 1, H, W) float32 in [-1, 1], as networks take them."""
         return to_images(self.pixels)

@@ -1,4 +1,4 @@
-"""data.leaks"""
+"""Leaks: what no training may do, whoever calls it. The audit of a whole run is `lib.checks.audit`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ class LeakError(ValueError):
 
 
 def is_synthetic(cohort: Cohort) -> np.ndarray:
-    """(N,) bool: which images some method made."""
+    """Return (N,) bool: which images some method made."""
     return cohort.table.method.notna().to_numpy() if "method" in cohort.table else np.zeros(len(cohort), bool)
 
 
 def check_sources(synthetic: Cohort, real: Cohort) -> None:
-    """Raise LeakError unless every synthetic image comes from an image of the training part `real`, and its patient."""
+    """Raise LeakError unless every synthetic image was made from an image of `real`, and has its patient.
+
+    Parameters
+    ----------
+    real : a training part
+    """
     made = synthetic.table
     patient = made.source_image_id.map(real.table.set_index("image_id").patient_id)
     for image in made[patient.isna()].itertuples():

@@ -15,6 +15,7 @@ import pandas as pd
 from lib.data.cohort import LABELS, Cohort
 from lib.data.phantom import Phantom
 from lib.run.randomness import generator
+from lib.study import Fold
 
 CONTROL_GENERATORS = {
     "fake": "copies of AFF training images, passed off as a generator's",
@@ -24,34 +25,34 @@ CONTROL_GENERATORS = {
 CONTROLS = {
     "again": "the real training images once more, with other seeds",
     **CONTROL_GENERATORS,
-    "permuted": "labels shuffled among the patients of a cell, so that there is nothing to learn",
+    "permuted": "labels shuffled among the patients of a fold, so that there is nothing to learn",
 }
 
 
 def is_control(condition: str) -> bool:
-    """Whether a condition's name, dose and augmentation aside, is that of a control."""
+    """Return whether a condition, dose and augmentation aside, is a control."""
     return re.split("[+@]", condition)[0] in CONTROLS
 
 
 def without_controls(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The rows of conditions that are no controls; all rows where there are only controls."""
+    """Keep the rows of conditions that are no controls; all rows where there are only controls."""
     studied = ~predictions.condition.map(is_control).astype(bool)
     return predictions[studied] if studied.any() else predictions
 
 
 def fake(training: Cohort, number: int, seed: int) -> Cohort:
-    """Copies of AFF training images, each as often as any other, but for one."""
+    """Copy AFF training images, each as often as any other, but for one."""
     aff = generator(seed, 1).permutation(np.flatnonzero(training.targets == 1))
     return training.copies(np.resize(aff, number), "fake")
 
 
 def oracle(sources: Cohort, hidden: Cohort, phantom: Phantom | None, seed: int) -> Cohort:
-    """What a perfect generator would add.
+    """Make what a perfect generator would add.
 
     Parameters
     ----------
     sources : NFF training images; on the phantom each is rendered with an atypical fracture
-    hidden : on real radiographs, AFF images of patients in no part of the cell (`training_aff_share` below 1)
+    hidden : on real radiographs, AFF images of patients in no part of the fold (`training_aff_share` below 1)
 
     Raises
     ------
@@ -71,22 +72,15 @@ def oracle(sources: Cohort, hidden: Cohort, phantom: Phantom | None, seed: int) 
 
 
 def useless(sources: Cohort) -> Cohort:
-    """The NFF images themselves, labelled AFF."""
+    """Label the NFF images themselves AFF."""
     pixels = np.empty(sources.pixels.shape, sources.pixels.dtype)
     for rows, few in sources.blocks():
         pixels[rows] = np.where(few.padding, 0, few.pixels)
     return Cohort(sources.provenance("AFF", "useless"), pixels)
 
 
-def hidden_aff(cohort: Cohort, splits: pd.DataFrame, cell: tuple[int, int]) -> Cohort:
-    """AFF images of patients who are in no part of a cell."""
-    named = splits[(splits.repeat == cell[0]) & (splits.fold == cell[1])].patient_id
-    hidden = cohort.take(~cohort.table.patient_id.isin(named) & (cohort.targets == 1))
-    return hidden.in_window(splits, *cell)
-
-
 def permuted_labels(parts: Sequence[Cohort], *key: int) -> list[Cohort]:
-    """The parts of a cell with labels shuffled among all their patients; all images of a patient get one label.
+    """Shuffle labels among all patients of the parts; all images of a patient get one label.
 
     Among all, not within each part: a patient who got into two parts would keep one label in both, and an AUROC above
     0.5 would tell. (A copy under another patient's name has a label of its own; `lib.data.duplicates` looks for those.)
@@ -108,11 +102,10 @@ def permuted_labels(parts: Sequence[Cohort], *key: int) -> list[Cohort]:
 
 
 def _rarer(part: Cohort) -> int:
-    """Number of patients of the label that has fewer."""
+    """Count the patients of the label that has fewer."""
     return int(part.patients.value_counts().reindex(LABELS, fill_value=0).min())
 
 
-def with_canary(training: Cohort, cohort: Cohort, splits: pd.DataFrame, cell: tuple[int, int]) -> Cohort:
-    """The training part with the images of one test patient: what the leak audit must not let pass."""
-    test = cohort.part(splits, *cell, "test")
-    return training.join(test.select(patient_id=test.table.patient_id.iloc[0]))
+def with_canary(fold: Fold) -> Cohort:
+    """Join the training part and the images of one test patient: what the leak audit must not let pass."""
+    return fold.train.join(fold.test.select(patient_id=fold.test.table.patient_id.iloc[0]))

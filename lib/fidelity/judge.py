@@ -2,14 +2,15 @@
 
 A classifier of two classes accepts whatever is left when a fracture line is merely erased, so the judge learns a third
 class from failed translations: fracture erased, blurred, doubled or half drawn. On the phantom these are rendered; on
-real radiographs they are made from the images. It is trained on the training part of a cell only, is another network
-than the classifier under study, and measures: transfer success, features for distances, and where a fracture lies in
-radiographs whose table does not say. It learns from the same training patients as the translators, so its errors need
-not be independent of theirs; only the patients whose images it judges are new to both.
+real radiographs they are made from the images. It measures transfer success, features for distances, and where a
+fracture lies in radiographs whose table does not say. It is another network than the classifier under study, trained on
+a fold's training part. So are the translators: its errors need not be independent of theirs, and only the patients
+whose images it judges are new to both.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +30,18 @@ from lib.run.fingerprint import source_hash
 from lib.run.hardware import accelerator
 from lib.run.progress import progress
 from lib.run.randomness import batch_rows, flipped, generator, torch_generator
+from lib.run.tasklist import Machines, Task
+from lib.run.tasks import run_tasks
 from lib.run.weights import load_weights, save_weights, weights_metadata
-from lib.translators.training import History, check_finite
+from lib.study import Fold, Study
+from lib.translators.training import WEIGHTS, History, check_finite
 
 CLASSES = (*LABELS, "neither")
 DEFAULT_ZONE = (0.3, 0.7)  # rows (fractions of the height) taken for the fracture zone where the table names none
 
 
 def zones(table: pd.DataFrame) -> np.ndarray:
-    """(N, 2) top and bottom of each image's fracture zone as fractions of the height."""
+    """Return (N, 2) top and bottom of each image's fracture zone as fractions of the height."""
     if "zone_top" not in table:
         return np.tile(DEFAULT_ZONE, (len(table), 1))
     return np.stack([table.zone_top.fillna(DEFAULT_ZONE[0]), table.zone_bottom.fillna(DEFAULT_ZONE[1])], 1)
@@ -47,7 +51,7 @@ def zones(table: pd.DataFrame) -> np.ndarray:
 
 
 def made_failure(image: np.ndarray, other: np.ndarray, zone: tuple[float, float], kind: str, rng) -> np.ndarray:
-    """A failed translation made from a real radiograph.
+    """Make a failed translation of a real radiograph.
 
     Parameters
     ----------
@@ -81,7 +85,7 @@ def made_failure(image: np.ndarray, other: np.ndarray, zone: tuple[float, float]
 
 
 def examples(cohort: Cohort, seed: int, phantom: Phantom | None = None) -> tuple[np.ndarray | OnDisk, np.ndarray]:
-    """What the judge learns from, or is tested on: one failure for every image beside the images themselves.
+    """Return what the judge learns from, or is tested on: images, and a failure of each.
 
     On the phantom the failures are rendered, and every patient is also rendered with the other fracture, which gives
     the judge as many AFF as NFF. On real radiographs there are only the images and failures made from them.
@@ -112,7 +116,7 @@ def examples(cohort: Cohort, seed: int, phantom: Phantom | None = None) -> tuple
 
 
 def class_of(drawn: np.ndarray) -> np.ndarray:
-    """(M,) position in `CLASSES` of what is drawn: every failure is "neither"."""
+    """Return (M,) positions in `CLASSES` of what is drawn: every failure is "neither"."""
     return np.array([CLASSES.index(name if name in LABELS else "neither") for name in drawn])
 
 
@@ -138,7 +142,7 @@ class JudgeNetwork(nn.Module):
         self.head = nn.Linear(features, len(CLASSES))
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, features): the average of the last stage, what KID and FID are computed on."""
+        """Return (B, features), the average of the last stage: what KID and FID are computed on."""
         return self.stages(images).mean((2, 3))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -146,7 +150,7 @@ class JudgeNetwork(nn.Module):
 
 
 def jittered(images: torch.Tensor, *key: int) -> torch.Tensor:
-    """Mirrored, shifted by up to 1/16 of the frame, with other brightness, contrast and noise: what must not matter."""
+    """Mirror images, shift them by up to 1/16, change brightness, contrast and noise: what must not matter."""
     rng = torch_generator(*key)
     images = flipped(images, *key, 1)
     reach = images.shape[-1] // 16
@@ -159,14 +163,14 @@ def jittered(images: torch.Tensor, *key: int) -> torch.Tensor:
 
 
 class Judge:
-    """Three-class judge of one cell."""
+    """Three-class judge of one fold."""
 
     def __init__(self, channels: int = 16, features: int = 64):
         self.settings = {"channels": channels, "features": features}
         self.network = JudgeNetwork(**self.settings)
 
     def fit(self, cohort: Cohort, folder: Path, steps: int, seed: int, phantom: Phantom | None = None, batch: int = 48):
-        """Train on a cell's training part and write `judge.safetensors` into `folder`; returns the history."""
+        """Train, write `weights.safetensors` into the folder, and return the history."""
         torch.manual_seed(seed)
         self.network = JudgeNetwork(**self.settings)
         machine = accelerator()
@@ -181,7 +185,7 @@ class Judge:
         checkpoint = Checkpoint(Path(folder) / "checkpoint.pt", inputs, objects)
         start = checkpoint.load()
         if not start:
-            (Path(folder) / "judge.safetensors").unlink(missing_ok=True)  # of an earlier training
+            (Path(folder) / WEIGHTS).unlink(missing_ok=True)  # of an earlier training
 
         if start < steps:
             pixels, drawn = examples(cohort, seed, phantom)
@@ -207,18 +211,19 @@ class Judge:
                 checkpoint.save(step + 1)
         bar.close()
         network.eval()
-        metadata = {"settings": self.settings, "seed": seed, "steps": steps, "patients": patients_hash(cohort)}
-        save_weights(Path(folder) / "judge.safetensors", {"network": network}, metadata)
+        metadata = {"settings": self.settings, "seed": seed, "steps": steps}
+        metadata |= {"patients_hash": patients_hash(cohort), "cohort_hash": cohort_hash(cohort)}
+        save_weights(Path(folder) / WEIGHTS, {"network": network}, metadata)
         return history.frame()
 
     @classmethod
-    def train(cls, cohort: Cohort, folder: Path, steps: int, seed: int, phantom: Phantom | None = None) -> None:
-        """`Judge().fit(...)`, which another process can be sent: nothing is made before it arrives there."""
-        cls().fit(cohort, folder, steps, seed, phantom)
+    def of(cls, fold: Fold) -> Judge:
+        """Load the judge that `train_folds` has trained for a fold."""
+        return cls.load(fold.run.require(f"judge/{fold.name}/{WEIGHTS}", "04_synthesis").parent)
 
     @classmethod
     def load(cls, folder: Path) -> Judge:
-        path = Path(folder) / "judge.safetensors"
+        path = Path(folder) / WEIGHTS
         judge = cls(**weights_metadata(path)["settings"])
         load_weights(path, {"network": judge.network})
         judge.network.to(accelerator().device).eval()
@@ -233,19 +238,19 @@ class Judge:
         return np.concatenate([function(part.to(device)).float().cpu().numpy() for part in images.split(batch)])
 
     def features(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, H, W) integer pixels to (N, features) float32."""
+        """Return (N, features) float32 of (N, H, W) integer pixels."""
         return self._run(self.network.features, pixels)
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """(N, H, W) integer pixels to (N, 3) probabilities of NFF, AFF and neither."""
+        """Return (N, 3) probabilities of NFF, AFF and neither, of (N, H, W) integer pixels."""
         return self._run(lambda images: self.network(images).softmax(1), pixels)
 
     def verdicts(self, pixels: np.ndarray) -> np.ndarray:
-        """(N,) "NFF", "AFF" or "neither", whichever is most probable."""
+        """Return (N,) "NFF", "AFF" or "neither", whichever is most probable."""
         return np.array(CLASSES)[self.probabilities(pixels).argmax(1)]
 
     def activation_maps(self, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """(N, h, w) class activation maps: what each place adds to the logit of the class named for the image.
+        """Return (N, h, w) class activation maps: what each place adds to the logit of the image's class.
 
         Zhou et al. 2016, arXiv:1512.04150, eq. 2; exact here, where a linear layer follows the average: the mean of a
         map and the layer's bias are the logit.
@@ -260,9 +265,9 @@ class Judge:
         return maps[np.arange(len(pixels)), [CLASSES.index(name) for name in classes]]
 
     def with_zones(self, cohort: Cohort) -> Cohort:
-        """The cohort with a fracture zone for each image: the table's own, else the rows that speak for its label.
+        """Give each image a fracture zone, unless the table does: the rows that speak for its label.
 
-        Those are the rows around the strongest one whose mean in the class activation map exceeds half of its.
+        They lie around the strongest row, and their mean in the class activation map is at least half of its.
         """
         if "zone_top" in cohort.table:
             return cohort
@@ -277,9 +282,22 @@ class Judge:
         return Cohort(cohort.table.assign(zone_top=top, zone_bottom=bottom), cohort.pixels)
 
     def confusion(self, cohort: Cohort, seed: int, phantom: Phantom | None = None) -> pd.DataFrame:
-        """How often what is drawn (rows) is judged to be each class (columns), on images the judge has not seen."""
+        """Return how often what is drawn (rows) is judged to be each class (columns), on images it has not seen."""
         pixels, drawn = examples(cohort, seed, phantom)
-        shares = pd.crosstab(
-            pd.Series(drawn, name="drawn"), pd.Series(self.verdicts(pixels), name="judged"), normalize="index"
-        )
+        shares = pd.crosstab(drawn, self.verdicts(pixels), rownames=["drawn"], colnames=["judged"], normalize="index")
         return shares.reindex(columns=CLASSES, fill_value=0.0).reindex(index=[*LABELS, *FAILURES])
+
+
+# Of a study ----------------------------------------------------------------------------------------------------------
+
+
+def train_folds(study: Study, steps: int, seed: int, machines: Machines) -> pd.DataFrame:
+    """Train the judge of every fold, into `judge/FOLD`, and return what became of each task."""
+    tasks = {
+        fold.name: Task(partial(_train, fold, steps, seed), fold.folder("judge") / WEIGHTS) for fold in study.folds
+    }
+    return run_tasks(tasks, study.run / "judge" / "tasks", machines)
+
+
+def _train(fold: Fold, steps: int, seed: int) -> None:
+    Judge().fit(fold.train, fold.folder("judge"), steps, seed, fold.phantom)

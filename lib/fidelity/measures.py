@@ -1,8 +1,7 @@
 """Fidelity: how well synthetic radiographs imitate real ones of their class, and how well each kept its source.
 
 Every distance (`lib.fidelity.distances`) stands beside two references: `real`, validation images of the class, and
-`source`,
-untranslated images. All but KID, which is unbiased, are taken of equally many images.
+`source`, untranslated images. All but KID, which is unbiased, are taken of equally many images.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +20,24 @@ from sklearn.metrics import roc_auc_score
 
 from lib.data.cohort import LABELS, Cohort
 from lib.data.hashes import cohort_hashes
-from lib.data.phantom import Phantom
 from lib.data.pixels import blocks
-from lib.data.splits import PARTS, fold_keys, fold_name
-from lib.fidelity.distances import Space, distances, spaces
+from lib.fidelity import synthesis
+from lib.fidelity.distances import Space, distances, inception_available, spaces
 from lib.fidelity.judge import Judge, zones
-from lib.fidelity.synthesis import INPUTS, TRANSLATORS
-from lib.run.files import from_root, write_together
+from lib.run.files import from_root, write_text, write_together
 from lib.run.fingerprint import source_hash
 from lib.run.randomness import generator
-from lib.run.tasklist import Task
+from lib.run.tasklist import Machines, Task
+from lib.run.tasks import run_tasks
 from lib.statistics.inference import kid, kid_jackknife, kid_permutation_test
+from lib.study import Fold, Study
+from lib.translators.methods import METHODS, NOISE
+from lib.translators.training import WEIGHTS
 
 DIRECTIONS = {"AFF": "NFF→AFF", "NFF": "AFF→NFF"}  # by the label translated to
+COLUMNS = ("method", "repeat", "fold", "direction", "features", "metric", "value", "ci_low", "ci_high", "n")
+KID_COLUMNS = ("question", "metric", "a", "b", "n", "patients", "difference", "ci_low", "ci_high", "test", "statistic",
+               "p", "repeat", "fold")  # fmt: skip
 OF_JUDGE = ("transfer", "neither", "transfer_blurred", "transfer_noised")  # measured by its eye, not in pixels
 
 
@@ -40,16 +45,16 @@ OF_JUDGE = ("transfer", "neither", "transfer_blurred", "transfer_noised")  # mea
 
 
 def subsample(images: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """n rows drawn without repetition, or all where there are fewer; the same rows of equally long arrays."""
+    """Draw n rows without repetition, or all where there are fewer; the same rows of equally long arrays."""
     return images[np.sort(generator(seed).permutation(len(images))[:n])]
 
 
 def distance_rows(sets: dict[str, Cohort], reference: Cohort, found: dict[str, Space]) -> list[dict]:
-    """Rows of the fidelity table: each set against the same real test images, in each space.
+    """Measure the distance of each set from the same real test images, in each space: rows of the fidelity table.
 
     KID takes all images, with an interval from a jackknife over patients (of both sides); its `n` is the number of the
-    set, against all of the reference. The other distances depend on the numbers, so they are taken of n images of each
-    set and of the reference alike, as many as the smallest of them has; FID's rows also say in how many `dimensions`.
+    set. The other distances depend on the numbers, so they are taken of n images of each set and of the reference, as
+    many as the smallest of them has; FID's rows also say in how many `dimensions`.
     """
     n = min(len(reference), *(len(cohort) for cohort in sets.values()))
     rows = []
@@ -71,14 +76,14 @@ def distance_rows(sets: dict[str, Cohort], reference: Cohort, found: dict[str, S
 
 
 def zone_rows(table: pd.DataFrame, height: int) -> np.ndarray:
-    """(N, height) whether a row of pixels touches the image's fracture zone (`lib.fidelity.judge.zones`)."""
+    """Return (N, height): whether a row of pixels touches the image's fracture zone (`lib.fidelity.judge.zones`)."""
     top, bottom = zones(table).T[..., None] * height
     rows = np.arange(height)
     return (rows >= np.floor(top)) & (rows < np.ceil(bottom))
 
 
 def ssim_by_zone(a: np.ndarray, b: np.ndarray, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Mean structural similarity of image pairs inside and outside the fracture zone.
+    """Return the mean structural similarity of image pairs inside and outside the fracture zone.
 
     Parameters
     ----------
@@ -101,12 +106,9 @@ def ssim_by_zone(a: np.ndarray, b: np.ndarray, table: pd.DataFrame) -> tuple[np.
 
 
 def change_in_zone(a: np.ndarray, b: np.ndarray, table: pd.DataFrame) -> np.ndarray:
-    """(N,) share of the absolute change from b to a that lies in the fracture zone; NaN where nothing changed.
+    """Return (N,): the share of all change from b to a that lies in the fracture zone; NaN where nothing changed.
 
-    Parameters
-    ----------
-    a, b : (N, H, W) integer pixels of the same type
-    table : N rows, as for `ssim_by_zone`
+    Parameters are those of `ssim_by_zone`.
     """
     change = np.concatenate([abs(a[rows].astype(np.float32) - b[rows]).sum(2) for rows in blocks(len(a))])
     with np.errstate(invalid="ignore"):
@@ -114,7 +116,7 @@ def change_in_zone(a: np.ndarray, b: np.ndarray, table: pd.DataFrame) -> np.ndar
 
 
 def blurred(pixels: np.ndarray) -> np.ndarray:
-    """(N, H, W) pixels after a Gaussian blur of σ = 1/128 of the height: too mild to hide a fracture."""
+    """Blur (N, H, W) pixels with σ = 1/128 of the height: too mild to hide a fracture."""
     sigma = max(pixels.shape[1] / 128, 0.5)  # less than half a pixel would be no blur
     soft = np.empty(pixels.shape, pixels.dtype)
     for image, sharp in zip(soft, pixels, strict=True):
@@ -123,7 +125,7 @@ def blurred(pixels: np.ndarray) -> np.ndarray:
 
 
 def noised(pixels: np.ndarray) -> np.ndarray:
-    """(N, H, W) pixels with noise of 2 % of the grey scale, always the same."""
+    """Add noise of 2 % of the grey scale, always the same, to (N, H, W) pixels."""
     top, rng = np.iinfo(pixels.dtype).max, generator(len(pixels))
     noisy = np.empty(pixels.shape, pixels.dtype)
     for image, clean in zip(noisy, pixels, strict=True):
@@ -131,8 +133,8 @@ def noised(pixels: np.ndarray) -> np.ndarray:
     return noisy
 
 
-def mean_by_patient(values: np.ndarray, patients: pd.Series, draws: int = 2000, seed: int = 0) -> dict:
-    """Mean over images with a 95 % percentile interval from resampling patients."""
+def mean_by_patient(values: np.ndarray, patients: pd.Series) -> dict:
+    """Return the mean over images, with a 95 % percentile interval from resampling patients."""
     yes_or_no = np.asarray(values).dtype == bool
     values, patients = np.asarray(values, float), pd.Series(np.asarray(patients))
     keep = ~np.isnan(values)
@@ -140,7 +142,7 @@ def mean_by_patient(values: np.ndarray, patients: pd.Series, draws: int = 2000, 
     sums, counts = groups.sum().to_numpy(), groups.count().to_numpy()
     if not len(sums):
         return {"value": np.nan, "ci_low": np.nan, "ci_high": np.nan, "n": 0}
-    rows = np.random.default_rng(seed).integers(len(sums), size=(draws, len(sums)))
+    rows = np.random.default_rng(0).integers(len(sums), size=(2000, len(sums)))
     means = sums[rows].sum(1) / counts[rows].sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
     if yes_or_no and low == high:  # none or all of them: Clopper and Pearson, patients as trials
@@ -150,7 +152,7 @@ def mean_by_patient(values: np.ndarray, patients: pd.Series, draws: int = 2000, 
 
 
 def image_rows(method: str, translated: Cohort, source: Cohort, judge: Judge, counterfactual: Cohort | None) -> list:
-    """Rows of the fidelity table about each translated image: transfer, what it kept, and the counterfactual.
+    """Measure what became of each translated image: rows of the fidelity table.
 
     `transfer` is the share that the judge takes for the class translated to, `neither` the share it takes for no
     fracture at all; `transfer_blurred` and `transfer_noised` ask again after a mild blur and mild noise, which images
@@ -180,7 +182,7 @@ def image_rows(method: str, translated: Cohort, source: Cohort, judge: Judge, co
 def at_a_glance(
     translated: Cohort, source: Cohort, reference: Cohort, judge: Judge, counterfactual: Cohort | None = None
 ) -> dict[str, float]:
-    """A few numbers of one direction, without intervals, to compare settings while a method is set up.
+    """Return a few numbers of one direction, without intervals, to compare settings while a method is set up.
 
     Parameters
     ----------
@@ -198,7 +200,7 @@ def at_a_glance(
 
 
 def reconstruction(back: Cohort, images: Cohort, judge: Judge) -> dict[str, float]:
-    """What an autoencoder keeps of a fracture, on images of both labels.
+    """Measure what an autoencoder keeps of a fracture, on images of both labels.
 
     `error_inside`, `error_outside`: mean absolute difference inside and outside the fracture zone, in shares of the
     grey scale; `auroc`, `auroc_reconstructed`: how well the judge tells AFF from NFF before and after.
@@ -223,31 +225,24 @@ def reconstruction(back: Cohort, images: Cohort, judge: Judge) -> dict[str, floa
 
 
 def fidelity_table(
-    translated: dict[str, Cohort],
-    training: Cohort,
-    validation: Cohort,
-    test: Cohort,
-    judge: Judge,
-    counterfactual: Cohort | None = None,
-    noise: Cohort | None = None,
-    inception: str = "none",
+    fold: Fold, translated: dict[str, Cohort], judge: Judge, noise: Cohort | None = None, inception: str = "none"
 ) -> pd.DataFrame:
-    """One cell's fidelity, both directions.
+    """Measure one fold's fidelity, both directions.
 
     Parameters
     ----------
     translated : by method, the test images translated both ways (`lib.fidelity.synthesis.translate_test`)
-    training, validation, test : the cell's real images; `real` compares test with validation images, not with those of
-        the training part, which the judge has fitted
-    counterfactual : the test images with the other fracture, on the phantom
     noise : AFF images sampled from noise: they have no source, so only their distances are measured
+    inception : as in `lib.fidelity.distances.spaces`
 
     Returns
     -------
-    DataFrame `method, direction, features, metric, value, ci_low, ci_high, n, dimensions`; methods also `real`,
-        `source` and, on the phantom, `counterfactual`: what the metrics of single images say of a perfect translation.
-        `n` images of the method were measured (see `distance_rows`), by FID in so many `dimensions`
+    DataFrame `COLUMNS, dimensions`. Methods also `real` (validation images: the judge has fitted those of the training
+        part), `source` and, on the phantom, `counterfactual`, what the metrics of single images say of a perfect
+        translation. `n` images of the method were measured (see `distance_rows`), by FID in so many `dimensions`
     """
+    training, validation, test = fold.parts
+    counterfactual = fold.phantom.counterfactual(test) if fold.phantom else None
     found, rows = spaces(judge, training, inception), []
     test = judge.with_zones(test)
     for to, direction in DIRECTIONS.items():
@@ -256,127 +251,115 @@ def fidelity_table(
         outputs = {method: cohort.select(label=to) for method, cohort in translated.items()}
         sets = {"real": validation.select(label=to), "source": source, **outputs}
         if noise is not None and to == "AFF":
-            sets["noise"] = noise
-        other = None if counterfactual is None else counterfactual.select(label=to)
+            sets[NOISE] = noise
         compared = {"source": Cohort(source.table.assign(label=to), source.pixels), **outputs}
+        other = None if counterfactual is None else counterfactual.select(label=to)
         if other is not None:
             compared["counterfactual"] = other
         of_direction = distance_rows(sets, reference, found)
         for method, cohort in compared.items():
             of_direction += image_rows(method, cohort, source, judge, other)
-        for method, cohort in {"real": reference, "noise": sets.get("noise")}.items():
+        for method, cohort in {"real": reference, NOISE: sets.get(NOISE)}.items():
             if cohort is not None:
                 of_images = image_rows(method, cohort, cohort, judge, None)
                 of_direction += [row for row in of_images if row["features"] == "judge"]
-        rows += [{**row, "direction": direction} for row in of_direction]
-    columns = ["method", "direction", "features", "metric", "value", "ci_low", "ci_high", "n", "dimensions"]
-    return pd.DataFrame(rows)[columns].astype({"dimensions": "Int64"})
+        rows += [{**row, **fold.key, "direction": direction} for row in of_direction]
+    return pd.DataFrame(rows)[[*COLUMNS, "dimensions"]].astype({"dimensions": "Int64"})
 
 
-def tasks_of(
-    folder: Path,
-    methods: list[str],
-    cohort: Cohort,
-    splits: pd.DataFrame,
-    phantom: Phantom | None,
-    inception: str,
-) -> dict[str, Task]:
-    """By name, `measure_fold` of every cell."""
-    pieces = {}
-    for cell in fold_keys(splits):
-        do = partial(measure_fold, folder, cell, cohort, splits, methods, phantom, inception)
-        of_cell = [home / INPUTS for home in _sets(folder, cell, methods).values()]
-        needs = (Path(folder, "judge", fold_name(*cell), "judge.safetensors"), *of_cell, from_root(inception))
-        pieces[fold_name(*cell)] = Task(do, Path(folder, "fidelity", f"{fold_name(*cell)}.json"), needs)
-    return pieces
-
-
-def _sets(folder: Path, cell: tuple[int, int], methods: list[str]) -> dict[str, Path]:
-    """By method, the folder of the images that are measured: translated test images, or AFF images from noise."""
-    homes = {method: Path(folder, "synthetic", method, fold_name(*cell)) for method in methods}
-    return {
-        method: home if method == "noise" else home / "test"
-        for method, home in homes.items()
-        if method in (*TRANSLATORS, "noise")
-    }
-
-
-def measure_fold(
-    folder: Path,
-    cell: tuple[int, int],
-    cohort: Cohort,
-    splits: pd.DataFrame,
-    methods: list[str],
-    phantom: Phantom | None,
-    inception: str,
-) -> None:
-    """One cell's `fidelity_table` and, where both translators ran, `kid_comparison`, of the images and the judge that
-    lie in the run: into `fidelity/CELL.csv` and `CELL_kid.csv`, unless they are there from the same inputs.
+def measure_folds(study: Study, inception: str, machines: Machines) -> pd.DataFrame:
+    """Measure the images of every fold, write `fidelity.csv` and return it, with the `dimensions` of FID.
 
     Parameters
     ----------
-    folder : of the run
-    methods : those whose images were made, see `lib.fidelity.synthesis.METHODS`
-    phantom : what the cohort was drawn from, None: real radiographs
-    inception : as in `lib.fidelity.distances.spaces`
+    inception : "none", "download" or a weights file; left out, with a word, where it cannot be had
     """
-    name, homes = fold_name(*cell), _sets(folder, cell, methods)
-    weights = Path(folder, "judge", name, "judge.safetensors")
-    inputs = {method: json.loads((home / INPUTS).read_text(encoding="utf-8")) for method, home in homes.items()}
-    inputs |= {"judge": hashlib.sha256(weights.read_bytes()).hexdigest()[:16], "phantom": repr(phantom)}
-    training, validation, test = parts = [cohort.part(splits, *cell, part) for part in PARTS]
-    inputs |= {"inception": inception, "source": source_hash(__name__), "images": [*map(cohort_hashes, parts)]}
+    available = inception_available(inception)
+    study.run.record("weights", inception=available or "not used")
+    inception, tasks = inception if available else "none", {}
+    for fold in study.folds:
+        inputs = [home / synthesis.INPUTS for home in _homes(fold).values()]
+        needs = (fold.folder("judge") / WEIGHTS, *inputs, from_root(inception))
+        result = study.run / "fidelity" / f"{fold.name}.json"
+        tasks[fold.name] = Task(partial(measure_fold, fold, inception), result, needs)
+    run_tasks(tasks, study.run / "fidelity" / "tasks", machines)
+    table = pd.concat([pd.read_csv(study.run / "fidelity" / f"{name}.csv") for name in tasks], ignore_index=True)
+    write_text(study.run / "fidelity.csv", table[list(COLUMNS)].to_csv(index=False))
+    return table
+
+
+def _homes(fold: Fold) -> dict[str, Path]:
+    """Return the folders of the images that are measured: translated test images, and AFF images from noise."""
+    homes = synthesis.sets(fold)
+    return {name: home if name == NOISE else home / "test" for name, home in homes.items() if name in (*METHODS, NOISE)}
+
+
+def measure_fold(fold: Fold, inception: str) -> None:
+    """Measure the images of a fold with its judge, into `fidelity/FOLD.csv` and `FOLD_kid.csv`.
+
+    Nothing is measured again from the same inputs, which `FOLD.json` holds.
+    """
+    homes, judge = _homes(fold), fold.folder("judge")
+    inputs = {name: json.loads((home / synthesis.INPUTS).read_text(encoding="utf-8")) for name, home in homes.items()}
+    inputs |= {"judge": _sha256(judge / WEIGHTS), "phantom": repr(fold.phantom)}
+    inputs |= {"inception": inception, "source": source_hash(__name__), "images": [*map(cohort_hashes, fold.parts)]}
     if (file := from_root(inception)).is_file():
-        inputs |= {"inception_sha256": hashlib.sha256(file.read_bytes()).hexdigest()[:16]}
-    text, place = json.dumps(inputs, indent=1), Path(folder, "fidelity")
-    if (known := place / f"{name}.json").exists() and known.read_text(encoding="utf-8") == text:
+        inputs |= {"inception_sha256": _sha256(file)}
+    text, place = json.dumps(inputs, indent=1), fold.run / "fidelity"
+    if (known := place / f"{fold.name}.json").exists() and known.read_text(encoding="utf-8") == text:
         return
-    images, judge = {method: Cohort.load(home) for method, home in homes.items()}, Judge.load(weights.parent)
-    noise, counterfactual = images.pop("noise", None), phantom.counterfactual(test) if phantom else None
-    table = fidelity_table(images, training, validation, test, judge, counterfactual, noise, inception)
-    tables = {f"{name}.csv": table}
-    if len(images) == len(TRANSLATORS):
-        tables[f"{name}_kid.csv"] = kid_comparison(images, test, judge, "cyclediff", "cyclegan")
-    repeat, fold = cell
-    texts = {file: table.assign(repeat=repeat, fold=fold).to_csv(index=False) for file, table in tables.items()}
-    write_together(place, texts | {f"{name}.json": text})
+    images, judge = {name: Cohort.load(home) for name, home in homes.items()}, Judge.load(judge)
+    noise = images.pop(NOISE, None)
+    tables = {".csv": fidelity_table(fold, images, judge, noise, inception)}
+    tables["_kid.csv"] = kid_comparisons(fold, images, judge)
+    texts = {fold.name + end: table.to_csv(index=False) for end, table in tables.items()}
+    write_together(place, texts | {f"{fold.name}.json": text})
 
 
-def closer_by_space(fidelity: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
-    """Which of two methods has the lower KID in each feature space, and whether the spaces agree.
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
-    Parameters
-    ----------
-    fidelity : `method, direction, features, metric, value`; means over cells are compared
+
+def kid_comparisons(fold: Fold, translated: dict[str, Cohort], judge: Judge) -> pd.DataFrame:
+    """Compare the KID of each two methods on the same source images: a row a direction, permuting source patients.
 
     Returns
     -------
-    DataFrame, one row a direction: a column a space with the method that is closer, and `agree`
+    DataFrame `KID_COLUMNS`; the later row of `METHODS` is `a`, the earlier `b`
     """
-    values = fidelity[(fidelity.metric == "kid") & fidelity.method.isin([a, b])]
+    test, rows = fold.test, []
+    for b, a in combinations([method for method in METHODS if method in translated], 2):
+        for to, direction in DIRECTIONS.items():
+            one, other = (translated[method].select(label=to) for method in (a, b))
+            reference = test.select(label=to)
+            features = [judge.features(cohort.pixels) for cohort in (one, other, reference)]
+            result = kid_permutation_test(
+                *features, one.table.patient_id, reference_patients=reference.table.patient_id.to_numpy()
+            )
+            asked = {"question": "RQ1", "metric": f"kid {direction}", "a": a, "b": b}
+            rows.append({**asked, **result, "test": "permutation of source patients", **fold.key})
+    return pd.DataFrame(rows, columns=KID_COLUMNS)
+
+
+def kid_tests(study: Study) -> pd.DataFrame:
+    """Read the `kid_comparisons` of all folds; no rows where fewer than two translators ran."""
+    files = [study.run.require(f"fidelity/{fold.name}_kid.csv", "04_synthesis") for fold in study.folds]
+    return pd.concat(map(pd.read_csv, files), ignore_index=True)
+
+
+def closer_by_space(fidelity: pd.DataFrame, *methods: str) -> pd.DataFrame:
+    """Name the method of lowest KID in each feature space, and say whether the spaces agree.
+
+    Parameters
+    ----------
+    fidelity : `method, direction, features, metric, value`; means over folds are compared
+    methods : those to compare; none: all translators in the table
+
+    Returns
+    -------
+    DataFrame, one row a direction: a column a space with the method that is closest, and `agree`
+    """
+    values = fidelity[(fidelity.metric == "kid") & fidelity.method.isin(methods or METHODS)]
     means = values.pivot_table(index="direction", columns=["features", "method"], values="value", sort=False)
-    found = means.columns.unique("features")
-    table = pd.DataFrame({space: means[space].idxmin(axis=1) for space in found})
+    table = pd.DataFrame({space: means[space].idxmin(axis=1) for space in means.columns.unique("features")})
     return table.assign(agree=table.nunique(axis=1) == 1)
-
-
-def kid_comparison(translated: dict[str, Cohort], test: Cohort, judge: Judge, a: str, b: str) -> pd.DataFrame:
-    """Is one method's KID lower than another's on the same source images? A row a direction, permuting source patients.
-
-    Columns are those of `statistics/comparisons.csv`, question RQ1, without the adjusted p.
-    """
-    rows = []
-    for to, direction in DIRECTIONS.items():
-        one, other = (translated[method].select(label=to) for method in (a, b))
-        reference = test.select(label=to)
-        features = [judge.features(cohort.pixels) for cohort in (one, other, reference)]
-        result = kid_permutation_test(
-            *features, one.table.patient_id, reference_patients=reference.table.patient_id.to_numpy()
-        )
-        rows.append(
-            {"question": "RQ1", "metric": f"kid {direction}", "a": a, "b": b, "n": result.n,
-             "patients": result.patients,
-             "difference": result.difference, "ci_low": result.ci_low, "ci_high": result.ci_high,
-             "test": "permutation of source patients", "statistic": result.statistic, "p": result.p}
-        )  # fmt: skip
-    return pd.DataFrame(rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,40 +18,56 @@ import pandas as pd
 
 from lib.data.cohort import Cohort, save_blocks
 from lib.data.hashes import cohort_hashes
-from lib.data.phantom import Phantom
 from lib.data.pixels import blocks
-from lib.data.splits import fold_keys, fold_name
 from lib.fidelity import controls
+from lib.fidelity.curation import VERDICTS, without_rejected
 from lib.run.files import write_text, written
 from lib.run.fingerprint import source_hash
 from lib.run.hardware import arithmetic
 from lib.run.progress import no_progress, progress
 from lib.run.randomness import generator
-from lib.run.tasklist import Task
-from lib.run.weights import weights_metadata
-from lib.translators.cyclediff.model import CycleDiff
-from lib.translators.cyclegan import CycleGAN
+from lib.run.tasklist import Machines, Task
+from lib.run.tasks import run_tasks
+from lib.study import Fold, Study
+from lib.translators.methods import DRAWS_NOISE, METHODS, NOISE, Method
 from lib.translators.training import WEIGHTS
 
-TRANSLATORS = {"cyclegan": CycleGAN, "cyclediff": CycleDiff}
-METHODS = (*TRANSLATORS, "noise", *controls.CONTROL_GENERATORS)
 CHUNK = 32  # images between two files: the batch of a translation, so that chunks change no image
 INPUTS, CHUNKS = "inputs.json", "chunks"  # in a set's folder: what it is made from, and what is finished of it
 
 Chunk = Callable[[], Cohort]  # makes the images of one
 
 
-# Which images --------------------------------------------------------------------------------------------------------
+# Which methods, which images -----------------------------------------------------------------------------------------
+
+
+def known_methods() -> list[str]:
+    """Return all that makes AFF images: translators, noise, controls."""
+    return [*METHODS, NOISE, *controls.CONTROL_GENERATORS]
+
+
+def trained(method: str) -> Method | None:
+    """Return the translator whose weights a method needs; None: a control needs none."""
+    return METHODS.get(DRAWS_NOISE if method == NOISE else method)
+
+
+def check_methods(study: Study, methods: Sequence[str]) -> None:
+    """Raise where a method is unknown (ValueError), or its translator is not trained in every fold (NotYet)."""
+    if unknown := set(methods) - set(known_methods()):
+        raise ValueError(f"methods: unknown {sorted(unknown)}; there are {', '.join(known_methods())}")
+    for of in filter(None, map(trained, methods)):
+        for fold in study.folds:
+            study.run.require(f"{of.name}/{fold.name}/{WEIGHTS}", of.notebook)
 
 
 def images_needed(training: Cohort, ratio: float) -> int:
-    """How many AFF images bring a training set to `ratio` AFF images per NFF image (1: balanced)."""
+    """Count the AFF images that bring a training set to `ratio` AFF images per NFF image (1: balanced)."""
     aff = int(training.targets.sum())
     return max(round(ratio * (len(training) - aff)) - aff, 0)
 
 
 def chosen_sources(training: Cohort, number: int, seed: int) -> Cohort:
-    """`number` NFF images of the training part, drawn without repetition: what is to be translated.
+    """Draw NFF images of the training part, without repetition: what is to be translated.
 
     Raises
     ------
@@ -70,39 +86,51 @@ def chosen_sources(training: Cohort, number: int, seed: int) -> Cohort:
 # Making them ---------------------------------------------------------------------------------------------------------
 
 
-def synthesise(
-    folder: Path,
-    method: str,
-    cell: tuple[int, int],
-    cohort: Cohort,
-    splits: pd.DataFrame,
-    ratio: float,
-    seed: int,
-    phantom: Phantom | None = None,
-) -> Cohort:
-    """The AFF images that a method adds to a cell's training part, in `synthetic/METHOD/CELL`.
+def make_sets(study: Study, methods: Sequence[str], ratio: float, seed: int, machines: Machines) -> pd.DataFrame:
+    """Make all sets of a run, remove those of other methods, and return what became of each task.
 
     Parameters
     ----------
-    folder : of the run, which holds the trained translators
-    method : one of `METHODS`
+    methods : of `known_methods`
+    ratio, seed : see `synthesise`
+    """
+    check_methods(study, methods)
+    (study.run / "fidelity.csv").unlink(missing_ok=True)  # of images that were there before
+    remove_others(study, methods)
+    tasks = {}
+    for fold in study.folds:
+        for method in methods:
+            home, of = fold.folder("synthetic", method), trained(method)
+            needs = (fold.folder(of.name) / WEIGHTS,) if of else ()
+            name = f"{fold.name}-{method}"
+            tasks[name] = Task(partial(synthesise, fold, method, ratio, seed), home / "table.csv", needs)
+            if method in METHODS:
+                tasks[f"{name}-test"] = Task(partial(translate_test, fold, method), home / "test" / "table.csv", needs)
+    return run_tasks(tasks, study.run / "synthetic" / "tasks", machines)
+
+
+def synthesise(fold: Fold, method: str, ratio: float, seed: int) -> Cohort:
+    """Make the AFF images that a method adds to a fold's training part, in `synthetic/METHOD/FOLD`.
+
+    Parameters
+    ----------
+    method : of `known_methods`
     ratio : AFF images per NFF image of the training set, with those that are added
     seed : of the sources that are drawn, and of noise
-    phantom : what the cohort was drawn from, None: real radiographs
 
     Raises
     ------
     ValueError
         Where there are no fewer AFF images than asked for, or too few NFF images to make them of.
     """
-    training = cohort.part(splits, *cell, "train")
+    training = fold.train
     needed = images_needed(training, ratio)
     if not needed:
-        raise ValueError(f"cell {fold_name(*cell)} has no fewer AFF than asked for: raise synthetic_ratio")
+        raise ValueError(f"fold {fold.name} has no fewer AFF than asked for: raise synthetic_ratio")
     sources = chosen_sources(training, needed, seed)
-    home, inputs = _home(folder, method, cell), {"method": method, "seed": seed, "sources": cohort_hashes(sources)}
+    home, inputs = fold.folder("synthetic", method), {"method": method, "seed": seed, "sources": cohort_hashes(sources)}
     if method in controls.CONTROL_GENERATORS:
-        hidden = controls.hidden_aff(cohort, splits, cell)
+        hidden, phantom = fold.unused.select(label="AFF"), fold.phantom
         inputs |= {"training": cohort_hashes(training), "hidden": cohort_hashes(hidden), "phantom": repr(phantom)}
         make = {
             "fake": partial(controls.fake, training, needed, seed),
@@ -112,94 +140,54 @@ def synthesise(
         if _unfinished(home, inputs):
             make().save(home)
         return Cohort.load(home)
-    weights = Path(folder, "cyclediff" if method == "noise" else method, fold_name(*cell), WEIGHTS)
-    if _unfinished(home, inputs | {"weights": _sha256(weights.read_bytes())}):
-        if method == "noise":
-            model = CycleDiff.load(weights.parent)
+    of = trained(method)
+    weights = fold.folder(of.name) / WEIGHTS
+    if _unfinished(home, inputs | {"weights": _sha256(weights)}):
+        model = of.translator.load(weights.parent)
+        if method == NOISE:
             table = model.noise_table(needed, "AFF", seed)
             makers = [
                 partial(model.sample, len(rows), "AFF", seed, like=training, batch=CHUNK, first=rows[0])
                 for rows in blocks(needed, CHUNK)
             ]
         else:
-            table = sources.provenance("AFF", method, _trained_on(weights))
-            makers = list(_translations(TRANSLATORS[method].load(weights.parent), sources, "AFF"))
-        _make(home, table, makers, f"{method} {fold_name(*cell)}")
+            table, makers = _translations(model, method, sources, "AFF")
+        _make(home, table, makers, f"{method} {fold.name}")
     return Cohort.load(home)
 
 
-def translate_test(folder: Path, method: str, cell: tuple[int, int], cohort: Cohort, splits: pd.DataFrame) -> Cohort:
-    """A cell's test images translated to their other label, NFF to AFF first, in `synthetic/METHOD/CELL/test`: what
-    fidelity is measured on.
+def translate_test(fold: Fold, method: str) -> Cohort:
+    """Translate a fold's test images to their other label, NFF first, into `synthetic/METHOD/FOLD/test`.
+
+    Fidelity is measured on them.
 
     Parameters
     ----------
-    folder : of the run, which holds the trained translators
-    method : one of `TRANSLATORS`
+    method : of `lib.translators.methods.METHODS`
     """
-    test = cohort.part(splits, *cell, "test")
-    home, weights = _home(folder, method, cell) / "test", Path(folder, method, fold_name(*cell), WEIGHTS)
-    inputs = {"method": method, "sources": cohort_hashes(test), "weights": _sha256(weights.read_bytes())}
+    test, of = fold.test, METHODS[method]
+    home, weights = fold.folder("synthetic", method) / "test", fold.folder(method) / WEIGHTS
+    inputs = {"method": method, "sources": cohort_hashes(test), "weights": _sha256(weights)}
     if _unfinished(home, inputs):
-        model = TRANSLATORS[method].load(weights.parent)
+        model = of.translator.load(weights.parent)
         ways = [(test.select(label="NFF"), "AFF"), (test.select(label="AFF"), "NFF")]
-        tables = [sources.provenance(to, method, _trained_on(weights)) for sources, to in ways]
-        makers = [make for sources, to in ways for make in _translations(model, sources, to)]
-        _make(home, pd.concat(tables, ignore_index=True), makers, f"{method} {fold_name(*cell)}, test")
+        tables, makers = zip(*(_translations(model, method, *way) for way in ways), strict=True)
+        _make(home, pd.concat(tables, ignore_index=True), [*makers[0], *makers[1]], f"{method} {fold.name}, test")
     return Cohort.load(home)
 
 
-def tasks_of(
-    folder: Path,
-    methods: list[str],
-    cohort: Cohort,
-    splits: pd.DataFrame,
-    ratio: float,
-    seed: int,
-    phantom: Phantom | None,
-) -> dict[str, Task]:
-    """By name, the making of all sets of a run: `synthesise` and, of translators, `translate_test` in every cell."""
-    pieces = {}
-    for cell in fold_keys(splits):
-        for method in methods:
-            given, name = (folder, method, cell, cohort, splits), f"{fold_name(*cell)}-{method}"
-            home, trained = _home(folder, method, cell), "cyclediff" if method == "noise" else method
-            needs = (Path(folder, trained, fold_name(*cell), WEIGHTS),) if trained in TRANSLATORS else ()
-            pieces[name] = Task(partial(synthesise, *given, ratio, seed, phantom), home / "table.csv", needs)
-            if method in TRANSLATORS:
-                pieces[f"{name}-test"] = Task(partial(translate_test, *given), home / "test" / "table.csv", needs)
-    return pieces
+def _translations(model, method: str, sources: Cohort, to: str) -> tuple[pd.DataFrame, list[Chunk]]:
+    """Return the table of the translated images, and what makes them chunk by chunk."""
+    table = sources.provenance(to, method, model.metadata.get("patients_hash"))
+    return table, [partial(model.translate, few, to, batch=CHUNK) for _, few in sources.blocks(CHUNK)]
 
 
-def remove_others(folder: Path, methods: list[str], splits: pd.DataFrame) -> None:
-    """Remove sets of an earlier run with other methods or cells from `synthetic/` of the run in this folder."""
-    names = {fold_name(*cell) for cell in fold_keys(splits)}
-    for home in (Path(folder, "synthetic", method) for method in METHODS):
-        for of_cell in home.glob("*/"):
-            if home.name not in methods or of_cell.name not in names:
-                shutil.rmtree(of_cell)
-        if home.exists() and not any(home.iterdir()):
-            home.rmdir()
-
-
-def _home(folder: Path, method: str, cell: tuple[int, int]) -> Path:
-    return Path(folder, "synthetic", method, fold_name(*cell))
-
-
-def _trained_on(weights: Path) -> str | None:
-    return weights_metadata(weights).get("patients_hash")
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _translations(model, sources: Cohort, to: str) -> Iterator[Chunk]:
-    return (partial(model.translate, few, to, batch=CHUNK) for _, few in sources.blocks(CHUNK))
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def _unfinished(home: Path, inputs: dict) -> bool:
-    """Whether a set of images is to be made, or made on, from these inputs; what was made from others is removed."""
+    """Return whether a set is to be made, or made on, from these inputs; what was made from others is removed."""
     text = json.dumps(inputs | {"source": source_hash(__name__), "arithmetic": arithmetic()}, indent=1)
     path, table = home / INPUTS, home / "table.csv"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -223,3 +211,41 @@ def _make(home: Path, table: pd.DataFrame, makers: list[Chunk], name: str) -> No
                 bar.update()
     save_blocks(home, table, map(np.load, chunks))
     shutil.rmtree(home / CHUNKS)
+
+
+# What was made -------------------------------------------------------------------------------------------------------
+
+
+def sets(fold: Fold) -> dict[str, Path]:
+    """Return the folder of each method's images of a fold; NotYet where one is not finished."""
+    ran = [method for method in known_methods() if (fold.run / "synthetic" / method).exists()]
+    return {
+        method: fold.run.require(f"synthetic/{method}/{fold.name}/table.csv", "04_synthesis").parent for method in ran
+    }
+
+
+def load(fold: Fold, curated: bool = False) -> dict[str, Cohort]:
+    """Load the AFF images that each method has made for a fold's training part.
+
+    Parameters
+    ----------
+    curated : leave out what was rejected by hand, `lib.fidelity.curation.without_rejected`
+    """
+    found = {method: Cohort.load(home) for method, home in sets(fold).items()}
+    return without_rejected(found, fold.run / "synthetic" / VERDICTS) if curated else found
+
+
+def load_test(fold: Fold) -> dict[str, Cohort]:
+    """Load the test images that each translator has translated both ways."""
+    return {method: Cohort.load(home / "test") for method, home in sets(fold).items() if method in METHODS}
+
+
+def remove_others(study: Study, methods: Sequence[str]) -> None:
+    """Remove sets of an earlier run with other methods or folds from `synthetic/` of the run."""
+    folds = {fold.name for fold in study.folds}
+    for home in (study.run / "synthetic" / method for method in known_methods()):
+        for of_fold in home.glob("*/"):
+            if home.name not in methods or of_fold.name not in folds:
+                shutil.rmtree(of_fold)
+        if home.exists() and not any(home.iterdir()):
+            home.rmdir()

@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 
 from lib.data.cohort import Cohort
-from lib.data.splits import counts_by_part, fold_keys, read_splits
+from lib.data.splits import fold_keys, read_splits
 from lib.fidelity.controls import is_control
 from lib.run.files import ROOT
 from lib.run.folder import Run
 from lib.statistics.comparisons import MARGIN, QUESTIONS
 from lib.statistics.metrics import KEY_SECONDARY, PRIMARY
 from lib.statistics.planning import COMPARISONS, errors_to_detect
+from lib.study import Study
 
 
 class Gap(Exception):
@@ -49,6 +50,10 @@ class Facts:
     def cohort(self) -> Cohort:
         self.table("cohort/table.csv")
         return Cohort.load(self.run / "cohort")
+
+    @property
+    def study(self) -> Study:
+        return Study(self.run, self.cohort, self.splits)
 
     @property
     def splits(self) -> pd.DataFrame:
@@ -125,7 +130,7 @@ def partition(facts: Facts) -> str:
 
 
 def characteristics(facts: Facts) -> str:
-    counts = counts_by_part(facts.cohort, facts.splits)
+    counts = facts.study.counts_by_part()
     parts = [
         f"{part}: {row['AFF patients']:.0f} AFF and {row['NFF patients']:.0f} NFF patients, "
         f"{row['AFF images']:.0f} and {row['NFF images']:.0f} images"
@@ -139,7 +144,7 @@ def sample_size(facts: Facts) -> str:
     equal = equal[equal.question != "control"].dropna(subset="standard_error")
     if not len(equal):
         raise Gap("no declared comparison was run")
-    counts, errors = counts_by_part(facts.cohort, facts.splits), equal.standard_error
+    counts, errors = facts.study.counts_by_part(), equal.standard_error
     at_5, first = (
         [row.standard_error * errors_to_detect(row.df, alpha=alpha) for row in equal.itertuples()]
         for alpha in (0.05, 0.05 / COMPARISONS)

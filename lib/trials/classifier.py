@@ -25,6 +25,7 @@ from lib.run.files import from_root
 from lib.run.fingerprint import source_hash
 from lib.run.hardware import accelerator
 from lib.run.randomness import batch_rows, torch_generator
+from lib.run.settings import FromParameters
 from lib.run.weights import read_weights
 from lib.statistics.metrics import by_patient, calibration_intercept, choose_threshold
 from lib.translators.training import History, check_finite
@@ -39,8 +40,8 @@ ARCHITECTURES = {
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a classifier is trained: the same for every condition that is compared.
+class Settings(FromParameters):
+    """How a classifier is trained: the same for every condition that is compared. Defaults are the quick profile's.
 
     Parameters
     ----------
@@ -53,13 +54,13 @@ class Settings:
     validate_every : steps between two looks at the validation part
     """
 
-    architecture: str = "resnet50"
-    weights: str = "imagenet"
-    steps: int = 2000
+    architecture: str = "resnet18"
+    weights: str = "none"
+    steps: int = 120
     batch: int = 32
-    lr: float = 3e-4
+    lr: float = 1e-3
     weight_decay: float = 0.05
-    validate_every: int = 50
+    validate_every: int = 30
 
 
 # The network ---------------------------------------------------------------------------------------------------------
@@ -67,7 +68,7 @@ class Settings:
 
 @functools.cache
 def pretrained(architecture: str, weights: str) -> tuple[dict | None, str]:
-    """The RGB state dict to start from (None: random) and what it is, in words for the record.
+    """Return the RGB state dict to start from (None: random) and what it is, in words for the record.
 
     A download that fails is announced and recorded, and the training starts from random weights.
     """
@@ -92,7 +93,7 @@ def sum_rgb(network: nn.Module) -> None:
 
 
 def build(architecture: str, weights: str, seed: int) -> tuple[nn.Module, str]:
-    """A classifier of (B, 1, H, W) images in [-1, 1] with one logit, (B, 1), and its description.
+    """Build a classifier of (B, 1, H, W) images in [-1, 1] with one logit, (B, 1).
 
     Everything that is not pretrained is a pure function of the seed. Images keep their range: the normalisation that
     ImageNet weights were trained with is a scale and a shift of grey images, which the first batch norm takes up.
@@ -124,7 +125,7 @@ def build(architecture: str, weights: str, seed: int) -> tuple[nn.Module, str]:
 
 
 def rotated_flipped_cropped(images: torch.Tensor, *key: int) -> torch.Tensor:
-    """The standard augmentation: each image rotated, mirrored and cropped by its own random amount.
+    """Rotate, mirror and crop each image by its own random amount: the standard augmentation.
 
     Rotation by up to ±15°, mirroring with probability ½, a square crop of 80 to 100 % of the area anywhere in the
     frame, scaled back; all three in one bilinear resampling, outside the frame the border continues. (torchvision's
@@ -155,20 +156,20 @@ def rotated_flipped_cropped(images: torch.Tensor, *key: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def logits(network: nn.Module, images: torch.Tensor | Images) -> torch.Tensor:
-    """(N,) float32 logits of (N, 1, H, W) images, in evaluation mode and full precision."""
+    """Return (N,) float32 logits of (N, 1, H, W) images, in evaluation mode and full precision."""
     network.eval()
     device = next(network.parameters()).device
     return torch.cat([network(batch.to(device))[:, 0] for batch in images.split(128)])
 
 
 def predict(network: nn.Module, cohort: Cohort) -> np.ndarray:
-    """(N,) float64 probability of AFF, image by image."""
+    """Return (N,) float64 probabilities of AFF, image by image."""
     return logits(network, Images(cohort.pixels)).cpu().double().sigmoid().numpy()
 
 
 @torch.inference_mode()
 def evidence_maps(network: nn.Module, cohort: Cohort) -> np.ndarray:
-    """(N, 8, 8) how much blurring each place takes away of the evidence for the classifier's own decision, 0 to 1.
+    """Return (N, 8, 8): what blurring each place takes of the evidence for the classifier's own decision, 0 to 1.
 
     Occlusion sensitivity, Zeiler & Fergus 2014, arXiv:1311.2901: the fall of the logit of what was decided, 1 at the
     place where it falls most, 0 where it does not. Class activation maps have only size / 32 places a side, 2 at 64 px;
@@ -188,7 +189,7 @@ def evidence_maps(network: nn.Module, cohort: Cohort) -> np.ndarray:
 
 
 def patient_probabilities(cohort: Cohort, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) label, 1 for AFF, and (n,) mean probability of each of a cohort's patients."""
+    """Return (n,) label, 1 for AFF, and (n,) mean probability of each of a cohort's patients."""
     patients = by_patient(cohort.table[["patient_id", "label"]].assign(probability=probabilities))
     return (patients.label == "AFF").to_numpy(int), patients.probability.to_numpy()
 
@@ -225,8 +226,7 @@ class Trained:
     network : with the selected weights
     history : one row a validation: step, loss, validation_loss, validation_auroc (of patients)
     threshold : AFF is decided where a patient's probability is at least this
-    recalibration : what validation patients ask to be added to a patient's logit
-    (`lib.statistics.metrics.calibration_intercept`)
+    recalibration : what is to be added to a patient's logit (`lib.statistics.metrics.calibration_intercept`)
     best_step : the step whose weights were selected
     spent : what the training was given
     description : architecture and the weights it started from
@@ -348,6 +348,6 @@ def train(
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Share of the peak learning rate at a step: a linear rise over the first tenth, then a cosine down to 0."""
+    """Return the share of the peak learning rate at a step: a linear rise over a tenth, then a cosine down to 0."""
     rise = math.ceil(steps / 10)
     return (step + 1) / rise if step < rise else (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1))) / 2

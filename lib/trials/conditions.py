@@ -1,4 +1,8 @@
-"""trials.conditions"""
+"""Conditions: how a classifier's training set is made.
+
+They are a factorial: how the classes are balanced, times whether the standard augmentation runs. Beside it stand
+smaller doses of what is added, and controls (`lib.fidelity.controls`).
+"""
 
 from __future__ import annotations
 
@@ -12,28 +16,37 @@ from lib.data.cohort import Cohort
 from lib.data.leaks import check_sources
 from lib.fidelity.controls import CONTROLS, permuted_labels
 from lib.run.randomness import generator
-
-GENERATORS = ("cyclegan", "cyclediff", "noise")
-
-
-BALANCE = {
-    "real": "the real training images as they are",
-    "undersampling": "NFF images dropped, down to the share of AFF that the generators reach",
-    "weighted": "AFF images weigh more in the loss, by as much as the generators multiply them",
-    "oversampling": "AFF images copied, as many copies as a generator adds: the count-matched control",
-    "cyclegan": "AFF images added that CycleGAN translated from NFF training images",
-    "cyclediff": "AFF images added that CycleDiff translated from NFF training images",
-    "noise": "AFF images added that CycleDiff's AFF diffusion model drew from noise",
-}
-
+from lib.study import Fold
+from lib.translators.methods import DRAWS_NOISE, METHODS, NOISE
 
 AS_REAL = ("real", "again", "permuted")  # these train on the real images alone
 
 
+def balances() -> dict[str, str]:
+    """Describe each way to balance the classes, by name; every row of `METHODS` is one."""
+    return {
+        "real": "the real training images as they are",
+        "undersampling": "NFF images dropped, down to the share of AFF that the generators reach",
+        "weighted": "AFF images weigh more in the loss, by as much as the generators multiply them",
+        "oversampling": "AFF images copied, as many copies as a generator adds: the count-matched control",
+        **{
+            name: f"AFF images added that {method.title} translated from NFF training images"
+            for name, method in METHODS.items()
+        },
+        NOISE: f"AFF images added that {METHODS[DRAWS_NOISE].title}'s AFF diffusion model drew from noise",
+    }
+
+
 @dataclass(frozen=True)
 class Condition:
-    """How a training set is made: `balance` is a key of `BALANCE` or `CONTROLS`, `standard` says whether images are
-    rotated, flipped and cropped, `dose` which share of the images to be added is."""
+    """How a training set is made.
+
+    Parameters
+    ----------
+    balance : of `balances` or `CONTROLS`
+    standard : whether images are rotated, flipped and cropped
+    dose : share of the images to be added that is added
+    """
 
     balance: str
     standard: bool = False
@@ -48,18 +61,26 @@ class Condition:
 
     @property
     def description(self) -> str:
-        parts = [(BALANCE | CONTROLS)[self.balance]]
+        parts = [(balances() | CONTROLS)[self.balance]]
         parts += ["rotated, flipped, cropped"] * self.standard
         parts += [f"{self.dose:.0%} of the dose"] * (self.dose != 1)
         return "; ".join(parts)
 
 
-CONDITIONS = {c.name: c for standard in (False, True) for c in (Condition(balance, standard) for balance in BALANCE)}
+def factorial() -> dict[str, Condition]:
+    """Return all conditions by name, controls and doses aside."""
+    return {c.name: c for standard in (False, True) for c in (Condition(balance, standard) for balance in balances())}
 
 
 def condition(name: str) -> Condition:
-    """The condition of a name, "@0.5" behind it for half the dose; ValueError with the nearest where there is none."""
-    known = CONDITIONS | {control: Condition(control) for control in CONTROLS}
+    """Return the condition of a name; "@0.5" behind it is half the dose.
+
+    Raises
+    ------
+    ValueError
+        With the nearest name, where there is none.
+    """
+    known = factorial() | {control: Condition(control) for control in CONTROLS}
     name, at, dose = name.partition("@")
     if name not in known:
         spelled_out = {c.balance + "+standard" * c.standard: key for key, c in known.items()} | {"": "real"}
@@ -78,7 +99,7 @@ def condition(name: str) -> Condition:
 
 
 def images_to_add(real: Cohort, synthetic: dict[str, Cohort]) -> int:
-    """How many AFF images every balanced condition adds: as many as each generator made.
+    """Count the AFF images that every balanced condition adds: as many as each generator made.
 
     Without any generator, as many as make AFF and NFF images equal in number.
     """
@@ -86,20 +107,19 @@ def images_to_add(real: Cohort, synthetic: dict[str, Cohort]) -> int:
     if len(set(counts.values())) > 1:
         each = ", ".join(f"{method} {count}" for method, count in counts.items())
         raise ValueError(f"generators must add equally many AFF images to be compared, not {each}")
-    n_aff = int(real.targets.sum())
-    return next(iter(counts.values())) if counts else max(len(real) - 2 * n_aff, 0)
+    return next(iter(counts.values())) if counts else max(len(real) - 2 * int(real.targets.sum()), 0)
 
 
 def training_set(condition: Condition, real: Cohort, synthetic: dict[str, Cohort], seed: int) -> tuple[Cohort, float]:
-    """The images a condition trains on, and the weight of an AFF image in the loss.
+    """Return the images a condition trains on, and the weight of an AFF image in the loss.
 
     Undersampling, weighted, oversampling and the generators all reach the same ratio of AFF to NFF, in images or in
     weight, so that a difference between them is not one of class balance. Smaller doses are parts of larger ones.
 
     Parameters
     ----------
-    real : the cell's training part
-    synthetic : images of each of `GENERATORS` and control generators that ran in this cell; their AFF images join
+    real : a fold's training part
+    synthetic : by method, what was made for it (`lib.fidelity.synthesis.load`); their AFF images join
     seed : which images are dropped, copied or left out
 
     Raises
@@ -122,11 +142,11 @@ def training_set(condition: Condition, real: Cohort, synthetic: dict[str, Cohort
     if condition.balance not in synthetic:
         raise ValueError(f"condition {condition.name!r} needs images of {condition.balance}: synthesise them first")
     joining = synthetic[condition.balance].select(label="AFF")
-    if condition.balance not in ("noise", "oracle"):  # noise has no source, and the oracle's may be hidden ones
+    if condition.balance not in (NOISE, "oracle"):  # noise has no source, and the oracle's may be hidden ones
         check_sources(joining, real)
     return real.join(joining.take(np.sort(order.permutation(len(joining))[:added]))), 1.0
 
 
-def labelled(condition: Condition, cell: tuple[int, int], parts: Sequence[Cohort]) -> Sequence[Cohort]:
-    """Training, validation and test images with the labels that a condition gives them: shuffled ones in "permuted"."""
-    return permuted_labels(tuple(parts), *cell) if condition.balance == "permuted" else parts
+def labelled(condition: Condition, fold: Fold, parts: Sequence[Cohort]) -> Sequence[Cohort]:
+    """Give training, validation and test images a condition's labels: shuffled ones in "permuted"."""
+    return permuted_labels(parts, fold.repeat, fold.number) if condition.balance == "permuted" else parts

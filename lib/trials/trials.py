@@ -1,14 +1,13 @@
-"""Trials: the same classifier trained under every condition, cell by cell and seed by seed.
+"""Trials: the same classifier trained under every condition, fold by fold and seed by seed.
 
-A trial is condition × repeat × fold × seed. Conditions are a factorial: how the classes are balanced, times whether the
-standard augmentation runs. Beside it stand smaller doses of what is added, and controls (`lib.fidelity.controls`).
+A trial is condition × repeat × fold × seed. Its result is one file, from which the tables are put together.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,8 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from lib.data.cohort import Cohort
 from lib.data.hashes import cohort_hash
 from lib.data.leaks import check_parts
-from lib.data.splits import PARTS, fold_keys, fold_name
+from lib.data.splits import PARTS
+from lib.fidelity import synthesis
 from lib.run.checkpoints import Checkpoint
 from lib.run.files import from_root, write_text, write_together
 from lib.run.fingerprint import source_hash
@@ -30,10 +30,12 @@ from lib.run.hardware import arithmetic
 from lib.run.tasklist import Machines, Task
 from lib.run.tasks import run_tasks
 from lib.statistics.metrics import evaluate, recalibrated
+from lib.study import Fold, Study
 from lib.trials import classifier
 from lib.trials.classifier import Settings, evidence_maps, patient_probabilities, predict, require_both_labels
 from lib.trials.conditions import Condition, condition, labelled, training_set
 
+NOTEBOOK = "05_classifier_trials"  # which runs them
 AGAIN = 1_000_000  # added to the seed of "again"
 ERRORS = 8  # a trial keeps this many test images that it is most confidently wrong on
 UNLIKE_MAY_BE = (  # parameters in which the points of a learning curve may differ: no classifier is trained by them
@@ -43,82 +45,71 @@ UNLIKE_MAY_BE = (  # parameters in which the points of a learning curve may diff
 )
 
 
-# Training sets -------------------------------------------------------------------------------------------------------
-
-
 # Running -------------------------------------------------------------------------------------------------------------
 
 
 def run_trials(
-    cohort: Cohort,
-    splits: pd.DataFrame,
-    synthetic: Callable[[int, int], dict[str, Cohort]],
+    study: Study,
     conditions: Sequence[str],
     seeds: Sequence[int],
     settings: Settings,
-    folder: Path,
     machines: Machines = Machines(),  # noqa: B008, immutable
+    curated: bool = False,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Train and test every condition in every cell with every seed.
+    """Train and test every condition in every fold with every seed, into `trials/` of the run.
 
-    Each trial is written when it is finished, into `folder/cells`; a trial that is there already, from the same inputs,
-    is not run again. `predictions.csv`, `metrics.csv` and `history.csv` in `folder` hold those of this call.
+    A trial that is there already, from the same inputs, is not run again. `predictions.csv`, `metrics.csv` and
+    `history.csv` hold the trials of this call.
 
     Parameters
     ----------
-    splits : repeat, fold, patient_id, part (see `lib.data.splits`)
-    synthetic : (repeat, fold) → the synthetic cohort of each generator, made from that cell's training part
-    conditions : names, see `condition`
-    machines : who runs the trials; their list is `folder/tasks.csv`
+    conditions : names, see `lib.trials.conditions.condition`
+    curated : whether synthetic images that were rejected by hand are left out
 
     Returns
     -------
     predictions : condition, repeat, fold, seed, image_id, patient_id, label, probability; real test images
     metrics : condition, repeat, fold, seed, metric, value; those of `lib.statistics.metrics.evaluate` on patients,
-    `threshold`,
-        `recalibration` and `brier_recalibrated` (`lib.statistics.metrics.recalibrated`), `image_auroc`, `best_step`,
-        and what was
-        spent: `steps`, `images_seen`, `validations`, `seconds`
+        `threshold`, `recalibration`, `brier_recalibrated` (`lib.statistics.metrics.recalibrated`), `image_auroc`,
+        `best_step`, and what was spent: `steps`, `images_seen`, `validations`, `seconds`
     """
-    chosen, folder = [condition(name) for name in conditions], Path(folder)
+    chosen, folder = [condition(name) for name in conditions], study.run / "trials"
     needs = () if settings.weights in ("none", "imagenet") else (from_root(settings.weights),)
-    trials, tested = {}, {}
-    for cell in fold_keys(splits):
-        parts = [cohort.part(splits, *cell, part) for part in PARTS]
+    tasks, tested = {}, []
+    for fold in study.folds:
+        parts = fold.parts
         for name, images in zip(PARTS, parts, strict=True):
-            require_both_labels(images, f"the {name} part of repeat {cell[0]}, fold {cell[1]}")
-        made = synthetic(*cell)
+            require_both_labels(images, f"the {name} part of repeat {fold.repeat}, fold {fold.number}")
+        made = synthesis.load(fold, curated)
         for seed in seeds:
             for c in chosen:
-                path = trial_path(folder, cell, c.name, seed)
-                trial = partial(run_trial, c, cell, parts, made, seed, settings, path)
-                trials[c.name, *cell, seed] = Task(trial, path, needs)
-                tested[c.name, *cell, seed] = labelled(c, cell, parts)[2].table[["image_id", "patient_id", "label"]]
-    pieces = {f"{fold_name(*cell)}-{name}-s{seed}": trial for (name, *cell, seed), trial in trials.items()}
-    run_tasks(pieces, folder / "tasks", machines)
+                path, key = trial_path(fold, c.name, seed), {"condition": c.name, **fold.key, "seed": seed}
+                do = partial(run_trial, c, fold, made, seed, settings)
+                tasks[f"{fold.name}-{path.stem}"] = Task(do, path, needs)
+                rows = labelled(c, fold, parts)[2].table[["image_id", "patient_id", "label"]]
+                tested.append((path, key, rows))
+    run_tasks(tasks, folder / "tasks", machines)
 
-    predictions, metrics, histories = [], [], []
-    for (name, *cell, seed), rows in tested.items():
-        result = json.loads(trial_path(folder, cell, name, seed).read_text(encoding="utf-8"))
-        key = {"condition": name, "repeat": cell[0], "fold": cell[1], "seed": seed}
-        predictions.append(keyed(key, rows.assign(probability=result["probabilities"])))
-        metrics.append(keyed(key, pd.DataFrame(result["metrics"].items(), columns=["metric", "value"])))
-        histories.append(keyed(key, pd.DataFrame(result["history"])))
-    tables = {"predictions": predictions, "metrics": metrics, "history": histories}
-    tables = {name: pd.concat(rows, ignore_index=True) for name, rows in tables.items()}
-    texts = {f"{name}.csv": tables[name].to_csv(index=False) for name in ("history", "metrics", "predictions")}
-    write_together(folder, texts)
+    tables = {"history": [], "metrics": [], "predictions": []}
+    for path, key, rows in tested:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        metrics = pd.DataFrame(result["metrics"].items(), columns=["metric", "value"])
+        found = pd.DataFrame(result["history"]), metrics, rows.assign(probability=result["probabilities"])
+        for parts, table in zip(tables.values(), found, strict=True):
+            parts.append(pd.DataFrame({**key, **table.reset_index(drop=True)}, index=range(len(table))))
+    tables = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    write_together(folder, {f"{name}.csv": table.to_csv(index=False) for name, table in tables.items()})
     return tables["predictions"], tables["metrics"]
 
 
-def trial_path(folder: Path, cell: tuple[int, int], name: str, seed: int) -> Path:
-    """The file of one finished trial."""
-    return Path(folder, "cells", fold_name(*cell), f"{name}-s{seed}.json")
+def trial_path(fold: Fold, name: str, seed: int) -> Path:
+    """Return the file of one finished trial."""
+    return fold.folder("trials") / f"{name}-s{seed}.json"
 
 
-def seconds_needed(cohort: Cohort, splits: pd.DataFrame, settings: Settings, timed: int = 10) -> float:
-    """About how long a trial of the first cell takes on this machine: a few steps are timed, nothing is kept."""
-    training, validation = (cohort.part(splits, *fold_keys(splits)[0], part) for part in PARTS[:2])
+def seconds_needed(fold: Fold, settings: Settings, timed: int = 10) -> float:
+    """Estimate how long a trial takes on this machine: a few steps are timed, nothing is kept."""
+    training, validation = fold.train, fold.validation
 
     def took(steps: int) -> tuple[float, torch.nn.Module]:
         start, few = time.perf_counter(), replace(settings, steps=steps, validate_every=steps)
@@ -133,25 +124,18 @@ def seconds_needed(cohort: Cohort, splits: pd.DataFrame, settings: Settings, tim
     return base + settings.steps * max(more - base, 0) / timed + looks
 
 
-def run_trial(
-    condition: Condition,
-    cell: tuple[int, int],
-    parts: Sequence[Cohort],
-    synthetic: dict[str, Cohort],
-    seed: int,
-    settings: Settings,
-    path: Path,
-) -> None:
+def run_trial(condition: Condition, fold: Fold, synthetic: dict[str, Cohort], seed: int, settings: Settings) -> None:
     """Write one trial's result into its file, unless that was made from the same inputs.
 
     Parameters
     ----------
-    parts : the cell's real training, validation and test images
-    synthetic : images of each generator of the cell, see `training_set`
+    synthetic : by method, what was made for the fold, see `lib.trials.conditions.training_set`
     """
-    training, aff_weight = training_set(condition, parts[0], synthetic, seed)
-    check_parts(training, *parts[1:])
-    training, validation, test = labelled(condition, cell, (training, *parts[1:]))
+    path = trial_path(fold, condition.name, seed)
+    training, aff_weight = training_set(condition, fold.train, synthetic, seed)
+    parts = training, fold.validation, fold.test
+    check_parts(*parts)
+    training, validation, test = labelled(condition, fold, parts)
     seed += AGAIN * (condition.balance == "again")
     inputs = {
         "condition": condition.name,
@@ -198,11 +182,11 @@ def run_trial(
 
 
 def confident_errors(network, threshold: float, test: Cohort, probabilities: np.ndarray) -> list[dict]:
-    """The test images that a classifier is most confidently wrong on, and where it looked (`evidence_maps`).
+    """Return the test images that a classifier is most confidently wrong on, and where it looked.
 
     Returns
     -------
-    Of each, the most confident first: `image_id, label, probability, map` (rows of numbers from 0 to 1)
+    Of each, the most confident first: `image_id, label, probability, map` (`evidence_maps`, rows of numbers 0 to 1)
     """
     wrong = np.flatnonzero((probabilities >= threshold) != (test.targets == 1))
     worst = wrong[np.argsort(-abs(probabilities[wrong] - test.targets[wrong]), kind="stable")][:ERRORS]
@@ -214,13 +198,13 @@ def confident_errors(network, threshold: float, test: Cohort, probabilities: np.
     ]
 
 
-def read_errors(folder: Path, cell: tuple[int, int], name: str, seed: int) -> list[dict]:
-    """The `confident_errors` of one finished trial."""
-    return json.loads(trial_path(folder, cell, name, seed).read_text(encoding="utf-8"))["errors"]
+def read_errors(fold: Fold, name: str, seed: int) -> list[dict]:
+    """Return the `confident_errors` of one finished trial."""
+    return json.loads(trial_path(fold, name, seed).read_text(encoding="utf-8"))["errors"]
 
 
 def learning_curve_of(run: Run, folders: Sequence[str], conditions: Sequence[str]) -> pd.DataFrame:
-    """AUROC of this run's and other runs' trials, each with its run's share of AFF training patients.
+    """Return the AUROC of this and other runs' trials, each with its run's share of AFF training patients.
 
     Parameters
     ----------
@@ -239,7 +223,7 @@ def learning_curve_of(run: Run, folders: Sequence[str], conditions: Sequence[str
     """
 
     def tested(run: Run) -> set[tuple]:
-        path = run.require("trials/predictions.csv", notebook="05_classifier_trials")
+        path = run.require("trials/predictions.csv", NOTEBOOK)
         rows = pd.read_csv(path, dtype=str, keep_default_na=False).query("condition != 'permuted'")  # labels shuffled
         return set(rows[["repeat", "fold", "image_id", "patient_id", "label"]].itertuples(index=False))
 
@@ -254,12 +238,7 @@ def learning_curve_of(run: Run, folders: Sequence[str], conditions: Sequence[str
             raise ValueError(
                 f"learning_curve: {other.folder.name} is no point of this run's curve: {'; '.join(unlike)}"
             )
-        found = pd.read_csv(other.require("trials/metrics.csv", notebook="05_classifier_trials"))
+        found = pd.read_csv(other.require("trials/metrics.csv", NOTEBOOK))
         share = other.manifest.get("parameters", {}).get("training_aff_share", 1.0)
         points.append(found[(found.metric == "auroc") & found.condition.isin(conditions)].assign(share=share))
     return pd.concat(points, ignore_index=True)
-
-
-def keyed(key: dict, rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows, with a trial's key in front."""
-    return pd.DataFrame({**key, **rows.reset_index(drop=True)}, index=range(len(rows)))

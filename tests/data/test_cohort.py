@@ -13,7 +13,9 @@ from lib.data.cohort import Cohort, to_pixels
 from lib.data.hashes import cohort_hash
 from lib.data.phantom import Phantom
 from lib.data.pixels import OnDisk
-from lib.data.splits import make_splits, with_windows
+from lib.data.splits import fit_windows, make_splits
+from lib.run.folder import Run
+from lib.study import Study
 
 
 def make_cohort(n=12, size=8, dtype=np.uint16, seed=0) -> Cohort:
@@ -88,18 +90,6 @@ def test_join_refuses_other_sizes_depths_and_repeated_images():
         cohort.join(make_cohort(dtype=np.uint8))
     with pytest.raises(ValueError, match="image_id '000' stands in the table more than once"):
         cohort.join(cohort)
-
-
-def test_parts_divide_the_cohort_by_patient():
-    cohort = make_cohort(48)
-    splits = make_splits(cohort.patients, repeats=2, folds=3, seed=0)
-    for repeat in range(2):
-        for fold in range(3):
-            parts = [cohort.part(splits, repeat, fold, part) for part in ("train", "validation", "test")]
-            assert sorted(number for part in parts for number in numbers(part)) == list(range(48))
-            patients = [set(part.table.patient_id) for part in parts]
-            assert sum(map(len, patients)) == 24
-            assert all(set(part.table.label) == {"AFF", "NFF"} for part in parts)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -206,11 +196,11 @@ def test_pixels_on_disk_give_what_pixels_in_memory_give(tmp_path, dtype):
     cohort = make_cohort(24, dtype=dtype)
     cohort.save(tmp_path)
     on_disk, splits = Cohort.load(tmp_path), make_splits(cohort.patients, 1, 1, seed=0, test_share=0.4)
-    splits = with_windows(splits, cohort, (2, 97))
-    pd.testing.assert_frame_equal(with_windows(splits[splits.columns[:4]], on_disk, (2, 97)), splits)
+    windows, run = fit_windows(splits, cohort, (2, 97)), Run(tmp_path)
+    pd.testing.assert_frame_equal(fit_windows(splits, on_disk, (2, 97)), windows)
     assert cohort_hash(on_disk) == cohort_hash(cohort)
     for a, b in [
-        (on_disk.part(splits, 0, 0, "train"), cohort.part(splits, 0, 0, "train")),
+        [Study(run, images, splits, windows=windows).fold().train for images in (on_disk, cohort)],
         (on_disk.select(label="NFF").windowed(0.2, 0.7), cohort.select(label="NFF").windowed(0.2, 0.7)),
         (on_disk.copies(np.array([5, 5, 0]), "twice"), cohort.copies(np.array([5, 5, 0]), "twice")),
     ]:

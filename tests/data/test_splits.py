@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.data.cohort import Cohort
-from lib.data.splits import check_splits, keep_aff, make_splits, predefined_splits, read_splits, with_windows
+from lib.data.splits import check_splits, fit_windows, keep_aff, make_splits, predefined_splits, read_splits
 
 
 def make_patients(aff: int, nff: int) -> pd.Series:
@@ -24,17 +24,17 @@ def make_patients(aff: int, nff: int) -> pd.Series:
     repeats=st.integers(1, 3),
     seed=st.integers(0, 2**32),
 )
-def test_every_cell_is_grouped_stratified_and_complete(aff, nff, folds, repeats, seed):
+def test_every_fold_is_grouped_stratified_and_complete(aff, nff, folds, repeats, seed):
     patients = make_patients(aff, nff)
     splits = make_splits(patients, repeats, folds, seed)
     assert list(splits) == ["repeat", "fold", "patient_id", "part"]
-    cells = splits.groupby(["repeat", "fold"])
-    assert len(cells) == repeats * folds
+    grouped = splits.groupby(["repeat", "fold"])
+    assert len(grouped) == repeats * folds
     test_share = 0.25 if folds == 1 else 1 / folds
-    for _, cell in cells:
-        assert sorted(cell.patient_id) == sorted(patients.index)  # each once: the parts are disjoint
+    for _, rows in grouped:
+        assert sorted(rows.patient_id) == sorted(patients.index)  # each once: the parts are disjoint
         for label, n in (("AFF", aff), ("NFF", nff)):
-            parts = cell.part[cell.patient_id.map(patients).eq(label)].value_counts()
+            parts = rows.part[rows.patient_id.map(patients).eq(label)].value_counts()
             assert abs(parts["test"] - n * test_share) <= 1
             assert abs(parts["validation"] - 0.2 * (n - parts["test"])) <= 0.5
     if folds > 1:
@@ -70,7 +70,7 @@ def test_the_fewest_patients_that_fit(aff, folds):
 
 
 @pytest.mark.parametrize(("aff", "folds"), [(4, 1), (11, 5)])
-def test_every_cell_tests_on_two_patients_of_each_class(aff, folds):
+def test_every_fold_tests_on_two_patients_of_each_class(aff, folds):
     """One alone has no variance: no interval could be given."""
     patients = make_patients(aff, 30)
     tested = make_splits(patients, 1, folds, seed=0).query("part == 'test'")
@@ -87,8 +87,8 @@ def test_every_cell_tests_on_two_patients_of_each_class(aff, folds):
             "class AFF has 4 patients; folds=5 needs at least 10 .* set folds to 2 or less, or bring more",
         ),
         (50, 4, 5, "class NFF has 4 patients"),
-        (3, 50, 2, "class AFF has 3 patients; folds=2 needs at least 4 .* every cell: bring more patients"),
-        (2, 50, 1, "class AFF has 2 patients; folds=1 needs at least 4 .* every cell: bring more patients"),
+        (3, 50, 2, "class AFF has 3 patients; folds=2 needs at least 4 .* every fold: bring more patients"),
+        (2, 50, 1, "class AFF has 2 patients; folds=1 needs at least 4 .* every fold: bring more patients"),
         (0, 50, 3, "class AFF has 0 patients"),
     ],
 )
@@ -164,9 +164,9 @@ def test_a_smaller_share_of_aff_is_part_of_a_larger_one_and_nobody_else_moves():
         assert (full.loc[kept.index] == kept).all() and len(kept[~kept.index.duplicated()]) == len(kept)
         gone = full.index.difference(kept.index)
         assert set(gone) <= set(full.index[train.to_numpy()])
-        for cell in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            n = train[(splits.repeat == cell[0]) & (splits.fold == cell[1])].sum()
-            assert len([key for key in gone if key[:2] == cell]) == n - round(share * n)
+        for repeat, fold in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            n = train[(splits.repeat == repeat) & (splits.fold == fold)].sum()
+            assert len([key for key in gone if key[:2] == (repeat, fold)]) == n - round(share * n)
         assert before is None or set(before) <= set(kept.index)
         before = kept.index
     pd.testing.assert_frame_equal(keep_aff(splits, patients, 1.0, 0), splits)
@@ -188,7 +188,7 @@ def test_windows_are_the_percentiles_that_numpy_finds(levels, low, high, dtype):
     splits = pd.DataFrame({"repeat": 0, "fold": 0, "patient_id": ["a"], "part": "train"})
     if wanted[0] == wanted[1]:
         with pytest.raises(ValueError, match="the same grey level"):
-            with_windows(splits, cohort, (low, high))
+            fit_windows(splits, cohort, (low, high))
     else:
-        found = with_windows(splits, cohort, (low, high))
-        assert [*found[["black", "white"]].iloc[0]] == [*wanted]
+        found = fit_windows(splits, cohort, (low, high))
+        assert [*found.iloc[0]] == [0, 0, *wanted]

@@ -7,6 +7,8 @@ import pytest
 from lib.data.phantom import Phantom
 from lib.data.splits import keep_aff, make_splits
 from lib.fidelity import controls
+from lib.run.folder import Run
+from lib.study import Study
 
 PHANTOM = Phantom(patients=40, size=32, aff_share=0.4, seed=3)
 
@@ -17,13 +19,13 @@ def cohort():
 
 
 @pytest.fixture(scope="module")
-def splits(cohort):
-    return make_splits(cohort.patients, 1, 1, 0)
+def fold(cohort, tmp_path_factory):
+    return Study(Run(tmp_path_factory.mktemp("run")), cohort, make_splits(cohort.patients, 1, 1, 0), PHANTOM).fold()
 
 
 @pytest.fixture(scope="module")
-def training(cohort, splits):
-    return cohort.part(splits, 0, 0, "train")
+def training(fold):
+    return fold.train
 
 
 def pixels_by_id(cohort):
@@ -51,29 +53,29 @@ def test_useless_images_are_nff_called_aff(training):
     assert set(made.table.label) == {"AFF"} and list(made.table.source_image_id) == list(sources.table.image_id)
 
 
-def test_the_oracle_of_the_phantom_draws_the_other_fracture(cohort, splits, training):
+def test_the_oracle_of_the_phantom_draws_the_other_fracture(fold, training):
     sources = training.select(label="NFF").first(5)
-    made = controls.oracle(sources, controls.hidden_aff(cohort, splits, (0, 0)), PHANTOM, 0)
+    made = controls.oracle(sources, fold.unused, PHANTOM, 0)
     np.testing.assert_array_equal(made.pixels, PHANTOM.counterfactual(sources).pixels)
     assert set(made.table.label) == {"AFF"} and set(made.table.method) == {"oracle"}
     assert list(made.table.patient_id) == list(sources.table.patient_id)
 
 
-def test_the_oracle_of_real_radiographs_shows_hidden_patients_only(cohort, splits, training):
+def test_the_oracle_of_real_radiographs_shows_hidden_patients_only(cohort, fold, training):
     sources = training.select(label="NFF").first(25)
     with pytest.raises(ValueError, match="set training_aff_share below 1"):
-        controls.oracle(sources, controls.hidden_aff(cohort, splits, (0, 0)), None, 0)
-    fewer = keep_aff(splits, cohort.patients, 0.4, 0)
-    hidden = controls.hidden_aff(cohort, fewer, (0, 0))
+        controls.oracle(sources, fold.unused.select(label="AFF"), None, 0)
+    fewer = keep_aff(fold.splits, cohort.patients, 0.4, 0)
+    hidden = Study(fold.run, cohort, fewer).fold().unused.select(label="AFF")
     made = controls.oracle(sources, hidden, None, 0)
     assert len(made) == len(sources) and set(made.table.label) == {"AFF"}
-    gone = set(splits.patient_id) - set(fewer.patient_id)
+    gone = set(fold.splits.patient_id) - set(fewer.patient_id)
     assert set(made.table.patient_id) <= gone and set(hidden.patients.index) == gone
     assert not set(fewer.patient_id) & gone
 
 
-def test_shuffled_labels_belong_to_patients_and_keep_their_numbers(cohort, splits):
-    parts = [cohort.part(splits, 0, 0, part) for part in ("train", "validation", "test")]
+def test_shuffled_labels_belong_to_patients_and_keep_their_numbers(fold):
+    parts = fold.parts
     before, draws = pd.concat([part.patients for part in parts]), []
     for seed in range(100):
         shuffled = controls.permuted_labels(parts, seed)
@@ -87,9 +89,9 @@ def test_shuffled_labels_belong_to_patients_and_keep_their_numbers(cohort, split
     assert np.mean(draws) == pytest.approx(share**2 + (1 - share) ** 2, abs=0.03)  # as by chance
 
 
-def test_shuffled_labels_still_show_a_leak(cohort, splits):
+def test_shuffled_labels_still_show_a_leak(fold):
     """One label a patient in every part: who finds test patients again among those it trained on is right."""
-    training, validation, test = (cohort.part(splits, 0, 0, part) for part in ("train", "validation", "test"))
+    training, validation, test = fold.parts
     leaky, _, tested = controls.permuted_labels([training.join(test), validation, test], 0)
     label = leaky.table.set_index("image_id").label
     assert (label[tested.table.image_id].to_numpy() == tested.table.label.to_numpy()).all()

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -6,7 +7,7 @@ import pytest
 
 from lib.data.cohort import Cohort
 from lib.data.phantom import Phantom
-from lib.data.splits import make_splits
+from lib.data.splits import PARTS, make_splits
 from lib.fidelity import measures as fidelity
 from lib.fidelity.distances import Space
 from lib.fidelity.judge import Judge
@@ -18,7 +19,8 @@ from lib.fidelity.measures import (
     distance_rows,
     fidelity_table,
     image_rows,
-    kid_comparison,
+    kid_comparisons,
+    kid_tests,
     mean_by_patient,
     measure_fold,
     noised,
@@ -26,8 +28,17 @@ from lib.fidelity.measures import (
     ssim_by_zone,
     subsample,
 )
+from lib.run.folder import Run
+from lib.study import Study
 
 PHANTOM = Phantom(patients=24, size=32, aff_share=0.4, seed=7)
+
+
+def whole(cohort, folder, phantom=PHANTOM):
+    """A fold in which everybody trains, validates and tests."""
+    names = sorted(cohort.patients.index)
+    splits = pd.DataFrame({"repeat": 0, "fold": 0, "patient_id": names * 3, "part": np.repeat(PARTS, len(names))})
+    return Study(Run(folder), cohort, splits, phantom).fold()
 
 
 @pytest.fixture(scope="module")
@@ -148,13 +159,14 @@ def test_each_distance_says_of_how_many_images_and_dimensions_it_is():
     }  # fmt: skip
 
 
-def test_a_perfect_and_a_lazy_translator(cohort, judge_folder):
+def test_a_perfect_and_a_lazy_translator(cohort, judge_folder, tmp_path):
     """The phantom's counterfactual is the perfect translation, the source the lazy one: the table must say so."""
     counterfactual = PHANTOM.counterfactual(cohort)
     perfect = as_translated(cohort, counterfactual.images(), "cyclegan")
     lazy = as_translated(cohort, cohort.images(), "cyclediff")
     judge, found = Judge.load(judge_folder), {"cyclegan": perfect, "cyclediff": lazy}
-    table = fidelity_table(found, cohort, cohort, cohort, judge, counterfactual)
+    fold = whole(cohort, tmp_path)
+    table = fidelity_table(fold, found, judge)
     value = table[table.features != "pca"].set_index(["direction", "method", "metric"]).value
     for direction in ("NFF→AFF", "AFF→NFF"):
         assert value[direction, "cyclegan", "counterfactual_inside"] == pytest.approx(1)
@@ -175,7 +187,8 @@ def test_a_perfect_and_a_lazy_translator(cohort, judge_folder):
     counts, kids = cohort.table.label.value_counts(), table[table.metric == "kid"].set_index(["direction", "method"]).n
     assert (kids["NFF→AFF", "cyclegan"] == counts["NFF"]).all() and (kids["NFF→AFF", "real"] == counts["AFF"]).all()
     negative = as_translated(cohort, -cohort.images(), "cyclediff")
-    comparison = kid_comparison({"cyclegan": perfect, "cyclediff": negative}, cohort, judge, "cyclediff", "cyclegan")
+    comparison = kid_comparisons(fold, {"cyclediff": negative, "cyclegan": perfect}, judge)
+    assert set(comparison.a) == {"cyclediff"} and set(comparison.b) == {"cyclegan"}, "in the order of the table"
     assert (comparison.difference > 0).all() and (comparison.p < 0.05).all()
 
 
@@ -204,33 +217,55 @@ def test_reconstruction_sees_what_is_lost_and_where(cohort, judge_folder):
     assert lost["auroc_reconstructed"] != lost["auroc"]
 
 
-def test_a_cell_is_measured_once_from_the_same_images_and_anew_from_others(cohort, judge_folder, tmp_path, monkeypatch):
-    splits = make_splits(cohort.patients, 1, 1, seed=0)
-    validation, test = (cohort.part(splits, 0, 0, part) for part in ("validation", "test"))
+def test_a_fold_is_measured_once_from_the_same_images_and_anew_from_others(cohort, judge_folder, tmp_path, monkeypatch):
+    study = Study(Run(tmp_path), cohort, make_splits(cohort.patients, 1, 1, seed=0), PHANTOM)
+    fold = study.fold()
+    test = fold.test
     shutil.copytree(judge_folder, tmp_path / "judge" / "r0f0")
     made = {"cyclegan": PHANTOM.counterfactual(test).images(), "cyclediff": test.images()}
     for method, images in made.items():
-        home = tmp_path / "synthetic" / method / "r0f0" / "test"
-        as_translated(test, images, method).save(home)
-        (home / "inputs.json").write_text(f'{{"method": "{method}"}}')
+        home = fold.folder("synthetic", method)
+        test.first(0).save(home)
+        as_translated(test, images, method).save(home / "test")
+        (home / "test" / "inputs.json").write_text(f'{{"method": "{method}"}}')
 
-    def measure(**changes):
-        given = {"methods": ["cyclegan", "cyclediff"], "phantom": PHANTOM, "inception": "none"} | changes
-        measure_fold(tmp_path, (0, 0), cohort, splits, **given)
-
-    measure()
+    measure_fold(fold, "none")
     found = pd.read_csv(tmp_path / "fidelity" / "r0f0.csv", dtype={"dimensions": "Int64"})
-    images = {name: Cohort.load(tmp_path / "synthetic" / name / "r0f0" / "test") for name in made}
-    training, judge = cohort.part(splits, 0, 0, "train"), Judge.load(judge_folder)
-    table = fidelity_table(images, training, validation, test, judge, PHANTOM.counterfactual(test))
-    pd.testing.assert_frame_equal(found, table.assign(repeat=0, fold=0), check_exact=True, check_dtype=False)
-    assert list(pd.read_csv(tmp_path / "fidelity" / "r0f0_kid.csv").b) == ["cyclegan"] * 2
+    images = {name: Cohort.load(fold.folder("synthetic", name) / "test") for name in made}
+    table = fidelity_table(fold, images, Judge.load(judge_folder))
+    pd.testing.assert_frame_equal(found, table, check_exact=True, check_dtype=False)
+    assert list(kid_tests(study).b) == ["cyclegan"] * 2
 
     monkeypatch.setattr(fidelity, "fidelity_table", lambda *_: pytest.fail("measured again"))
-    measure()
-    for changes in ({"phantom": None}, {"methods": ["cyclegan"]}):
+    measure_fold(fold, "none")
+    shutil.copytree(tmp_path / "synthetic", tmp_path / "before")
+
+    def fewer():
+        shutil.rmtree(tmp_path / "synthetic" / "cyclediff")
+
+    def others():
+        (tmp_path / "synthetic" / "cyclegan" / "r0f0" / "test" / "inputs.json").write_text("{}")
+
+    for phantom, change in ((None, lambda: None), (PHANTOM, fewer), (PHANTOM, others)):
+        shutil.rmtree(tmp_path / "synthetic")
+        shutil.copytree(tmp_path / "before", tmp_path / "synthetic")
+        change()
         with pytest.raises(pytest.fail.Exception, match="measured again"):
-            measure(**changes)
-    (tmp_path / "synthetic" / "cyclegan" / "r0f0" / "test" / "inputs.json").write_text("{}")
-    with pytest.raises(pytest.fail.Exception, match="measured again"):
-        measure()
+            measure_fold(replace(fold, phantom=phantom), "none")
+
+
+def test_one_translator_alone_is_compared_with_nobody(cohort, judge_folder, tmp_path):
+    fold = whole(cohort, tmp_path)
+    alone = kid_comparisons(fold, {"cyclegan": as_translated(cohort, cohort.images(), "cyclegan")}, Judge())
+    (tmp_path / "fidelity").mkdir()
+    alone.to_csv(tmp_path / "fidelity" / "r0f0_kid.csv", index=False)
+    tests = kid_tests(Study(fold.run, cohort, fold.splits))
+    assert not len(tests) and list(tests) == list(fidelity.KID_COLUMNS)
+
+
+def test_the_closest_of_any_number_of_methods_is_named():
+    kids = {"judge": [0.3, 0.2, 0.1], "pca": [0.2, 0.1, 0.4]}
+    rows = pd.DataFrame(kids, index=list("abc")).rename_axis("method").melt(var_name="features", ignore_index=False)
+    rows = rows.reset_index().assign(direction="NFF→AFF", metric="kid")
+    assert closer_by_space(rows, "a", "b", "c").iloc[0].to_dict() == {"judge": "c", "pca": "b", "agree": False}
+    assert closer_by_space(rows, "a", "b").iloc[0].to_dict() == {"judge": "b", "pca": "b", "agree": True}

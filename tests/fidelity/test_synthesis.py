@@ -3,9 +3,11 @@
 import os
 import pickle
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 from toys import TOYS
 
@@ -13,15 +15,22 @@ from lib.data.cohort import Cohort
 from lib.data.phantom import Phantom
 from lib.data.splits import make_splits
 from lib.fidelity import synthesis
+from lib.fidelity.curation import VERDICTS, pixel_hashes
 from lib.fidelity.synthesis import (
-    METHODS,
+    check_methods,
     chosen_sources,
     images_needed,
+    known_methods,
+    load,
+    load_test,
+    make_sets,
     remove_others,
     synthesise,
-    tasks_of,
     translate_test,
 )
+from lib.run.folder import NotYet, Run
+from lib.run.tasklist import Machines
+from lib.study import Study
 from lib.translators.cyclediff.model import CycleDiff
 from lib.translators.cyclegan import CycleGAN, Settings
 
@@ -49,15 +58,15 @@ def test_sources_are_nff_used_once_and_drawn_by_the_seed():
 
 # Making them: toys at 32 px, in chunks of 4 ---------------------------------------------------------------------------
 
-CELL = (0, 0)
 
-
-def test_a_set_is_made_anew_where_its_generator_was_trained_anew(tmp_path):
-    splits = make_splits(COHORT.patients, 1, 1, seed=0)
-    given = tmp_path, ["cyclegan", "noise", "useless"], COHORT, splits, 1.0, 0, None
+def test_a_set_is_made_anew_where_its_generator_was_trained_anew(tmp_path, monkeypatch):
+    study, asked = Study(Run(tmp_path), COHORT, make_splits(COHORT.patients, 1, 1, seed=0)), []
+    monkeypatch.setattr(synthesis, "run_tasks", lambda tasks, *_: asked.append(tasks))
+    monkeypatch.setattr(synthesis, "check_methods", lambda *_: None)
 
     def keys() -> dict[str, str]:
-        return {name: piece.key(b"") for name, piece in tasks_of(*given).items()}
+        make_sets(study, ["cyclegan", "noise", "useless"], 1.0, 0, Machines())
+        return {name: task.key(b"") for name, task in asked[-1].items()}
 
     before = keys()
     assert set(before) == {"r0f0-cyclegan", "r0f0-cyclegan-test", "r0f0-noise", "r0f0-useless"}
@@ -70,6 +79,16 @@ def test_a_set_is_made_anew_where_its_generator_was_trained_anew(tmp_path):
         before = now
 
 
+def test_methods_are_known_and_trained_before_anything_is_made(tmp_path):
+    study = Study(Run(tmp_path), COHORT, make_splits(COHORT.patients, 1, 1, seed=0))
+    with pytest.raises(ValueError, match=r"unknown \['cyclgan'\]; there are cyclegan, cyclediff, noise, fake"):
+        check_methods(study, ["cyclgan"])
+    check_methods(study, ["fake", "oracle"])
+    for method, notebook in (("cyclegan", "02_cyclegan"), ("noise", "03_cyclediff")):
+        with pytest.raises(NotYet, match=f"run notebook {notebook} first"):
+            check_methods(study, ["fake", method])
+
+
 class Killed(BaseException):
     """What no code catches."""
 
@@ -80,45 +99,39 @@ def phantom():
 
 
 @pytest.fixture(scope="module")
-def study(phantom):
-    cohort = phantom.cohort()
-    return cohort, make_splits(cohort.patients, 1, 1, seed=0)
-
-
-@pytest.fixture(scope="module")
-def trained(study, tmp_path_factory):
-    """A run's folder with both translators of its cell, hardly trained."""
-    folder, (cohort, splits) = tmp_path_factory.mktemp("run"), study
+def trained(phantom, tmp_path_factory):
+    """A study with both translators of its fold, hardly trained."""
+    cohort, folder = phantom.cohort(), tmp_path_factory.mktemp("run")
+    study = Study(Run(folder), cohort, make_splits(cohort.patients, 1, 1, seed=0), phantom)
     for name, (kind, settings) in TOYS.items():
-        kind(settings).fit(cohort.part(splits, *CELL, "train"), folder / name / "r0f0", 0)
-    return folder
+        kind(settings).fit(study.fold().train, study.fold().folder(name), 0)
+    return study
 
 
 @pytest.fixture
-def run(trained, tmp_path, monkeypatch):
+def fold(trained, tmp_path, monkeypatch):
     for name in TOYS:
-        (tmp_path / name).symlink_to(trained / name)
+        (tmp_path / name).symlink_to(trained.run / name)
     monkeypatch.setattr(synthesis, "CHUNK", 4)
     monkeypatch.setenv("LIB_PROGRESS", "none")
-    return tmp_path
+    return replace(trained, run=Run(tmp_path)).fold()
 
 
 def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_set_is_what_its_generator_makes_at_once(run, study, phantom, method):
-    cohort, splits = study
-    training = cohort.part(splits, *CELL, "train")
+@pytest.mark.parametrize("method", known_methods())
+def test_a_set_is_what_its_generator_makes_at_once(fold, phantom, method):
+    training = fold.train
     sources = chosen_sources(training, images_needed(training, 1.0), 5)
-    made = synthesise(run, method, CELL, cohort, splits, 1.0, 5, phantom)
+    made = synthesise(fold, method, 1.0, 5)
     match method:
         case "cyclegan" | "cyclediff":
-            model = {"cyclegan": CycleGAN, "cyclediff": CycleDiff}[method].load(run / method / "r0f0")
+            model = {"cyclegan": CycleGAN, "cyclediff": CycleDiff}[method].load(fold.folder(method))
             whole = model.translate(sources, "AFF", batch=4)
         case "noise":
-            whole = CycleDiff.load(run / "cyclediff" / "r0f0").sample(len(sources), "AFF", 5, training, batch=4)
+            whole = CycleDiff.load(fold.folder("cyclediff")).sample(len(sources), "AFF", 5, training, batch=4)
         case "fake":
             whole = synthesis.controls.fake(training, len(sources), 5)
         case "useless":
@@ -127,16 +140,15 @@ def test_a_set_is_what_its_generator_makes_at_once(run, study, phantom, method):
             whole = phantom.counterfactual(sources)
     np.testing.assert_array_equal(made.pixels, whole.pixels)
     assert set(made.table.label) == {"AFF"} and set(made.table.method) == {method} and len(made) == len(sources)
-    home = run / "synthetic" / method / "r0f0"
+    home = fold.folder("synthetic", method)
     if method in ("cyclegan", "cyclediff", "noise"):
         assert (home / "table.csv").read_text() == whole.table.to_csv(index=False)
     assert sorted(path.name for path in home.iterdir()) == ["inputs.json", "pixels.npy", "table.csv"]
 
 
-def test_test_images_are_translated_both_ways_and_keep_their_provenance(run, study):
-    cohort, splits = study
-    test, made = cohort.part(splits, *CELL, "test"), translate_test(run, "cyclegan", CELL, *study)
-    model = CycleGAN.load(run / "cyclegan" / "r0f0")
+def test_test_images_are_translated_both_ways_and_keep_their_provenance(fold):
+    test, made = fold.test, translate_test(fold, "cyclegan")
+    model = CycleGAN.load(fold.folder("cyclegan"))
     ways = [model.translate(test.select(label=label), to, batch=4) for label, to in (("NFF", "AFF"), ("AFF", "NFF"))]
     np.testing.assert_array_equal(made.pixels, np.concatenate([way.pixels for way in ways]))
     source = test.table.set_index("image_id").loc[made.table.source_image_id]
@@ -145,16 +157,13 @@ def test_test_images_are_translated_both_ways_and_keep_their_provenance(run, stu
 
 
 @pytest.mark.parametrize("method", ["cyclegan", "noise", "test"])
-def test_killed_at_any_file_and_called_again_it_makes_the_same_and_no_chunk_twice(run, study, monkeypatch, method):
-    cohort, splits = study
-    make = {
-        "cyclegan": partial(synthesise, run, "cyclegan", CELL, cohort, splits, 0.9, 0),
-        "noise": partial(synthesise, run, "noise", CELL, cohort, splits, 0.9, 0),
-        "test": partial(translate_test, run, "cyclegan", CELL, cohort, splits),
-    }[method]
+def test_killed_at_any_file_and_called_again_it_makes_the_same_and_no_chunk_twice(fold, monkeypatch, method):
+    make, folder = partial(synthesise, fold, method, 0.9, 0), fold.run / "synthetic"
+    if method == "test":
+        make = partial(translate_test, fold, "cyclegan")
     make()
-    whole = files(run / "synthetic")
-    shutil.rmtree(run / "synthetic")
+    whole = files(folder)
+    shutil.rmtree(folder)
     replace, finished, calls = os.replace, [], 0
 
     def killed(part, path):  # every third file is not written, and the process ends
@@ -173,14 +182,13 @@ def test_killed_at_any_file_and_called_again_it_makes_the_same_and_no_chunk_twic
                 break
             except Killed:
                 pass
-    assert files(run / "synthetic") == whole and kills >= 2
+    assert files(folder) == whole and kills >= 2
     assert len(finished) == len(set(finished)), "nothing is made twice"
-    assert len(made) == len(Cohort.load(next((run / "synthetic").rglob("table.csv")).parent))
+    assert len(made) == len(Cohort.load(next(folder.rglob("table.csv")).parent))
 
 
-def test_what_is_there_from_the_same_inputs_is_not_made_again(run, study, monkeypatch):
-    cohort, splits = study
-    make = partial(synthesise, run, "cyclegan", CELL, cohort, splits)
+def test_what_is_there_from_the_same_inputs_is_not_made_again(fold, monkeypatch):
+    make = partial(synthesise, fold, "cyclegan")
     first = make(0.9, 0)
 
     def translate(*_, **__):
@@ -188,47 +196,63 @@ def test_what_is_there_from_the_same_inputs_is_not_made_again(run, study, monkey
 
     monkeypatch.setattr(CycleGAN, "translate", translate)
     assert np.array_equal(make(0.9, 0).pixels, first.pixels)
-    other = Cohort(cohort.table.assign(view="AP"), cohort.pixels)
-    for changed in (
-        partial(make, 0.9, 1),
-        partial(make, 0.8, 0),
-        partial(synthesise, run, "cyclegan", CELL, other, splits, 0.9, 0),
-    ):
+    other = replace(fold, cohort=Cohort(fold.cohort.table.assign(view="AP"), fold.cohort.pixels))
+    for changed in (partial(make, 0.9, 1), partial(make, 0.8, 0), partial(synthesise, other, "cyclegan", 0.9, 0)):
         with pytest.raises(Killed):
             changed()
-        assert not (run / "synthetic/cyclegan/r0f0/table.csv").exists(), "no set of other inputs stays"
+        assert not (fold.folder("synthetic", "cyclegan") / "table.csv").exists(), "no set of other inputs stays"
 
 
-def test_weights_trained_again_translate_again(run, study):
-    cohort, splits = study
-    before = translate_test(run, "cyclegan", CELL, cohort, splits)
-    (run / "cyclegan").unlink()
+def test_weights_trained_again_translate_again(fold):
+    before = translate_test(fold, "cyclegan")
+    (fold.run / "cyclegan").unlink()
     CycleGAN(Settings(steps=1, batch=2, width=4, blocks=1, discriminator_width=4)).fit(
-        cohort.part(splits, *CELL, "train"), run / "cyclegan" / "r0f0", 9
+        fold.train, fold.folder("cyclegan"), 9
     )
-    after = translate_test(run, "cyclegan", CELL, cohort, splits)
+    after = translate_test(fold, "cyclegan")
     assert before.table.equals(after.table) and not np.array_equal(before.pixels, after.pixels)
 
 
-def test_it_can_be_sent_to_another_process(run, study, tmp_path):
-    cohort, splits = study
-    cohort.save(tmp_path / "cohort")
-    task = partial(synthesise, run, "useless", CELL, Cohort.load(tmp_path / "cohort"), splits, 1.0, 0)
+def test_it_can_be_sent_to_another_process(fold, tmp_path):
+    fold.cohort.save(tmp_path / "cohort")
+    task = partial(synthesise, replace(fold, cohort=Cohort.load(tmp_path / "cohort")), "useless", 1.0, 0)
     sent = pickle.dumps(task)
     assert len(sent) < 10**5 and np.array_equal(pickle.loads(sent)().pixels, task().pixels)
 
 
-def test_sets_of_other_methods_and_cells_are_removed(tmp_path, study):
-    cohort, splits = study
+def test_sets_of_other_methods_and_folds_are_removed(tmp_path, trained):
+    study = replace(trained, run=Run(tmp_path))
     for home in ("cyclegan/r0f0", "cyclegan/r1f0", "cyclegan/r0f0/test", "noise/r0f0"):
-        cohort.first(2).save(tmp_path / "synthetic" / home)
+        study.cohort.first(2).save(tmp_path / "synthetic" / home)
     (tmp_path / "synthetic" / "verdicts.csv").write_text("by hand")
-    remove_others(tmp_path, ["cyclegan", "cyclediff"], splits)
+    remove_others(study, ["cyclegan", "cyclediff"])
     left = {str(path.parent.relative_to(tmp_path / "synthetic")) for path in tmp_path.rglob("table.csv")}
     assert left == {"cyclegan/r0f0", "cyclegan/r0f0/test"}
     assert sorted(path.name for path in (tmp_path / "synthetic").iterdir()) == ["cyclegan", "verdicts.csv"]
 
 
-def test_a_training_set_that_has_enough_is_an_error(run, study):
+def test_a_training_set_that_has_enough_is_an_error(fold):
     with pytest.raises(ValueError, match="r0f0 has no fewer AFF than asked for: raise synthetic_ratio"):
-        synthesise(run, "useless", CELL, *study, 0.1, 0)
+        synthesise(fold, "useless", 0.1, 0)
+
+
+def test_what_was_made_is_loaded_in_the_order_of_the_methods_and_half_made_sets_are_refused(fold):
+    assert load(fold) == load_test(fold) == {}
+    for method in ("useless", "noise", "cyclegan"):
+        synthesise(fold, method, 1.0, 0)
+    translate_test(fold, "cyclegan")
+    assert list(load(fold)) == ["cyclegan", "noise", "useless"] and list(load_test(fold)) == ["cyclegan"]
+    (fold.folder("synthetic", "noise") / "table.csv").unlink()
+    with pytest.raises(NotYet, match="run notebook 04_synthesis first"):
+        load(fold)
+
+
+def test_rejected_images_are_left_out_where_that_is_asked(fold):
+    for method in ("useless", "fake"):
+        synthesise(fold, method, 1.0, 0)
+    rejected = load(fold)["useless"].first(3)
+    verdicts = {"image_id": rejected.table.image_id, "pixels": pixel_hashes(rejected), "keep": False, "reason": ""}
+    pd.DataFrame(verdicts).to_csv(fold.run / "synthetic" / VERDICTS, index=False)
+    everything, kept = load(fold), load(fold, curated=True)
+    assert {len(images) for images in kept.values()} == {len(everything["useless"]) - 3}
+    assert not set(kept["useless"].table.image_id) & set(rejected.table.image_id)

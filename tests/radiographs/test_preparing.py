@@ -1,5 +1,6 @@
 """From file to square and back: borders, turns, sides, writing, windows, quality control."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -14,13 +15,15 @@ from PIL import Image, ImageDraw, ImageFont
 from lib.data.cohort import CROP, TO_SOURCE, Cohort
 from lib.data.duplicates import duplicate_pairs
 from lib.data.phantom import Phantom
-from lib.data.splits import make_splits, with_windows
+from lib.data.splits import fit_windows, make_splits
 from lib.radiographs.decoding import Radiograph, read_image
 from lib.radiographs.geometry import Picture, field_of_view, moved, tilt
 from lib.radiographs.measures import measures
 from lib.radiographs.preparing import Preparation, prepare
 from lib.radiographs.quality import quality
 from lib.radiographs.writing import text_lines, without_text
+from lib.run.folder import Run
+from lib.study import Study
 
 FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
 
@@ -209,32 +212,28 @@ def test_measures_are_finite_for_any_image(height, width, seed):
 # Windows and padding --------------------------------------------------------------------------------------------------
 
 
-def test_a_window_is_fitted_to_its_cells_training_images_alone():
+def test_a_window_is_fitted_to_its_folds_training_images_alone(tmp_path):
     phantom = Phantom(patients=40, size=16, aff_share=0.4, seed=2)
     cohort = phantom.cohort()
     splits = make_splits(cohort.patients, 1, 2, 0)
-    windowed = with_windows(splits, cohort, (1, 99))
-    assert windowed[["repeat", "fold", "patient_id", "part"]].equals(
-        splits.sort_values(["repeat", "fold"], kind="stable")
-    )
-    for fold in (0, 1):
-        training = cohort.part(splits, 0, fold, "train")
-        black, white = np.percentile(training.pixels, [1, 99])
-        test = cohort.part(splits, 0, fold, "test").pixels.astype(float)
+    study = Study(Run(tmp_path), cohort, splits)
+    windowed = replace(study, windows=fit_windows(splits, cohort, (1, 99)))
+    for plain, fold in zip(study.folds, windowed.folds, strict=True):
+        black, white = np.percentile(plain.train.pixels, [1, 99])
+        test = plain.test.pixels.astype(float)
         expected = np.rint(np.clip((test - black) / (white - black), 0, 1) * 255)
-        assert np.array_equal(cohort.part(windowed, 0, fold, "test").pixels, expected)
+        assert np.array_equal(fold.test.pixels, expected)
     held_out = cohort.table.patient_id.isin(splits.query("fold == 0 and part != 'train'").patient_id).to_numpy()
     others = Cohort(cohort.table, np.where(held_out[:, None, None], 255 - cohort.pixels, cohort.pixels))
-    window = ["black", "white"]
-    cells = [with_windows(splits, images, (1, 99)).query("fold == 0")[window] for images in (cohort, others)]
-    assert cells[0].equals(cells[1])
+    windows = [fit_windows(splits, images, (1, 99)).query("fold == 0") for images in (cohort, others)]
+    assert windows[0].equals(windows[1])
 
 
 @pytest.mark.parametrize("percentiles", [(99, 1), (-1, 50), (50, 50), (0, 101)])
 def test_percentiles_that_are_none_are_refused(percentiles):
     cohort = Phantom(patients=20, size=16, aff_share=0.4).cohort()
     with pytest.raises(ValueError, match="are not 0 ≤ low < high ≤ 100"):
-        with_windows(make_splits(cohort.patients, 1, 1, 0), cohort, percentiles)
+        fit_windows(make_splits(cohort.patients, 1, 1, 0), cohort, percentiles)
 
 
 def test_nothing_is_translated_into_the_padding():

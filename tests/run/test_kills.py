@@ -18,44 +18,37 @@ from lib.run.locks import LOCK, holder
 KILLS = 20
 PARAMETERS = 'run_dir = "runs/quick"\nseed = 0'
 DRAWS = """
-from lib.run.files import write_text
 from lib.data.phantom import Phantom
 from lib.run.folder import Run
 from lib.data.splits import make_splits
+from lib.study import Study
 run = Run(run_dir)
 run.check_parameters("01_draws", globals())
-(run / "cohort" / "splits.csv").unlink(missing_ok=True)
-cohort = Phantom(patients=30, size=32, aff_share=0.4, seed=seed).cohort()
-splits = make_splits(cohort.patients, 1, 1, seed)
-cohort.save(run / "cohort")
-write_text(run / "cohort" / "splits.csv", splits.to_csv(index=False))
+phantom = Phantom(patients=30, size=32, aff_share=0.4, seed=seed)
+cohort = phantom.cohort()
+Study(run, cohort, make_splits(cohort.patients, 1, 1, seed), phantom).save()
 """
 LEARNS = """
 from lib.run import checkpoints
 from lib.trials.classifier import Settings
-from lib.data.cohort import Cohort
 from lib.translators.cyclegan import CycleGAN
 from lib.translators.cyclegan import Settings as GANSettings
 from lib.report.figures import image_rows, save_figure, save_table
 from lib.run.files import write_text
-from lib.run.folder import Run
-from lib.data.splits import read_splits
+from lib.study import Study
 from lib.trials.trials import run_trials
 checkpoints.EVERY = (0.0, 0.0)  # after every step
-run = Run(run_dir)
-run.check_parameters("02_learns", globals())
-splits = read_splits(run.require("cohort/splits.csv", notebook="01_draws"))
-cohort = Cohort.load(run / "cohort")
-training = cohort.part(splits, 0, 0, "train")
+study = Study.open(run_dir, "02_learns", globals())
+run, fold = study.run, study.fold()
+training = fold.train
 few = {"steps": 8, "batch": 2, "width": 4, "blocks": 1, "discriminator_width": 4, "discriminator_layers": 1}
 gan = CycleGAN(GANSettings(**few, previews=2))
-gan.fit(training, run / "cyclegan" / "r0f0", seed, preview=training.select(label="NFF").first(2))
+gan.fit(training, fold.folder("cyclegan"), seed, preview=training.select(label="NFF").first(2))
 made = gan.translate(training.select(label="NFF").first(8), "AFF")
-made.save(run / "synthetic" / "cyclegan")
+made.save(fold.folder("synthetic", "cyclegan"))
 save_figure(image_rows({"AFF": made.pixels}), run, "02_synthetic", "Synthetic images.")
 settings = Settings(architecture="resnet18", weights="none", steps=3, batch=4, lr=1e-3, validate_every=3)
-synthetic = lambda *_: {"cyclegan": made}
-_, metrics = run_trials(cohort, splits, synthetic, ["real", "cyclegan"], [seed], settings, run / "trials")
+_, metrics = run_trials(study, ["real", "cyclegan"], [seed], settings)
 means = metrics[metrics.metric != "seconds"].pivot_table(index="condition", columns="metric", values="value")
 save_table(means, run, "02_metrics", "Metrics.")
 write_text(run / "answers.md", f"RQ1: {means.auroc['real']:.3f}.")

@@ -21,11 +21,13 @@ from toys import TINY, TOY, blob_cohort, line_cohort
 from lib.data.splits import make_splits
 from lib.run.checkpoints import read_whole
 from lib.run.files import ROOT
+from lib.run.folder import Run
 from lib.run.locks import Busy, sole_writer
 from lib.run.slurm import queue
 from lib.run.tasklist import COLUMNS, Machines, Task, TaskList, TasksFailed
 from lib.run.tasks import run_tasks
 from lib.run.weights import weights_metadata
+from lib.study import Study
 from lib.translators.cyclegan import CycleGAN
 from lib.translators.translator import train
 from lib.trials.trials import run_trials
@@ -212,12 +214,12 @@ def slurm(tmp_path_factory):
 
 def trials(folder: Path, machines: Machines):
     cohort = blob_cohort(36)
-    splits = make_splits(cohort.patients, 1, 1, 0, 0.3, 0.3)
-    return run_trials(cohort, splits, lambda *_: {}, ["real", "oversampling"], [0], TINY, folder, machines)
+    study = Study(Run(folder), cohort, make_splits(cohort.patients, 1, 1, 0, 0.3, 0.3))
+    return run_trials(study, ["real", "oversampling"], [0], TINY, machines)
 
 
 def results(folder: Path) -> dict:
-    found = {file.name: json.loads(file.read_text()) for file in (folder / "cells" / "r0f0").glob("*.json")}
+    found = {file.name: json.loads(file.read_text()) for file in (folder / "trials" / "r0f0").glob("*.json")}
     for result in found.values():
         result["metrics"].pop("seconds")
     return found
@@ -230,7 +232,7 @@ def test_slurm_gives_the_tables_of_this_machine_bit_for_bit(tmp_path, slurm):
     timeless = [table[table.metric != "seconds"] for table in (sent_metrics, metrics)]
     pd.testing.assert_frame_equal(*timeless, check_exact=True)
     assert results(tmp_path / "slurm") == results(tmp_path / "here")
-    table = pd.read_csv(tmp_path / "slurm" / "tasks.csv")
+    table = pd.read_csv(tmp_path / "slurm" / "trials" / "tasks.csv")
     assert table.job.str.fullmatch(r"\d+_\d").all() and table.job.str.split("_").str[0].nunique() == 1, "one array"
 
 

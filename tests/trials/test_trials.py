@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,9 +14,11 @@ from lib.data.cohort import Cohort
 from lib.data.leaks import LeakError, check_parts, is_synthetic
 from lib.fidelity import controls
 from lib.run.folder import Run
+from lib.study import Study
+from lib.translators.methods import GENERATORS
 from lib.trials import classifier, trials
 from lib.trials.classifier import Settings
-from lib.trials.conditions import BALANCE, CONDITIONS, GENERATORS, condition, training_set
+from lib.trials.conditions import balances, condition, factorial, training_set
 from lib.trials.trials import learning_curve_of, run_trials
 
 TINY = Settings(architecture="resnet18", weights="none", steps=2, batch=4, lr=1e-3, validate_every=2)
@@ -51,12 +54,12 @@ def ratio(cohort, aff_weight):
 
 
 def test_the_factorial_has_the_names_of_the_contract():
-    assert list(CONDITIONS) == [
+    assert list(factorial()) == [
         "real", "undersampling", "weighted", "oversampling", "cyclegan", "cyclediff", "noise",
         "standard", "undersampling+standard", "weighted+standard", "oversampling+standard", "cyclegan+standard",
         "cyclediff+standard", "noise+standard",
     ]  # fmt: skip
-    assert all(condition(name).name == name for name in CONDITIONS)
+    assert all(condition(name).name == name for name in factorial())
     assert not condition("real").standard and condition("standard").standard and condition("standard").balance == "real"
 
 
@@ -79,7 +82,7 @@ def test_balanced_conditions_reach_the_same_ratio(n_nff, n_aff, data):
     real = toy_cohort(n_nff, n_aff, size=2)
     added = data.draw(st.integers(1, n_nff))
     made = generators(real, added)
-    sets = {balance: training_set(condition(balance), real, made, 0) for balance in BALANCE}
+    sets = {balance: training_set(condition(balance), real, made, 0) for balance in balances()}
     wanted = (n_aff + added) / n_nff
     for balance in ("weighted", "oversampling", *GENERATORS):
         assert ratio(*sets[balance]) == pytest.approx(wanted), balance
@@ -186,9 +189,16 @@ def test_shared_patients_and_synthetic_test_images_are_leaks():
 # Running
 
 
+def save_made(study, change=lambda images: images):
+    """Put what generators made of each fold's training part into the run."""
+    for fold in study.folds:
+        for method, images in generators(fold.train, 10).items():
+            change(images).save(fold.folder("synthetic", method))
+
+
 @pytest.fixture
 def study(tmp_path):
-    """Two cells of a cohort of 32 patients with what their generators made, and how to run trials on them."""
+    """Two folds of a cohort of 32 patients with what their generators made."""
     cohort = toy_cohort(40, 24, size=32)
     patients = cohort.patients
     rows = []
@@ -198,13 +208,18 @@ def study(tmp_path):
             for i, patient in enumerate(of_label):
                 part = "train" if i < len(of_label) // 2 else ("validation", "test")[i % 2]
                 rows.append({"repeat": 0, "fold": fold, "patient_id": patient, "part": part})
-    splits = pd.DataFrame(rows)
-    made = {(0, fold): generators(cohort.part(splits, 0, fold, "train"), 10) for fold in (0, 1)}
+    study = Study(Run(tmp_path), cohort, pd.DataFrame(rows))
+    save_made(study)
+    return study
 
-    def run(conditions, seeds=(0,), settings=TINY, synthetic=lambda *cell: made[cell], splits=splits):
-        return run_trials(cohort, splits, synthetic, conditions, seeds, settings, tmp_path / "trials")
 
-    return cohort, splits, run, tmp_path / "trials"
+@pytest.fixture
+def one_fold(study):
+    return replace(study, splits=study.splits[study.splits.fold == 0])
+
+
+def run(study, conditions, seeds=(0,), settings=TINY):
+    return run_trials(study, conditions, seeds, settings)
 
 
 @pytest.fixture
@@ -228,14 +243,14 @@ def trained_with(monkeypatch):
 
 
 def test_tables_are_those_of_the_contract(study):
-    cohort, splits, run, folder = study
-    predictions, metrics = run(["real", "noise+standard"])
+    folder = study.run / "trials"
+    predictions, metrics = run(study, ["real", "noise+standard"])
     key = ["condition", "repeat", "fold", "seed"]
     assert list(predictions) == [*key, "image_id", "patient_id", "label", "probability"]
     assert list(metrics) == [*key, "metric", "value"]
     assert list(predictions.condition.unique()) == ["real", "noise+standard"]
     for (_, repeat, fold, _), trial in predictions.groupby(key):
-        test = cohort.part(splits, repeat, fold, "test")
+        test = study.fold(repeat, fold).test
         assert list(trial.image_id) == list(test.table.image_id) and list(trial.label) == list(test.table.label)
     assert {"auroc", "auprc", "brier", "brier_recalibrated", "threshold", "image_auroc"} <= set(metrics.metric)
     assert np.isfinite(metrics.value).all() and not metrics.duplicated([*key, "metric"]).any()
@@ -244,12 +259,11 @@ def test_tables_are_those_of_the_contract(study):
     pd.testing.assert_frame_equal(pd.read_csv(folder / "metrics.csv"), metrics)
     history = pd.read_csv(folder / "history.csv")
     assert list(history) == [*key, "step", "loss", "validation_loss", "validation_auroc"]
-    assert len(history) == 2 * 2  # conditions, cells; one validation each
+    assert len(history) == 2 * 2  # conditions, folds; one validation each
 
 
 def test_metrics_follow_from_predictions(study):
-    _, _, run, _ = study
-    predictions, metrics = run(["real"])
+    predictions, metrics = run(study, ["real"])
     value = metrics[metrics.fold == 1].set_index("metric").value
     patients = predictions[predictions.fold == 1].groupby("patient_id").agg({"label": "first", "probability": "mean"})
     aff, nff = (patients.probability[patients.label == label].to_numpy() for label in ("AFF", "NFF"))
@@ -259,9 +273,8 @@ def test_metrics_follow_from_predictions(study):
     assert value.specificity == pytest.approx((nff < value.threshold).mean())
 
 
-def test_conditions_share_initial_weights_and_steps(study, trained_with):
-    _, splits, run, folder = study
-    run(["real", "weighted", "cyclegan+standard"], seeds=(0, 1), splits=splits[splits.fold == 0])
+def test_conditions_share_initial_weights_and_steps(one_fold, trained_with):
+    run(one_fold, ["real", "weighted", "cyclegan+standard"], seeds=(0, 1))
     assert len(trained_with) == 2 * 3
     for seed in (0, 1):
         of_seed = [call for call in trained_with if call["seed"] == seed]
@@ -270,64 +283,56 @@ def test_conditions_share_initial_weights_and_steps(study, trained_with):
     assert {call["steps"] for call in trained_with} == {2}
     assert [call["standard"] for call in trained_with[:3]] == [False, False, True]
     assert [call["aff_weight"] for call in trained_with[:3]] == [1.0, 22 / 12, 1.0]  # 12 real, 10 added AFF
-    assert not list(folder.rglob("*.pt")) and not list(folder.rglob("*.tmp"))
+    assert not [*one_fold.run.folder.rglob("*.pt"), *one_fold.run.folder.rglob("*.tmp")]
 
 
-def test_controls_run_like_other_conditions(study, trained_with):
-    cohort, splits, run, _ = study
-    predictions, metrics = run(["real", "again", "permuted"], splits=splits[splits.fold == 0])
+def test_controls_run_like_other_conditions(one_fold, trained_with):
+    predictions, metrics = run(one_fold, ["real", "again", "permuted"])
     assert [call["seed"] for call in trained_with] == [0, trials.AGAIN, 0]
-    test = cohort.part(splits, 0, 0, "test")
+    fold = one_fold.fold()
     labels = {name: rows.set_index("image_id").label for name, rows in predictions.groupby("condition")}
-    assert (labels["again"] == test.table.set_index("image_id").label).all()
-    parts = [cohort.part(splits, 0, 0, part) for part in ("train", "validation", "test")]
-    shuffled = controls.permuted_labels(parts, 0, 0)[2].table.set_index("image_id").label
+    assert (labels["again"] == fold.test.table.set_index("image_id").label).all()
+    shuffled = controls.permuted_labels(fold.parts, 0, 0)[2].table.set_index("image_id").label
     pd.testing.assert_series_equal(labels["permuted"], shuffled)
     assert (shuffled != labels["real"]).any()
     spent = metrics[metrics.metric.isin(["steps", "images_seen", "validations"])].groupby("metric").value
     assert spent.nunique().max() == 1 and dict(spent.first()) == {"images_seen": 8, "steps": 2, "validations": 1}
 
 
-def test_the_most_confident_errors_are_kept_with_what_spoke_for_them(study):
-    _cohort, splits, run, folder = study
-    predictions, metrics = run(["real"], splits=splits[splits.fold == 0])
+def test_the_most_confident_errors_are_kept_with_what_spoke_for_them(one_fold):
+    predictions, metrics = run(one_fold, ["real"])
     threshold = metrics[metrics.metric == "threshold"].value.iloc[0]
     target = (predictions.label == "AFF").astype(int)
     wrong = predictions[(predictions.probability >= threshold) != (target == 1)]
     distance = abs(wrong.probability - (wrong.label == "AFF")).sort_values(ascending=False)
-    errors = trials.read_errors(folder, (0, 0), "real", 0)
+    errors = trials.read_errors(one_fold.fold(), "real", 0)
     assert len(errors) == min(len(wrong), trials.ERRORS) > 0
     found = [abs(error["probability"] - (error["label"] == "AFF")) for error in errors]
     np.testing.assert_allclose(found, distance.iloc[: len(errors)])
     assert all(np.min(error["map"]) >= 0 and np.max(error["map"]) <= 1 for error in errors)
 
 
-def test_finished_trials_are_skipped_until_their_inputs_change(study, trained_with):
-    cohort, splits, run, folder = study
-    splits = splits[splits.fold == 0]
-    first = run(["real", "cyclegan"], splits=splits)
+def test_finished_trials_are_skipped_until_their_inputs_change(one_fold, trained_with):
+    first = run(one_fold, ["real", "cyclegan"])
     assert len(trained_with) == 2
-    left = folder / "cells" / "r0f0" / "real-s0.pt"  # killed between result and checkpoint
+    left = one_fold.run / "trials" / "r0f0" / "real-s0.pt"  # killed between result and checkpoint
     left.touch()
-    second = run(["cyclegan", "real", "oversampling"], splits=splits)
+    second = run(one_fold, ["cyclegan", "real", "oversampling"])
     assert len(trained_with) == 3 and left.with_suffix(".json").exists() and not left.exists()
     for a, b in zip(first, second, strict=True):
         for name in ("real", "cyclegan"):
             of_a, of_b = (table[table.condition == name].reset_index(drop=True) for table in (a, b))
             pd.testing.assert_frame_equal(of_a, of_b)
 
-    def other(repeat, fold):
-        made = generators(cohort.part(splits, repeat, fold, "train"), 10)
-        return {method: Cohort(images.table, images.pixels // 2) for method, images in made.items()}
-
-    run(["real", "cyclegan"], synthetic=other, splits=splits)
+    save_made(one_fold, lambda images: Cohort(images.table, images.pixels // 2))
+    run(one_fold, ["real", "cyclegan"])
     assert len(trained_with) == 4  # real did not change
-    run(["real"], settings=Settings(**{**vars(TINY), "lr": 1e-4}), splits=splits)
+    run(one_fold, ["real"], settings=replace(TINY, lr=1e-4))
     assert len(trained_with) == 5
 
 
 def test_an_interrupted_call_keeps_what_is_finished(study, monkeypatch):
-    _, _, run, folder = study
+    folder = study.run / "trials"
     train = classifier.train
 
     def stop_at_seed_1(training, validation, settings, seed, **how):
@@ -337,20 +342,20 @@ def test_an_interrupted_call_keeps_what_is_finished(study, monkeypatch):
 
     monkeypatch.setattr(classifier, "train", stop_at_seed_1)
     with pytest.raises(KeyboardInterrupt):
-        run(["real"], seeds=(0, 1))
-    cells = list((folder / "cells").rglob("*.json"))
-    assert [str(path.relative_to(folder)) for path in cells] == ["cells/r0f0/real-s0.json"]
+        run(study, ["real"], seeds=(0, 1))
+    finished = list(folder.glob("r0f*/*.json"))
+    assert [str(path.relative_to(folder)) for path in finished] == ["r0f0/real-s0.json"]
     states = pd.read_csv(folder / "tasks.csv").set_index("piece").state
     assert states["r0f0-real-s0"] == "done" and list(states[2:]) == ["waiting"] * 2
-    assert json.loads(cells[0].read_text())["classifier"] == "ResNet-18, random initialisation (seed 0)"
+    assert json.loads(finished[0].read_text())["classifier"] == "ResNet-18, random initialisation (seed 0)"
 
 
 def test_a_part_without_a_class_is_named_before_anything_is_trained(study, trained_with):
-    cohort, splits, run, _ = study
-    aff = cohort.patients.index[cohort.patients == "AFF"]
+    splits, patients = study.splits, study.cohort.patients
+    aff = patients.index[patients == "AFF"]
     splits.loc[(splits.fold == 1) & (splits.part == "test") & splits.patient_id.isin(aff), "part"] = "train"
     with pytest.raises(ValueError, match="test part of repeat 0, fold 1 has no AFF image"):
-        run(["real"])
+        run(study, ["real"])
     assert not trained_with
 
 
