@@ -207,7 +207,7 @@ def _import(
         with written(pictures / f"{id}.png") as part:
             image.save(part, format="PNG")
     except Exception as error:  # decoders raise errors of all kinds
-        return found | {"problem": f"unreadable: {reason(error, path)}"}
+        return found | {"problem": f"unreadable: {reason(error, path).removeprefix('unreadable image: ')}"}
     height, width = radiograph.image.shape
     found |= {"height": height, "width": width, "spacing": " ".join(map(str, radiograph.spacing))}
     found |= dict(zip(TO_SOURCE, to_source[:2].ravel().tolist(), strict=True))
