@@ -2,8 +2,8 @@
 
 python benchmarks/memory.py FOLDER [STAGE ...]     # all stages without names; FOLDER needs 5 GB
 
-The images are smooth random fields with noise under a phantom's table, for drawing as many phantoms takes a quarter of
-an hour and more. What takes time by the image and holds nothing of it is done for some images, and its time for all is
+The images are smooth random fields with noise under a phantom's table, since drawing as many phantoms takes a quarter
+of an hour and more. What takes time by the image, and keeps nothing of it, is done for some images; its time for all is
 extrapolated and printed.
 """
 
@@ -30,17 +30,19 @@ from lib.fidelity.memorisation import memorisation_table
 from lib.fidelity.synthesis import synthesise, translate_test
 from lib.radiographs.quality import quality
 from lib.report.figures import image_page
+from lib.run.folder import Run
+from lib.study import Study
 from lib.translators.cyclegan import CycleGAN
 from lib.translators.cyclegan import Settings as GANSettings
 from lib.trials.classifier import Settings
 from lib.trials.trials import run_trials
 
-IMAGES, SIZE, GIB, CELL = 20_000, 256, 2**30, (0, 0)
+IMAGES, SIZE, GIB, FIRST = 20_000, 256, 2**30, (0, 0)
 SOME = 200  # images, where time grows with them and memory does not
 
 
 def extrapolated(name: str, function, of: int, to: int = IMAGES):
-    """Run something on a part of the images and print how long it would take on all."""
+    """Run something on a part of the images, and print how long it would take on all."""
     start = time.perf_counter()
     result = function()
     took = time.perf_counter() - start
@@ -62,12 +64,13 @@ def cohort(folder: Path) -> None:
     splits.to_csv(folder / "cohort" / "splits.csv", index=False)
 
 
-def read(folder: Path):
-    return Cohort.load(folder / "cohort"), read_splits(folder / "cohort" / "splits.csv")
+def read(folder: Path) -> Study:
+    return Study(Run(folder), Cohort.load(folder / "cohort"), read_splits(folder / "cohort" / "splits.csv"))
 
 
 def exploration(folder: Path) -> None:
-    images, splits = read(folder)
+    study = read(folder)
+    images, splits = study.cohort, study.splits
     images = Cohort(images.table, np.asarray(images.pixels))  # notebook 01 has just drawn them
     patients = images.table.patient_id
     few = images.first(2 * BLOCK)
@@ -85,30 +88,32 @@ def exploration(folder: Path) -> None:
 
 
 def synthesis(folder: Path) -> None:
-    images, splits = read(folder)
-    training = images.part(splits, *CELL, "train")
+    study = read(folder)
+    images, splits = study.cohort, study.splits
     gan = CycleGAN(GANSettings(steps=1, batch=1, width=4, blocks=1, discriminator_width=4))
-    gan.fit(training, folder / "cyclegan" / "r0f0", 0)
-    made = synthesise(folder, "cyclegan", CELL, images, splits, 1.0, 0)
-    useless = synthesise(folder, "useless", CELL, images, splits, 1.0, 0)
+    gan.fit(study.fold().train, folder / "cyclegan" / "r0f0", 0)
+    made = synthesise(folder, "cyclegan", FIRST, images, splits, 1.0, 0)
+    useless = synthesise(folder, "useless", FIRST, images, splits, 1.0, 0)
     print(f"    {len(made)} and {len(useless)} images made", flush=True)
-    few = {(CELL, "cyclegan"): made.first(BLOCK)}
+    few = {(FIRST, "cyclegan"): made.first(BLOCK)}
     extrapolated("audit of synthetic images", lambda: synthetic_checks(few, images, splits), BLOCK, len(made))
 
 
 def judging(folder: Path) -> None:
-    images, splits = read(folder)
-    training, validation, test = (images.part(splits, *CELL, part) for part in ("train", "validation", "test"))
+    study = read(folder)
+    images, splits = study.cohort, study.splits
+    training, validation, test = study.fold().parts
     judge = Judge(channels=4)  # a quarter of the notebook's, for the time
     judge.fit(training, folder / "judge" / "r0f0", 2, 0)
-    translated = {"cyclegan": translate_test(folder, "cyclegan", CELL, images, splits)}
+    translated = {"cyclegan": translate_test(folder, "cyclegan", FIRST, images, splits)}
     fidelity_table(translated, training, validation, test, judge)
-    made = {"cyclegan": synthesise(folder, "cyclegan", CELL, images, splits, 1.0, 0)}
+    made = {"cyclegan": synthesise(folder, "cyclegan", FIRST, images, splits, 1.0, 0)}
     memorisation_table(made, *(part.select(label="AFF") for part in (training, test)), judge, shares=(0.2,))
 
 
 def trials(folder: Path) -> None:
-    images, splits = read(folder)
+    study = read(folder)
+    images, splits = study.cohort, study.splits
     settings = Settings("resnet18", "none", steps=2, validate_every=2, lr=1e-3)
 
     def synthetic(repeat: int, fold: int) -> dict[str, Cohort]:
