@@ -2,8 +2,8 @@
 
 Files of pydicom's own tests, pictures of Pillow's writers, and tables, with bytes flipped, cut, repeated, spliced, and
 numbers blown up. Each must end in an image of finite values from 0 to 1, prepared in all ways, or in a ValueError whose
-reason quotes no name. A crash, another exception, over 20 seconds or over 4 GB are faults: the exit status is 1, and the
-file stays in `runs/fuzz`.
+reason quotes no name. A crash, another exception, over 20 seconds or over 4 GB are faults: the exit status is 1, and
+the file stays in `runs/fuzz`.
 """
 
 from __future__ import annotations

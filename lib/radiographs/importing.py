@@ -108,16 +108,13 @@ def import_folder(
     made = f"{size} px{', writing hidden' * hide_text}, code {hashlib.sha256(CODE).hexdigest()[:8]}"
     pictures, source = out / "images", str(folder.resolve())
     files = {_file_id(key, folder, file): file for file in walk(folder)}
-    gone = [id for id, row in known.items() if row["folder"] == source and id not in files]
-    for id in gone:
-        del known[id]
+    known = {id: row for id, row in known.items() if row["folder"] != source or id in files}
     done = {id for id, row in known.items() if row["made"] == made and (pictures / f"{id}.png").exists()}
-    new = [id for id in files if id not in done]
+    new = [(file, id) for id, file in files.items() if id not in done]
     pictures.mkdir(parents=True, exist_ok=True)
-    how = {"pictures": pictures, "labelled": labelled, "size": size, "hide_text": hide_text}
-    one = functools.partial(_import, folder=folder, **how)
+    how = {"folder": folder, "pictures": pictures, "labelled": labelled, "size": size, "hide_text": hide_text}
     with progress(len(new), desc="radiographs") as bar:
-        for number, found in enumerate(over_cores(one, [(files[id], id) for id in new]), 1):
+        for number, found in enumerate(over_cores(functools.partial(_import, **how), new), 1):
             known[found["id"]] = found | {"folder": source, "made": "" if found["problem"] else made}
             bar.update()
             if number % EVERY == 0:

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -109,25 +109,24 @@ class Prepared(NamedTuple):
 
 
 def prepared(
-    paths: Sequence[Path], size: int, how: Sequence[Preparation], cache: str | Path | None
-) -> Iterator[tuple[int, Prepared | ValueError]]:
+    files: dict[Hashable, tuple[Path, Preparation]], size: int, cache: str | Path | None
+) -> Iterator[tuple[Hashable, Prepared | ValueError]]:
     """Prepare many files: from the cache where it has them, the others over all cores.
 
     Yields
     ------
-    position of the file, and its square, or a ValueError where it holds no usable image
+    key of the file, and its square, or a ValueError where it holds no usable image
     """
-    new = []
-    for position, (path, preparation) in enumerate(zip(paths, how, strict=True)):
-        entry = _entry(path, size, preparation, cache)
+    new = {}
+    for key, (path, how) in files.items():
+        entry = _entry(path, size, how, cache)
         if entry and entry.exists():
             head, _, data = entry.read_bytes().partition(b"\n")
             dtype, about, notes = json.loads(head)
-            yield position, Prepared(np.frombuffer(data, dtype).reshape(size, size), about, notes)
+            yield key, Prepared(np.frombuffer(data, dtype).reshape(size, size), about, notes)
         else:
-            new.append((position, (path, preparation, entry)))
-    squares = over_cores(functools.partial(_prepared_or_error, size=size), [file for _, file in new])
-    yield from zip([position for position, _ in new], squares, strict=True)
+            new[key] = path, how, entry
+    yield from zip(new, over_cores(functools.partial(_prepared_or_error, size=size), list(new.values())), strict=True)
 
 
 def over_cores(function: Callable, items: list) -> Iterator:

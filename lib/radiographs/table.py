@@ -79,15 +79,13 @@ def read_radiographs(
     files, root = {}, csv.parent.resolve()
     for row, path in table.path.items():
         try:
-            files[row] = _inside(root, path)
+            files[row] = _inside(root, path), _of_row(table.loc[row], how)
         except ValueError as error:
             reasons[row].append(str(error))
     pixels, read = None, {}
-    hows = [_of_row(table.loc[row], how) for row in files]
     with progress(len(files), desc="radiographs") as bar:
-        for number, found in prepared(list(files.values()), size, hows, cache):
+        for row, found in prepared(files, size, cache):
             bar.update()
-            row = list(files)[number]
             if isinstance(found, ValueError):
                 reasons[row].append(str(found))
                 continue
