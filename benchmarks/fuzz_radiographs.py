@@ -1,9 +1,9 @@
 """Broken radiographs and tables: `python benchmarks/fuzz_radiographs.py [INPUTS] [SEED]`, 6,000 by default.
 
 Files of pydicom's own tests, pictures of Pillow's writers, and tables, with bytes flipped, cut, repeated, spliced, and
-numbers blown up. Each must end in an image of finite values from 0 to 1, prepared in all ways, or in a ValueError with
-a reason that quotes no name: never in a crash, another exception, over 20 seconds, or over 4 GB. Otherwise the exit
-status is 1, and what did it stays in `runs/fuzz`.
+numbers blown up. Each must end in an image of finite values from 0 to 1, prepared in all ways, or in a ValueError whose
+reason quotes no name. A crash, another exception, over 20 seconds or over 4 GB are faults: the exit status is 1, and
+the file stays in `runs/fuzz`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SECONDS, MEMORY, SECRET = 20, 4 * 2**30, "Geheim"
 
 
 def originals() -> list[tuple[str, bytes]]:
-    """(suffix, content) of good and odd files to start from."""
+    """List (suffix, content) of good and odd files to start from."""
     dicom = sorted(Path(pydicom.__file__).with_name("data").glob("test_files/*.dcm"))
     found = [(".dcm", path.read_bytes()) for path in dicom if path.stat().st_size < 200_000]
     ramp = np.linspace(0, 65535, 40 * 50).reshape(40, 50)
@@ -56,7 +56,7 @@ def originals() -> list[tuple[str, bytes]]:
 
 
 def named_dicom() -> bytes:
-    """A good file that has the secret in every tag that takes text."""
+    """Make a good file that has the secret in every tag that takes text."""
     ds = pydicom.dcmread(get_testdata_file("MR_small.dcm", download=False))
     for keyword in ("PatientName", "PatientID", "StudyDescription", "InstitutionName", "ViewPosition", "ImageComments",
                     "PatientOrientation", "AccessionNumber", "StationName", "BodyPartExamined"):  # fmt: skip
@@ -67,7 +67,7 @@ def named_dicom() -> bytes:
 
 
 def mutated(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
-    """A few random changes of one of six kinds."""
+    """Make a few random changes, each of one of six kinds."""
     data = bytearray(data)
     for _ in range(rng.integers(1, 4)):
         at = int(rng.integers(max(min(len(data), 10 ** int(rng.integers(1, 6))), 1)))  # headers more often than pixels
@@ -88,7 +88,7 @@ def mutated(data: bytes, other: bytes, rng: np.random.Generator) -> bytes:
 
 
 def outcome(path: Path) -> str:
-    """What became of an input: "image" or "refused"; anything else is a fault."""
+    """Read an input: "image" or "refused"; anything else is a fault."""
     try:
         if path.suffix == ".csv":
             pixels = read_radiographs(path, 32).images()

@@ -10,7 +10,7 @@ from lib.data.phantom import Phantom
 
 
 def seconds(phantom: Phantom, images: int | None = None) -> tuple[float, int]:
-    """Time to draw a cohort, or its first images, table included; and how many they were."""
+    """Return the time to draw a cohort or its first images, table included, and how many they were."""
     start = time.perf_counter()
     table = phantom.table.head(images) if images else phantom.table
     phantom.render(table.image_id, table.label)

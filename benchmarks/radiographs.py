@@ -24,7 +24,7 @@ WANTED = 4300
 
 
 def write(path: Path, number: int) -> None:
-    """A DICOM file of noise around a bright shaft, each another."""
+    """Write a DICOM file of noise around a bright shaft, each another."""
     ds = pydicom.Dataset()
     ds.file_meta = pydicom.dataset.FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -2,10 +2,10 @@
 
     python -m lib.checks.privacy runs/NAME [--source DICOM_FOLDER] [--linkage FILE]
 
-looks through every file of a run, into pictures, PDFs and weights too, for names, numbers, dates and paths: of the
-table of radiographs, of the DICOM files that it names or that lie in `--source`, of an import's linkage, and of this
-machine. It says in which file there is something and of which kind, never what, and ends with status 1. It cannot read
-what is drawn in pictures.
+looks through every file of a run, into pictures, PDFs and weights too, for names, numbers, dates and paths. They are
+those of the table of radiographs, of the DICOM files that it names or that lie in `--source`, of an import's linkage,
+and of this machine. It says in which file there is something, and of which kind, never what, and ends with status 1. It
+cannot read what is drawn in pictures.
 """
 
 from __future__ import annotations
@@ -35,10 +35,9 @@ import pandas as pd
 import pydicom
 from PIL import Image
 
-from lib.radiographs.__main__ import KEY
-from lib.radiographs.decoding import is_dicom, read_dataset
-from lib.radiographs.importing import LINKAGE, walk
-from lib.radiographs.table import OPTIONAL, REQUIRED, RadiographsError, read_csv
+from lib.radiographs.decoding import read_dataset
+from lib.radiographs.importing import KEY, LINKAGE, walk
+from lib.radiographs.table import OPTIONAL, REQUIRED, RadiographsError, decoded, read_csv
 from lib.run.files import ROOT, from_root
 from lib.run.folder import Damaged, Run
 from lib.run.progress import progress
@@ -79,14 +78,14 @@ class Identifiers:
             self.left_out += 1
 
     def add_name(self, kind: str, text: str) -> None:
-        """A DICOM person's name: its parts in either order or run together, and each part alone."""
+        """Add a DICOM person's name: its parts in either order or run together, and each part alone."""
         for written in text.split("="):
             parts = [part for part in re.split(r"[\^,\s-]+", written) if part]
             for form in (" ".join(parts), " ".join(parts[::-1]), "".join(parts[:2]), "".join(parts[1::-1]), *parts):
                 self.add(kind, form)
 
     def add_date(self, kind: str, text: str) -> None:
-        """A DICOM date, YYYYMMDD and what follows, in the ways it is written."""
+        """Add a DICOM date, YYYYMMDD and what follows, in the ways it is written."""
         if match := re.match(r"(\d{4})(\d\d)(\d\d)", text.strip()):
             y, m, d = match.groups()
             forms = [y + m + d, f"{y}-{m}-{d}", f"{d}-{m}-{y}", f"{m}-{d}-{y}", f"{d}-{m}-{y[2:]}"]
@@ -97,21 +96,21 @@ class Identifiers:
                 self.add(kind, form)
 
     def leave_out(self, text: str, numbers: bool = False) -> None:
-        """Words that this text holds are ordinary, and looked for no longer; what has a digit is, if not `numbers`."""
+        """Look no longer for what this text holds, for it is ordinary; with a digit in it only where `numbers`."""
         for found in self.found(text):
             if numbers or not re.search(r"\d", "".join(found)):
                 del self.kinds[found]
                 self.left_out += 1
 
     def found(self, text: str) -> Counter[Words]:
-        """Which of them a text holds, and how often."""
+        """Count which of them a text holds."""
         seen = words(text)
         ends = ((i, i + length) for i, word in enumerate(seen) for length in self.lengths.get(word, ()))
         return Counter(sequence for i, j in ends if j <= len(seen) and (sequence := seen[i:j]) in self.kinds)
 
 
 def words(text: str) -> Words:
-    """Letters, and digits, between anything else: without case, accents, and zeros in front.
+    """Split into letters and digits between anything else, without case, accents, and zeros in front.
 
     Numbers with two points or more (dates, UIDs) are taken apart, and 4711.0 is 4711. But 0.12345 is one word, and so
     is a hash: there is no 12345 in them.
@@ -133,10 +132,9 @@ def words(text: str) -> Words:
 
 
 def of_table(csv: Path, into: Identifiers) -> list[Path]:
-    """Paths and columns of a table of radiographs that its cohort does not take over; the files that it names."""
+    """Add a table's paths, and its columns that no cohort takes over. Return the files that it names."""
     table, _ = read_csv(csv, known=None)
-    own = [column for column in table if column not in (*REQUIRED, *OPTIONAL)]
-    for column in own:
+    for column in (column for column in table if column not in (*REQUIRED, *OPTIONAL)):
         for cell in table[column].unique():
             into.add(f"column {column!r} of the table", cell)
     ids = table.image_id if "image_id" in table else [""] * len(table)
@@ -150,28 +148,21 @@ def of_table(csv: Path, into: Identifiers) -> list[Path]:
 
 
 def of_dicom(path: Path, into: Identifiers) -> None:
-    """The identifying tags of a file, if it is DICOM and can be read."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(132)
-        if not is_dicom(head):
-            return
-        with warnings.catch_warnings():  # pydicom's warnings quote tags
-            warnings.simplefilter("ignore")
-            for element in read_dataset(path, head, pixels=False).iterall():
-                add = {"PN": into.add_name, "DA": into.add_date, "DT": into.add_date}.get(element.VR)
-                if element.keyword in TAGS or (element.VR == "UI" and "Instance" in element.keyword):
-                    add = into.add
-                if add is not None:
-                    value = element.value
-                    for one in value if isinstance(value, pydicom.multival.MultiValue) else [value or ""]:
-                        add(f"{element.keyword} of a file", str(one))
-    except Exception:  # decoders raise of all kinds; a file that cannot be read has got no image into the run
-        return
+    """Add the identifying tags of a file, if it is DICOM and can be read."""
+    adding = {"PN": into.add_name, "DA": into.add_date, "DT": into.add_date}
+    # Decoders raise errors of all kinds; a file that cannot be read has got no image into the run.
+    with suppress(Exception), warnings.catch_warnings():  # pydicom's warnings quote tags
+        warnings.simplefilter("ignore")
+        for element in (read_dataset(path, pixels=False) or pydicom.Dataset()).iterall():
+            named = element.keyword in TAGS or (element.VR == "UI" and "Instance" in element.keyword)
+            if add := into.add if named else adding.get(element.VR):
+                value = element.value
+                for one in value if isinstance(value, pydicom.multival.MultiValue) else [value or ""]:
+                    add(f"{element.keyword} of a file", str(one))
 
 
 def of_linkage(path: Path, into: Identifiers) -> None:
-    """Numbers, places and files of an import."""
+    """Add an import's numbers, places and files."""
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     for column in ("patient_number", "accession", "image_number", "institution", "file"):
         for cell in table.get(column, pd.Series(dtype=str)).unique():
@@ -181,7 +172,7 @@ def of_linkage(path: Path, into: Identifiers) -> None:
 
 
 def gather(run: Run, source: Path | None, linkages: list[Path]) -> Identifiers:
-    """Everything that must not be in a run."""
+    """Gather everything that must not be in a run."""
     identifiers = Identifiers()
     csv = run.manifest.get("parameters", {}).get("radiographs_csv", "")
     files = of_table(from_root(csv), identifiers) if csv else []
@@ -205,7 +196,7 @@ def gather(run: Run, source: Path | None, linkages: list[Path]) -> Identifiers:
 
 
 def scan(run: Path, identifiers: Identifiers) -> pd.DataFrame:
-    """Every file of a run that holds an identifier, or whose name does.
+    """Find the files of a run that hold an identifier, or whose names do.
 
     Returns
     -------
@@ -228,11 +219,11 @@ def scan(run: Path, identifiers: Identifiers) -> pd.DataFrame:
 
 
 def texts(name: str, data: bytes) -> Iterator[str]:
-    """All text of a file, piece by piece: that within pictures, PDFs, archives, arrays and weights too.
+    """Yield all text of a file, that within pictures, PDFs, archives, arrays and weights too.
 
     Parameters
     ----------
-    name : of the file, whose ending says what it is
+    name : its ending says what the file is
     """
     suffix = Path(name).suffix.lower()
     if suffix == ".npy":
@@ -257,15 +248,15 @@ def texts(name: str, data: bytes) -> Iterator[str]:
         try:
             said = list(_strings(json.loads(data)))
         except ValueError:
-            said = [_decoded(data)]
+            said = [decoded(data, "replace")]
         for text in said:
             yield from _of_text(text)
     else:
-        yield from _of_text(_decoded(data))
+        yield from _of_text(decoded(data, "replace"))
 
 
 def _of_text(text: str) -> Iterator[str]:
-    """Text without its colours and codes, and what is encoded in it: pictures of a page, for example."""
+    """Yield text without its colours and codes, and what is encoded in it: pictures of a page, for example."""
     for blob in BASE64.findall(text):
         yield from texts("", base64.b64decode(blob[: len(blob) // 4 * 4]))
     text = ANSI.sub(" ", BASE64.sub(" ", text))
@@ -273,18 +264,8 @@ def _of_text(text: str) -> Iterator[str]:
     yield unquote(html.unescape(re.sub(r"\\[nrtbf]", " ", text)))
 
 
-def _decoded(data: bytes) -> str:
-    """Text in UTF-16 with its mark, UTF-8, or Windows-1252."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16", "replace")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", "replace")
-
-
 def _strings(value) -> Iterator[str]:
-    """Every text and number of a JSON value, keys too; the lines of a notebook's cell as one text."""
+    """Yield every text and number of a JSON value, keys too; the lines of a notebook's cell as one text."""
     if isinstance(value, dict):
         for key, one in value.items():
             yield key
@@ -300,7 +281,7 @@ def _strings(value) -> Iterator[str]:
 
 
 def _of_array(data: bytes) -> Iterator[str]:
-    """An array's header, and its texts where it holds any; pickled objects are listed, not made."""
+    """Yield an array's header, and its texts where it holds any."""
     length = 10 + int.from_bytes(data[8:10], "little")
     yield data[10:length].decode("latin-1")
     try:
@@ -313,13 +294,13 @@ def _of_array(data: bytes) -> Iterator[str]:
 
 
 def _of_pickle(data: bytes) -> Iterator[str]:
-    """The texts of a pickle, whose operations are listed and not done."""
+    """Yield the texts of a pickle; its operations are listed, not done."""
     with suppress(ValueError):
         yield "\n".join(what for _, what, _ in pickletools.genops(data) if isinstance(what, str))
 
 
 def _of_picture(data: bytes) -> str | None:
-    """What a picture says beside its pixels; None where the bytes are none."""
+    """Return what a picture says beside its pixels; None where the bytes are no picture."""
     try:
         with Image.open(io.BytesIO(data)) as picture:
             with suppress(OSError, ValueError):
@@ -330,7 +311,7 @@ def _of_picture(data: bytes) -> str | None:
 
 
 def _of_pdf(data: bytes) -> Iterator[str]:
-    """A PDF's own words and the letters that it draws, those of a line together."""
+    """Yield a PDF's own words and the letters that it draws, those of a line together."""
     before = b""
     for piece in re.split(rb"stream\r?\n|endstream", data):
         picture, before = b"/Subtype /Image" in before[before.rfind(b" obj") :], piece
@@ -345,7 +326,7 @@ def _of_pdf(data: bytes) -> Iterator[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; the exit status: 1 where something is found, 2 where that cannot be told."""
+    """Run the command. The exit status is 1 where something is found, 2 where that cannot be told."""
     parser = argparse.ArgumentParser(prog="python -m lib.checks.privacy", description=__doc__.split("\n\n")[0])
     parser.add_argument("run", type=Path, help="the run's folder, runs/NAME")
     parser.add_argument("--source", type=Path, metavar="FOLDER", help="DICOM files that the table was made from")
@@ -354,12 +335,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     linkages = [options.linkage] if options.linkage else sorted(KEY.parent.glob(f"{KEY.stem}-*{LINKAGE}"))
     try:
-        if not (options.run / "manifest.json").is_file():
-            raise RadiographsError(f"{options.run} is no run: it has no manifest.json")
-        if options.source and not options.source.is_dir():
-            raise RadiographsError(f"--source {options.source} is no folder")
-        if options.linkage and not options.linkage.is_file():
-            raise RadiographsError(f"there is no linkage {options.linkage}")
+        for wrong, message in (
+            (not (options.run / "manifest.json").is_file(), f"{options.run} is no run: it has no manifest.json"),
+            (options.source and not options.source.is_dir(), f"--source {options.source} is no folder"),
+            (options.linkage and not options.linkage.is_file(), f"there is no linkage {options.linkage}"),
+        ):
+            if wrong:
+                raise RadiographsError(message)
         run = Run(options.run.resolve())
         identifiers = gather(run, options.source, linkages)
         found = scan(run.folder, identifiers)

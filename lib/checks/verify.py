@@ -1,6 +1,6 @@
-"""Is a run that is repeated the same? Tables, weights, pixels and answers of two runs, compared exactly.
+"""Verify: is a run that is repeated the same? Tables, weights, pixels and answers of two runs, compared exactly.
 
-Cells are compared as they are written, tensors bit for bit. What took time may differ: columns and rows that hold it.
+Table cells are compared as they are written, tensors bit for bit. Columns and rows that hold times may differ.
 """
 
 from __future__ import annotations
@@ -12,36 +12,31 @@ import pandas as pd
 from safetensors import deserialize
 
 TIMES = ("seconds", "hours")  # columns of time, and values of a column `metric`
-TEXTS = ("answers.md",)
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
-KINDS = {"*.csv": "table", "*.safetensors": "weights", "*.npy": "array"}  # and "text"
+
+Found = tuple[int, int, float, str]  # compared, differ, largest, note: see `compare_runs`
 
 
 def compare_runs(a: Path, b: Path) -> pd.DataFrame:
-    """Every table, every file of weights, every array and the answers of two run folders, side by side.
+    """Compare every table, every file of weights, every array and the answers of two run folders.
 
     Returns
     -------
-    DataFrame
-        One row a file: `file, kind` ("table", "weights", "array" or "text"), `compared` (how many cells, tensors,
-        elements or lines), `differ` (how many of them), `largest` (difference of two numbers; NaN where none can be
-        told) and `note` (in which columns or tensors; what a run lacks).
+    DataFrame, a row a file: `file, kind` (of `KINDS`), `compared` (how many cells, tensors, elements or lines),
+    `differ` (how many of them), `largest` (difference of two numbers, NaN where there is none) and `note` (in which
+    columns or tensors, or which run lacks the file)
     """
-    of_kind = {"table": _tables, "weights": _weights, "array": _arrays, "text": _texts}
-    files = {name: "text" for name in TEXTS if (a / name).exists() or (b / name).exists()}
-    for pattern, kind in KINDS.items():
-        found = {path.relative_to(run).as_posix() for run in (a, b) for path in run.rglob(f"[!.]{pattern}")}
-        found = {name for name in found if not name.endswith("tasks.csv")}  # who did what, and when
-        files |= dict.fromkeys(sorted(found), kind)
     rows = []
-    for file, kind in files.items():
-        missing = [run.name for run in (a, b) if not (run / file).exists()]
-        row = (0, 1, np.nan, f"missing in {missing[0]}") if missing else of_kind[kind](a / file, b / file)
-        rows.append((file, kind, *row))
+    for kind, (pattern, compare, *_) in KINDS.items():
+        files = {path.relative_to(run).as_posix() for run in (a, b) for path in run.glob(pattern)}
+        for file in sorted(file for file in files if not file.endswith("tasks.csv")):  # who did what, and when
+            missing = [run.name for run in (a, b) if not (run / file).exists()]
+            row = (0, 1, np.nan, f"missing in {missing[0]}") if missing else compare(a / file, b / file)
+            rows.append((file, kind, *row))
     return pd.DataFrame(rows, columns=["file", "kind", "compared", "differ", "largest", "note"])
 
 
-def _tables(a: Path, b: Path) -> tuple[int, int, float, str]:
+def _tables(a: Path, b: Path) -> Found:
     x, y = (_read(path) for path in (a, b))
     if list(x) != list(y) or len(x) != len(y):
         return max(x.size, y.size), max(x.size, y.size, 1), np.nan, "other columns or other numbers of rows"
@@ -49,7 +44,7 @@ def _tables(a: Path, b: Path) -> tuple[int, int, float, str]:
     numbers = [table.apply(pd.to_numeric, errors="coerce").to_numpy(float) for table in (x, y)]
     with np.errstate(invalid="ignore"):  # ∞ − ∞
         largest = np.abs(numbers[0] - numbers[1])[unlike]
-    return x.size, int(unlike.sum()), _max(largest), ", ".join(x.columns[unlike.any(0)])
+    return x.size, int(unlike.sum()), pd.Series(largest).max(), ", ".join(x.columns[unlike.any(0)])
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -62,19 +57,18 @@ def _read(path: Path) -> pd.DataFrame:
     return table.drop(columns=[name for name in TIMES if name in table])
 
 
-def _weights(a: Path, b: Path) -> tuple[int, int, float, str]:
+def _weights(a: Path, b: Path) -> Found:
     x, y = (dict(deserialize(path.read_bytes())) for path in (a, b))
     unlike = [name for name in {**x, **y} if x.get(name) != y.get(name)]
-    differences = []
+    largest = np.nan
     for name in unlike:
         if name in x and name in y and x[name]["shape"] == y[name]["shape"] and x[name]["dtype"] in FLOATS:
             u, v = (np.frombuffer(w[name]["data"], FLOATS[w[name]["dtype"]]).astype(float) for w in (x, y))
-            differences.append(np.abs(u - v))
-    largest = _max(np.concatenate(differences)) if differences else np.nan
-    return len({**x, **y}), len(unlike), largest, ", ".join(unlike[:3]) + ", …" * (len(unlike) > 3)
+            largest = np.fmax(largest, pd.Series(np.abs(u - v)).max())
+    return len({**x, **y}), len(unlike), float(largest), ", ".join(unlike[:3]) + ", …" * (len(unlike) > 3)
 
 
-def _arrays(a: Path, b: Path) -> tuple[int, int, float, str]:
+def _arrays(a: Path, b: Path) -> Found:
     x, y = (np.load(path, mmap_mode="r") for path in (a, b))
     if x.shape != y.shape or x.dtype != y.dtype:
         return max(x.size, y.size), max(x.size, y.size, 1), np.nan, f"{x.dtype} {x.shape} and {y.dtype} {y.shape}"
@@ -88,29 +82,30 @@ def _arrays(a: Path, b: Path) -> tuple[int, int, float, str]:
     return x.size, differ, float(largest), ""
 
 
-def _texts(a: Path, b: Path) -> tuple[int, int, float, str]:
+def _texts(a: Path, b: Path) -> Found:
     x, y = (path.read_text(encoding="utf-8").splitlines() for path in (a, b))
     lines = max(len(x), len(y))
     differ = sum(u != v for u, v in zip(x, y, strict=False)) + lines - min(len(x), len(y))
     return lines, differ, np.nan, ""
 
 
-def _max(differences: np.ndarray) -> float:
-    told = differences[~np.isnan(differences)]
-    return float(told.max()) if len(told) else np.nan
+KINDS = {  # files, what compares them, what they are called, what is compared of them
+    "table": ("**/[!.]*.csv", _tables, "tables", "cells"),
+    "weights": ("**/[!.]*.safetensors", _weights, "files of weights", "tensors"),
+    "array": ("**/[!.]*.npy", _arrays, "arrays", "elements"),
+    "text": ("answers.md", _texts, "texts", "lines"),
+}
 
 
 def report(files: pd.DataFrame) -> str:
-    """The comparison in lines: counts of what is the same, then each difference."""
-    units = {"table": "cells", "weights": "tensors", "array": "elements", "text": "lines"}
-    names = {"table": "tables", "weights": "files of weights", "array": "arrays", "text": "texts"}
+    """Tell a comparison in lines: how much is the same, then each difference."""
     lines = []
-    for kind, unit in units.items():
+    for kind, (*_, name, unit) in KINDS.items():
         rows = files[files.kind == kind]
         same = rows[rows.differ == 0]
-        lines.append(f"{len(same)} of {len(rows)} {names[kind]} are the same ({same.compared.sum():,} {unit})")
+        lines.append(f"{len(same)} of {len(rows)} {name} are the same ({same.compared.sum():,} {unit})")
     for row in files[files.differ > 0].itertuples():
         largest = "" if np.isnan(row.largest) else f", largest difference {row.largest:g}"
         about = f" ({row.note})" if row.note else ""
-        lines.append(f"{row.file}: {row.differ:,} of {row.compared:,} {units[row.kind]} differ{largest}{about}")
+        lines.append(f"{row.file}: {row.differ:,} of {row.compared:,} {KINDS[row.kind][-1]} differ{largest}{about}")
     return "\n".join(lines)

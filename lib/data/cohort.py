@@ -1,7 +1,7 @@
 """The cohort: the one thing that travels from notebook to notebook.
 
-A cohort is a table (one row an image) and the pixels of those images. Real, phantom and synthetic radiographs
-are all cohorts, so every step takes a cohort and gives a cohort or a table.
+A cohort is a table, one row an image, and the pixels of those images. Real, phantom and synthetic radiographs are all
+cohorts, so every step takes a cohort and gives a cohort or a table.
 """
 
 from __future__ import annotations
@@ -29,12 +29,9 @@ class Cohort:
 
     Parameters
     ----------
-    table : DataFrame
-        One row an image, with at least `image_id` (unique), `patient_id`, `label` ("AFF" or "NFF"), `view` and `side`.
-    pixels : (N, H, W)
-        uint8 (0 … 255) or uint16 (0 … 65535), row by row the images of `table`: an array, or on disk
-        (`lib.data.pixels`),
-        where selecting, joining and windowing read nothing.
+    table : one row an image, with at least `image_id` (unique), `patient_id`, `label`, `view` and `side`
+    pixels : (N, H, W) uint8 or uint16, in the table's order: an array, or on disk (`lib.data.pixels`), where selecting,
+        joining and windowing read nothing
 
     Raises
     ------
@@ -63,38 +60,36 @@ class Cohort:
 
     @property
     def size(self) -> int:
-        """Side of the (square) images in pixels."""
+        """Side of the square images in pixels."""
         return self.pixels.shape[-1]
 
     @property
     def targets(self) -> np.ndarray:
-        """(N,) int64: 1 for AFF, 0 for NFF."""
+        """(N,) int64, 1 for AFF and 0 for NFF."""
         return self.table.label.map(LABELS.index).to_numpy(np.int64)
 
     @property
     def patients(self) -> pd.Series:
         """patient_id → label; a patient with an AFF in any image is an AFF patient."""
-        return self.table.groupby("patient_id", sort=True).label.agg(
-            lambda labels: "AFF" if "AFF" in set(labels) else "NFF"
-        )
+        return self.table.groupby("patient_id").label.min()  # AFF comes first
 
     def take(self, rows) -> Cohort:
-        """The images at these positions, or where this boolean mask is true."""
+        """Return the images at these positions, or where this boolean mask is true."""
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(int)
         return Cohort(self.table.iloc[rows], taken(self.pixels, rows))
 
     def blocks(self, size: int = BLOCK) -> Iterator[tuple[np.ndarray, Cohort]]:
-        """Row numbers and images, in order, at most `size` at a time."""
+        """Yield row numbers and images, in order, at most `size` at a time."""
         for rows in blocks(len(self), size):
             yield rows, self.take(rows)
 
     def first(self, n: int) -> Cohort:
-        """The first n images, or all where there are fewer."""
+        """Return the first n images, or all where there are fewer."""
         return self.take(range(min(n, len(self))))
 
     def select(self, **columns) -> Cohort:
-        """The images whose columns have the given value, or one of the given values.
+        """Return the images whose columns have the given value, or one of the given values.
 
         >>> cohort.select(label="AFF", view="AP", patient_id=training_patients)  # doctest: +SKIP
         """
@@ -107,7 +102,7 @@ class Cohort:
         return self.take(keep)
 
     def join(self, *others: Cohort) -> Cohort:
-        """This cohort followed by others; columns that one of them lacks become missing values."""
+        """Append other cohorts; columns that one of them lacks become missing values."""
         cohorts = [self, *others]
         if len({(c.pixels.dtype, c.pixels.shape[1:]) for c in cohorts}) > 1:
             raise ValueError("cohorts of different image size or bit depth cannot be joined")
@@ -115,11 +110,11 @@ class Cohort:
         return Cohort(table, joined([c.pixels for c in cohorts]))
 
     def images(self) -> np.ndarray:
-        """(N, 1, H, W) float32 in [-1, 1], as networks take them."""
+        """Return (N, 1, H, W) float32 in [-1, 1], as networks take them."""
         return to_images(self.pixels)
 
     def translated(self, images: np.ndarray, to: str, method: str, generator: str | None = None) -> Cohort:
-        """The synthetic cohort that a translator made of this one, image by image.
+        """Make the synthetic cohort of what a translator made of this one, image by image.
 
         Parameters
         ----------
@@ -130,10 +125,10 @@ class Cohort:
         return Cohort(self.provenance(to, method, generator), pixels)
 
     def provenance(self, to: str, method: str, generator: str | None = None) -> pd.DataFrame:
-        """The table of the synthetic images that are made of these, one of each.
+        """Make the table of the synthetic images that are made of these, one of each.
 
-        Each synthetic image keeps its source's patient, view and side, and says which method made it from which image,
-        and whose images had trained the generator.
+        Each keeps its source's patient, view and side. It says which method made it from which image, and whose images
+        had trained the generator.
 
         Parameters
         ----------
@@ -154,7 +149,7 @@ class Cohort:
         return table
 
     def copies(self, rows: np.ndarray, method: str) -> Cohort:
-        """The images at these positions, which may repeat, under new ids, with the provenance of synthetic images."""
+        """Repeat the images at these positions under new ids, with the provenance of synthetic images."""
         made = self.table.iloc[rows]
         made = made.assign(
             source_image_id=made.image_id,
@@ -166,7 +161,7 @@ class Cohort:
 
     @property
     def padding(self) -> np.ndarray:
-        """(N, H, W) bool: where a square shows nothing of its file's image; nowhere, without columns `CROP`."""
+        """(N, H, W) bool, where a square shows nothing of its file's image; nowhere without columns `CROP`."""
         outside = np.zeros((len(self), self.size, self.size), bool)
         if not set(CROP) <= set(self.table):
             return outside
@@ -180,7 +175,7 @@ class Cohort:
         return outside
 
     def windowed(self, black: float, white: float) -> Cohort:
-        """Grey levels stretched so that `black` and `white`, shares of the full range, become its ends."""
+        """Stretch grey levels so that `black` and `white`, shares of the full range, become its ends."""
         top = np.iinfo(self.pixels.dtype).max
         levels = np.clip((np.arange(top + 1) / top - black) / (white - black), 0, 1)
         levels = np.rint(levels * top).astype(self.pixels.dtype)
@@ -188,10 +183,9 @@ class Cohort:
         return Cohort(self.table, self.pixels.through(levels) if on_disk else levels[self.pixels])
 
     def save(self, folder: str | Path) -> None:
-        """Write `pixels.npy` and `table.csv` into a folder: a cohort is there when its table is."""
-        save_blocks(
-            folder, self.table, (self.pixels[start : start + BLOCK] for start in range(0, max(len(self), 1), BLOCK))
-        )
+        """Write `pixels.npy` and `table.csv` into a folder."""
+        starts = range(0, max(len(self), 1), BLOCK)
+        save_blocks(folder, self.table, (self.pixels[start : start + BLOCK] for start in starts))
 
     @classmethod
     def load(cls, folder: str | Path) -> Cohort:
@@ -203,7 +197,7 @@ class Cohort:
 
 
 def save_blocks(folder: str | Path, table: pd.DataFrame, images: Iterable[np.ndarray]) -> None:
-    """What `Cohort.save` does, of pixels (n, H, W) that come block by block, in the order of the table."""
+    """Save a cohort whose pixels (n, H, W) come block by block, in the order of the table."""
     table_path, pixels_path = Path(folder, "table.csv"), Path(folder, "pixels.npy")
     with written(pixels_path) as path:
         save_pixels(path, len(table), images)
@@ -212,11 +206,11 @@ def save_blocks(folder: str | Path, table: pd.DataFrame, images: Iterable[np.nda
 
 
 def to_images(pixels: np.ndarray) -> np.ndarray:
-    """(N, H, W) integers to (N, 1, H, W) float32 in [-1, 1]: the whole range of their type, black to white."""
+    """Turn (N, H, W) integers into (N, 1, H, W) float32 in [-1, 1]: the range of their type, black to white."""
     return (np.asarray(pixels, np.float32) * (2 / np.iinfo(pixels.dtype).max) - 1)[:, None]
 
 
 def to_pixels(images: np.ndarray, dtype) -> np.ndarray:
-    """(N, 1, H, W) in [-1, 1] to (N, H, W) in the integer range of `dtype`, rounded, not truncated."""
+    """Turn (N, 1, H, W) in [-1, 1] into (N, H, W) in the integer range of `dtype`, rounded."""
     top = np.iinfo(dtype).max
     return np.rint((np.clip(images[:, 0], -1, 1) + 1) * (top / 2)).astype(dtype)

@@ -1,8 +1,7 @@
 """Duplicates: is one radiograph, under the name of another patient, the same as another?
 
-A patient who came back, a file that was exported twice: re-encoded, windowed otherwise, labelled, turned. Found before
-training, or a test image has been trained on. What the search finds, and what it does not, `duplicate_sensitivity`
-tells.
+A patient came back, or a file was exported twice: re-encoded, windowed otherwise, labelled, turned. If nobody finds it
+before training, a test image has been trained on. `duplicate_sensitivity` tells what the search finds.
 """
 
 from __future__ import annotations
@@ -31,17 +30,16 @@ SAME = {32: (0.98, 0.98), 64: (0.78, 0.95)}
 
 
 def duplicates(a: np.ndarray, b: np.ndarray, patients_a, patients_b) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the pairs of images, of different patients, that are one image.
+    """Find the pairs of images, of different patients, that are one image.
 
     A pair counts, as it is, mirrored, upside down or both, where
 
     - perceptual hashes differ in at most 6 of 63 bits and 32 × 32 thumbnails correlate by at least 0.995, or
     - the amplitude spectra of their textures (`texture`), which shifts do not change, correlate as `SAME` demands, or
-    - so do the textures, shifted by up to a tenth of the side, turned by 3° and scaled by 7 % or not. The sign does not
-      count: an inverted image is a copy. Each image is compared so with the `NEAREST` by amplitude spectrum.
+    - so do the textures, shifted by up to a tenth of the side, turned by 3° or not, scaled by 7 % or not. Only the
+      `NEAREST` by spectrum are compared so. The sign does not count: an inverted image is a copy.
 
-    `duplicate_sensitivity` says which changes this survives, and how often. The thresholds are those of phantoms and of
-    images of 32 px or more; real radiographs may share more than different phantoms do, such as a burnt-in frame.
+    The thresholds are those of phantoms of 32 px or more. Real radiographs may share more, such as a burnt-in frame.
 
     Parameters
     ----------
@@ -50,7 +48,7 @@ def duplicates(a: np.ndarray, b: np.ndarray, patients_a, patients_b) -> tuple[np
 
     Returns
     -------
-    rows of a, rows of b : equally long
+    rows of a, rows of b : of each pair
     """
     patients_a, patients_b = np.asarray(patients_a), np.asarray(patients_b)
     same_spectrum, same_texture = SAME[min(SAME, key=lambda side: abs(side - min(a.shape[-1], 64)))]
@@ -83,7 +81,7 @@ def duplicates(a: np.ndarray, b: np.ndarray, patients_a, patients_b) -> tuple[np
 
 
 def duplicate_pairs(cohort: Cohort) -> pd.DataFrame:
-    """The pairs of images of a cohort that are one image.
+    """Find the pairs of images of a cohort that are one image.
 
     Returns
     -------
@@ -101,7 +99,7 @@ def duplicate_pairs(cohort: Cohort) -> pd.DataFrame:
 
 
 def perceptual_hash(thumbnails: np.ndarray) -> np.ndarray:
-    """(N,) uint64 from (N, 32, 32): which of the 63 lowest frequencies but the mean exceed their median.
+    """Hash (N, 32, 32) to (N,) uint64: which of the 63 lowest frequencies but the mean exceed their median.
 
     Zauner 2010, *Implementation and benchmarking of perceptual image hash functions*, the DCT hash.
     """
@@ -111,10 +109,10 @@ def perceptual_hash(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def texture(pixels: np.ndarray) -> np.ndarray:
-    """(N, S, S) float32 of length 1, S at most 64: the fine structure of images, 0 where an image is of one grey.
+    """Return the fine structure of images, (N, S, S) float32 of length 1, S at most 64; 0 of an even grey.
 
-    The difference from a Gaussian mean, over its local standard deviation, so that brightness, contrast and gamma
-    hardly matter and bones weigh no more than noise; then half whitened, F/|F|^½, and band-limited, between plain and
+    It is the difference from a Gaussian mean, over its local standard deviation: brightness, contrast and gamma hardly
+    matter, and bones weigh no more than noise. It is then half whitened, F/|F|^½, and band-limited: between plain and
     phase-only correlation (Ito et al. 2008, *A dental radiograph recognition system using phase-only correlation*).
     """
     textures = np.empty((len(pixels), *[min(64, pixels.shape[-1])] * 2), np.float32)
@@ -133,7 +131,7 @@ def texture(pixels: np.ndarray) -> np.ndarray:
 
 
 def _spectra(textures: np.ndarray) -> np.ndarray:
-    """(N, K + 1, 2K + 1) from (N, S, S): |F|^½ up to K = 0.4 S, standardised locally; mirrored, it is reversed in x."""
+    """Return |F|^½ of (N, S, S) up to K = 0.4 S, (N, K + 1, 2K + 1), standardised; a mirror reverses it in x."""
     middle, top = textures.shape[-1] // 2, int(0.4 * textures.shape[-1])
     F = np.sqrt(abs(fftshift(fft2(textures), axes=(1, 2))))
     F -= gaussian_filter(F, 3, axes=(1, 2))
@@ -142,7 +140,7 @@ def _spectra(textures: np.ndarray) -> np.ndarray:
 
 
 def _aligned(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(P,) largest correlation, without its sign, of textures (P, S, S) over small shifts, turns and scales of a.
+    """Return (P,) the largest correlation of textures (P, S, S), without its sign, over shifts, turns and scales of a.
 
     Turning an image by 180° makes its Fourier transform the complex conjugate.
     """
@@ -165,7 +163,7 @@ def _aligned(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _thumbnails(pixels: np.ndarray, side: int) -> np.ndarray:
-    """(N, side, side) float32 averages."""
+    """Average to (N, side, side) float32."""
     small = [
         interpolate(torch.from_numpy(np.asarray(pixels[i : i + BLOCK], np.float32))[:, None], (side, side),
                     mode="bilinear", antialias=True)[:, 0].numpy()
@@ -175,7 +173,7 @@ def _thumbnails(pixels: np.ndarray, side: int) -> np.ndarray:
 
 
 def _standardised(images: np.ndarray) -> np.ndarray:
-    """(N, H · W) of mean 0 and length 1, so that products are correlations; 0 where an image is of one grey."""
+    """Return (N, H · W) of mean 0 and length 1, so that products are correlations; 0 of an even grey."""
     flat = images.reshape(len(images), -1)
     flat = flat - flat.mean(1, keepdims=True)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
@@ -188,8 +186,7 @@ def _jpeg(image: np.ndarray, quality: int) -> np.ndarray:
 
 
 def _labelled(image: np.ndarray) -> np.ndarray:
-    side = len(image)
-    image = image.copy()
+    image, side = image.copy(), len(image)
     image[side - side // 6 :, : side // 3] = 1
     return image
 
@@ -202,6 +199,10 @@ def _cropped(image: np.ndarray, share: float) -> np.ndarray:
 
 def _shifted(image: np.ndarray, share: float) -> np.ndarray:
     return shift(image, (0, max(round(share * len(image)), 1)), order=0, mode="nearest")
+
+
+def _turned(image: np.ndarray) -> np.ndarray:
+    return rotate(image, 3, reshape=False, order=1, mode="nearest")
 
 
 CHANGES: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {  # (H, W) in [0, 1]; clipped afterwards
@@ -221,10 +222,8 @@ CHANGES: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = { 
     "cropped by 8 % a side": lambda image, rng: _cropped(image, 0.08),
     "shifted by 3 %": lambda image, rng: _shifted(image, 0.03),
     "shifted by 8 %": lambda image, rng: _shifted(image, 0.08),
-    "turned by 3°": lambda image, rng: rotate(image, 3, reshape=False, order=1, mode="nearest"),
-    "turned by 3° and cropped by 3 %": lambda image, rng: _cropped(
-        rotate(image, 3, reshape=False, order=1, mode="nearest"), 0.03
-    ),
+    "turned by 3°": lambda image, rng: _turned(image),
+    "turned by 3° and cropped by 3 %": lambda image, rng: _cropped(_turned(image), 0.03),
     "turned by 180°": lambda image, rng: image[::-1, ::-1],
     "mirrored": lambda image, rng: image[:, ::-1],
     "inverted": lambda image, rng: 1 - image,
@@ -232,12 +231,12 @@ CHANGES: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = { 
 
 
 def duplicate_sensitivity(cohort: Cohort, seed: int, most: int = 20) -> pd.DataFrame:
-    """Which share of the copies of images, changed and given to invented patients, `duplicates` finds.
+    """Tell which share of changed copies, given to invented patients, `duplicates` finds.
 
     Parameters
     ----------
     seed : draws the images, and the noise
-    most : images at most that are changed, each in all ways of `CHANGES`
+    most : images at most, each changed in all ways of `CHANGES`
 
     Returns
     -------

@@ -7,15 +7,15 @@ An image is what X-rays leave behind a hollow, bowed, broken bone inside a thigh
     radiograph    window(−log N), after detector blur
 
 with T the length of a ray through the thigh and L through the materials of the bone. A fracture is a surface
-v = f(l, a) that cuts the shaft into fragments; each fragment is moved rigidly and adds its own path length, front and
-back cortex apart, so that oblique, spiral and overlapping fragments look as they do in projection.
+v = f(l, a) that cuts the shaft into fragments. Each fragment is moved rigidly and adds its own path length, front and
+back cortex apart: so oblique, spiral and overlapping fragments look as they do in projection.
 
 Coordinates in millimetres: l towards lateral, a towards anterior, v along the shaft towards proximal, origin at the
 middle of the shaft piece; in the image u runs across the bone and w along the ray.
 
 Fractures follow the case definition of the American Society for Bone and Mineral Research (Shane et al., J Bone Miner
-Res 29(1):1–23, 2014, doi 10.1002/jbmr.1998): see `atypical` and `normal`. Attenuation coefficients are those of ICRU-44
-cortical bone and soft tissue at 60 keV (NIST XCOM tables).
+Res 29(1):1–23, 2014, doi 10.1002/jbmr.1998). Attenuation coefficients are those of ICRU-44 cortical bone and soft
+tissue at 60 keV (NIST XCOM tables).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter
 
-from lib.data.cohort import LABELS, Cohort
+from lib.data.cohort import COLUMNS, LABELS, Cohort
 from lib.run.files import write_text
 
 FIELD_OF_VIEW = 90.0  # mm, side of the square frame: a shaft of 28 mm is a little under a third of it
@@ -100,10 +100,10 @@ class Exposure:
 
 
 def atypical(rng: np.random.Generator, radius: float) -> Fracture:
-    """An atypical femoral fracture: starts at the lateral cortex, runs transverse, may turn oblique medially.
+    """Draw an atypical fracture: from the lateral cortex, transverse, perhaps turning oblique medially.
 
-    Minimal comminution and displacement, localised thickening of the lateral cortex (beaking or flaring), often a
-    medial spike when complete; a quarter are incomplete.
+    It is little displaced, the lateral cortex is locally thickened (beaking or flaring), and complete ones often have a
+    medial spike. A quarter are incomplete.
     """
     beak = rng.uniform(0.5, 4.0)  # mm; a faint one is hard to see
     common = dict(
@@ -128,7 +128,7 @@ def atypical(rng: np.random.Generator, radius: float) -> Fracture:
 
 
 def normal(rng: np.random.Generator) -> Fracture:
-    """A normal fracture: oblique, spiral or with a butterfly fragment, displaced, without beaking."""
+    """Draw a normal fracture: oblique, spiral or with a butterfly fragment, displaced, without beaking."""
     subtype = rng.choice(CLEARLY_NORMAL, p=[0.6, 0.2, 0.2])
     sign = int(rng.choice([-1, 1]))
     return Fracture(
@@ -145,7 +145,7 @@ def normal(rng: np.random.Generator) -> Fracture:
 
 
 def nearly_transverse(rng: np.random.Generator) -> Fracture:
-    """A normal fracture that is hard to tell: up to 15° oblique, little displaced, with a faint beak at most."""
+    """Draw a normal fracture that is hard to tell: up to 15° oblique, little displaced, at most a faint beak."""
     return Fracture(
         "nearly transverse",
         height=rng.normal(0, 5),
@@ -160,10 +160,10 @@ def nearly_transverse(rng: np.random.Generator) -> Fracture:
 
 
 def draw_patient(seed: int, number: int, aff_share: float, overlap: float) -> Patient:
-    """A patient as a pure function of (seed, number).
+    """Draw a patient as a pure function of (seed, number).
 
-    Labels follow a golden-ratio sequence rather than coin tosses, so that every prefix of the cohort holds the share of
-    AFF patients to within about one.
+    Labels follow a golden-ratio sequence, not coin tosses: the first n patients hold the share of AFF patients to
+    within about one.
     """
     start = np.random.default_rng([seed]).random()
     aff = bool((start + number * 0.6180339887498949) % 1 < aff_share)
@@ -188,9 +188,11 @@ def draw_patient(seed: int, number: int, aff_share: float, overlap: float) -> Pa
 
 
 def draw_exposure(seed: int, number: int, image: int, marker_share: float = MARKER_SHARE) -> Exposure:
-    """An exposure as a pure function of (seed, patient number, image number). The first image is always AP.
+    """Draw an exposure as a pure function of (seed, patient number, image number). The first image is AP.
 
-    `marker_share` : the probability of a side marker; everything else is drawn as with any other
+    Parameters
+    ----------
+    marker_share : probability of a side marker; it changes nothing else that is drawn
     """
     rng = np.random.default_rng([seed, number, 3 + image])
     view = "lateral" if rng.random() < 0.2 and image > 0 else "AP"
@@ -213,21 +215,20 @@ def draw_exposure(seed: int, number: int, image: int, marker_share: float = MARK
 
 
 def ramp(distance: np.ndarray, width: float) -> np.ndarray:
-    """0 outside, 1 inside, linear over one ray's width: an antialiased edge."""
+    """Draw an antialiased edge: 0 outside, 1 inside, linear over one ray's width."""
     return np.clip(distance / width + 0.5, 0, 1)
 
 
 def fracture_surface(fracture: Fracture, l: np.ndarray, a: np.ndarray, radius: float) -> np.ndarray:  # noqa: E741
-    """Height v of the fracture surface at the place (l, a) of the bone's cross-section, in mm."""
+    """Return the height v of the fracture surface at the place (l, a) of the bone's cross-section, in mm."""
     amplitude, frequency, phase = fracture.jag
-    v = fracture.height - fracture.slope * l + fracture.twist * a
-    v = v + amplitude * np.sin(frequency * 6.28 * l + phase)
+    v = fracture.height - fracture.slope * l + fracture.twist * a + amplitude * np.sin(frequency * 6.28 * l + phase)
     v = v + fracture.turn[1] * np.maximum(fracture.turn[0] - l, 0)
     return v + fracture.spike * np.clip((-l / radius - 0.6) / 0.4, 0, 1)
 
 
 def bone_paths(u, v, patient: Patient, fracture: Fracture | None, angle: float):
-    """Half a ray's path through cortex and through marrow, in mm, of an unbroken shaft at image position (u, v)."""
+    """Return half a ray's path, in mm, through cortex and through marrow of an unbroken shaft at (u, v)."""
     lateral = cos(angle)
     u = u - 0.5 * v**2 * (patient.bowing[0] * cos(angle) + patient.bowing[1] * sin(angle))
     outer = patient.radius * (1 + patient.taper * v)
@@ -238,20 +239,15 @@ def bone_paths(u, v, patient: Patient, fracture: Fracture | None, angle: float):
         towards = np.clip(u * lateral / patient.radius, 0, 1) ** 2
         outer = outer + fracture.beak * bump * towards
         inner = inner - fracture.endosteal * bump * towards
-        thickened = (
-            (fracture.beak + fracture.endosteal)
-            * 0.5
-            * bump
-            * (1 - abs(lateral))
-            * np.exp(-((2 * u / patient.radius) ** 2))
-        )
+        thickened = (fracture.beak + fracture.endosteal) * 0.5 * bump * (1 - abs(lateral))
+        thickened = thickened * np.exp(-((2 * u / patient.radius) ** 2))
     half_outer = np.sqrt(np.maximum(outer**2 - u**2, 0))
     half_inner = np.sqrt(np.maximum(inner**2 - u**2, 0))
     return half_outer - half_inner + thickened, half_inner
 
 
 def bone_attenuation(u, v, patient: Patient, fracture: Fracture | None, angle: float, ray: float) -> np.ndarray:
-    """What the bone attenuates beyond the soft tissue it displaces, at image positions (u, v) in mm."""
+    """Return what the bone attenuates beyond the soft tissue it displaces, at image positions (u, v) in mm."""
 
     def attenuation(u, v):
         cortex, marrow = bone_paths(u, v, patient, fracture, angle)
@@ -261,7 +257,7 @@ def bone_attenuation(u, v, patient: Patient, fracture: Fracture | None, angle: f
         return 2 * attenuation(u, v)
 
     def side_of_surface(u, v, depth_sign):
-        """Distance above the fracture surface, half the gap, and distance above a butterfly's second surface."""
+        """Return the distance above the fracture surface, half the gap, and that above a butterfly's other one."""
         w = depth_sign * (patient.radius - patient.cortex / 2) * np.sqrt(np.maximum(1 - (u / patient.radius) ** 2, 0))
         l = u * cos(angle) - w * sin(angle)  # noqa: E741
         a = u * sin(angle) + w * cos(angle)
@@ -272,7 +268,7 @@ def bone_attenuation(u, v, patient: Patient, fracture: Fracture | None, angle: f
         return above, half_gap, above_wedge
 
     def moved(u, v, shift, turn):
-        """Where a point of the image was before its fragment moved by `shift` and turned about the fracture."""
+        """Return where a point was before its fragment moved by `shift` and turned about the fracture."""
         du = shift[0] * cos(angle) + shift[1] * sin(angle)
         x, y = u - du, v - fracture.height - shift[2]
         return x * cos(turn) + y * sin(turn), fracture.height - x * sin(turn) + y * cos(turn)
@@ -301,7 +297,7 @@ def bone_attenuation(u, v, patient: Patient, fracture: Fracture | None, angle: f
 
 @lru_cache
 def _interpolation(rays: int, knots: int) -> np.ndarray:
-    """(rays, knots) weights that blend a coarse grid of values into a smooth one."""
+    """Return (rays, knots) weights that blend a coarse grid of values into a smooth one."""
     position = np.linspace(0, knots - 1, rays)[:, None] - np.arange(knots)[None]
     weights = np.exp(-0.5 * (position / 0.7) ** 2)
     return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
@@ -314,12 +310,12 @@ MARKERS = {
 
 
 def render(patient: Patient, exposure: Exposure, drawn: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """One radiograph, (size, size) uint8.
+    """Draw one radiograph, (size, size) uint8.
 
     Parameters
     ----------
-    drawn : "AFF" or "NFF": the fracture that is drawn, or one of `FAILURES`: a failed attempt at the patient's own
-    rng : for photon noise (and the particulars of a failure)
+    drawn : the fracture, "AFF" or "NFF", or one of `FAILURES`: a failed attempt at the patient's own
+    rng : draws photon noise, and the particulars of a failure
     """
     rays = size * OVERSAMPLING
     ray = FIELD_OF_VIEW / exposure.zoom / rays
@@ -380,18 +376,14 @@ def render(patient: Patient, exposure: Exposure, drawn: str, size: int, rng: np.
     black, white = np.percentile(image[field_], exposure.window)
     image = np.clip((image - black) / (white - black), 0, 1) * field_
     if exposure.marker[0]:
-        _stamp(image, MARKERS[patient.side], exposure.marker[1:])
+        _, right, bottom = exposure.marker
+        rows, columns, mask = marker_places(MARKERS[patient.side], size)[2 * bottom + right]
+        image[rows, columns][mask] = 1.0
     return np.rint(image * 255).astype(np.uint8)
 
 
-def _stamp(image: np.ndarray, glyph: np.ndarray, corner: tuple[bool, bool]) -> None:
-    """Write a lead side marker into a corner of the image (at the right, at the bottom)."""
-    rows, columns, mask = marker_places(glyph, len(image))[2 * corner[1] + corner[0]]
-    image[rows, columns][mask] = 1.0
-
-
 def marker_places(glyph: np.ndarray, size: int) -> list[tuple[slice, slice, np.ndarray]]:
-    """Rows, columns and (height, width) bool mask of a marker in the corners: top left, top right, bottom left, right.
+    """Return rows, columns and bool mask of a marker in each corner: top left, top right, bottom left, right.
 
     A marker has about 8 % of the image's height.
     """
@@ -403,9 +395,9 @@ def marker_places(glyph: np.ndarray, size: int) -> list[tuple[slice, slice, np.n
 
 
 def fracture_zone(patient: Patient, exposure: Exposure) -> tuple[float, float]:
-    """Top and bottom of the fracture zone as fractions of the image height.
+    """Return top and bottom of the fracture zone as fractions of the image height.
 
-    The zone holds the patient's fracture and the counterfactual one, so that it says nothing about the label.
+    It holds the patient's fracture and the counterfactual one, so that it tells nothing of the label.
     """
     l = np.linspace(-1, 1, 9)  # noqa: E741
     heights = [
@@ -413,15 +405,15 @@ def fracture_zone(patient: Patient, exposure: Exposure) -> tuple[float, float]:
         for f in patient.fractures.values()
         for s in (-1, 1)
     ]
-    margin = 5.0
-    bottom, top = np.min(heights) - margin, np.max(heights) + margin
+    highest, lowest = np.max(heights) + 5.0, np.min(heights) - 5.0  # a margin of 5 mm
     scale = exposure.zoom / FIELD_OF_VIEW
     middle = 0.5 + exposure.offset[1] * scale
-    return float(np.clip(middle - top * scale, 0, 1)), float(np.clip(middle - bottom * scale, 0, 1))
+    top, bottom = np.clip([middle - highest * scale, middle - lowest * scale], 0, 1).tolist()
+    return top, bottom
 
 
 def _numbers(image_id: str) -> tuple[int, int]:
-    """Patient and image of "p0012-3"."""
+    """Return patient and image of "p0012-3"."""
     number, image = image_id.removeprefix("p").split("-")
     return int(number), int(image)
 
@@ -440,9 +432,8 @@ class Phantom:
     aff_share : share of AFF patients (the nearest published cohort has 159 AFF and 914 NFF patients)
     overlap : share of NFF patients whose fracture is hard to tell from an atypical one (`nearly_transverse`)
     seed : every number gives another cohort
-    marker_difference : share of AFF images with a side marker minus that of NFF images, an attribute that has nothing
-        to do with fractures; where it is not 0 the shares are 0.5 ± half of it, else both 0.3. A counterfactual keeps
-        the marker, or its absence.
+    marker_difference : share of AFF images with a side marker minus that of NFF images. The shares are 0.5 ± half of
+        it; where it is 0 both are 0.3. A counterfactual keeps the marker, or its absence.
     """
 
     patients: int = 1200
@@ -456,9 +447,8 @@ class Phantom:
         if not -1 <= self.marker_difference <= 1:
             raise ValueError(f"marker_difference={self.marker_difference} must lie between -1 and 1")
         if not 0 < self.aff_share < 1 or not 0 <= self.overlap <= 1 or self.patients < 2 or self.size < 16:
-            raise ValueError(
-                f"no phantom can be drawn from {self}: aff_share in (0, 1), overlap in [0, 1], 2 patients, 16 px"
-            )
+            allowed = "aff_share in (0, 1), overlap in [0, 1], 2 patients, 16 px"
+            raise ValueError(f"no phantom can be drawn from {self}: {allowed}")
 
     def patient(self, number: int) -> Patient:
         return draw_patient(self.seed, number, self.aff_share, self.overlap)
@@ -478,26 +468,17 @@ class Phantom:
             for image in range(patient.images):
                 exposure = self.exposure(number, image)
                 top, bottom = fracture_zone(patient, exposure)
-                rows.append(
-                    {
-                        "image_id": f"p{number:04d}-{image}",
-                        "patient_id": f"p{number:04d}",
-                        "label": patient.label,
-                        "view": exposure.view,
-                        "side": patient.side,
-                        "subtype": patient.fractures[patient.label].subtype,
-                        "zone_top": top,
-                        "zone_bottom": bottom,
-                    }
-                )
-        return pd.DataFrame(rows)
+                ids = f"p{number:04d}-{image}", f"p{number:04d}"
+                subtype = patient.fractures[patient.label].subtype
+                rows.append((*ids, patient.label, exposure.view, patient.side, subtype, top, bottom))
+        return pd.DataFrame(rows, columns=[*COLUMNS, "subtype", "zone_top", "zone_bottom"])
 
     def cohort(self) -> Cohort:
-        """Every patient with the fracture they have."""
+        """Draw every patient with their own fracture."""
         return Cohort(self.table, self.render(self.table.image_id, self.table.label))
 
     def counterfactual(self, cohort: Cohort) -> Cohort:
-        """The same patients, poses, exposures and noise streams, rendered with the other fracture, and labelled so."""
+        """Draw the same patients, poses, exposures and noise with the other fracture, and label them so."""
         other = cohort.table.label.map({"AFF": "NFF", "NFF": "AFF"})
         table = cohort.table.assign(
             label=other, source_image_id=cohort.table.image_id, image_id="counterfactual-" + cohort.table.image_id
@@ -505,7 +486,7 @@ class Phantom:
         return Cohort(table.drop(columns="subtype", errors="ignore"), self.render(cohort.table.image_id, other))
 
     def has_marker(self, image_ids) -> np.ndarray:
-        """(N,) bool: whether each image was drawn with a side marker."""
+        """Return (N,) bool, whether each image was drawn with a side marker."""
         return np.array([self.exposure(*_numbers(image_id)).marker[0] for image_id in image_ids], bool)
 
     def save(self, folder: str | Path) -> None:
@@ -514,12 +495,12 @@ class Phantom:
 
     @classmethod
     def load(cls, folder: str | Path) -> Phantom | None:
-        """The phantom a cohort came from; None where the cohort is of real radiographs."""
+        """Read the phantom that a cohort came from; None where the cohort is of real radiographs."""
         path = Path(folder) / "phantom.json"
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
     def render(self, image_ids, drawn) -> np.ndarray:
-        """(N, size, size) uint8: each image with the fracture (or failure) named for it in `drawn`."""
+        """Draw (N, size, size) uint8, each image with the fracture or failure named for it in `drawn`."""
 
         def one(image_id: str, drawn: str) -> np.ndarray:
             number, image = _numbers(image_id)

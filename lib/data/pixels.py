@@ -1,6 +1,6 @@
 """Pixels that stay on disk: rows of `.npy` files that are read when they are indexed, and only those.
 
-Nothing is mapped into memory: mapped pages count as the process's own until the system takes them back.
+They are not mapped into memory: mapped pages count as the process's own until the system takes them back.
 """
 
 from __future__ import annotations
@@ -18,19 +18,27 @@ BLOCK = 256  # images read at a time
 
 
 def blocks(n: int, size: int = BLOCK) -> Iterator[np.ndarray]:
-    """The row numbers 0 … n − 1 in order, at most `size` at a time."""
+    """Yield the row numbers 0 … n − 1 in order, at most `size` at a time."""
     for start in range(0, n, size):
         yield np.arange(start, min(start + size, n))
 
 
 def taken(pixels: np.ndarray | OnDisk, rows) -> np.ndarray | OnDisk:
-    """The images at these positions; those on disk stay there."""
+    """Return the images at these positions; those on disk stay there."""
     return pixels.take(rows) if isinstance(pixels, OnDisk) else pixels[rows]
 
 
 def joined(several: Sequence[np.ndarray | OnDisk]) -> np.ndarray | OnDisk:
-    """The images of the first, then those of the second, and so on; where some are on disk nothing is read."""
-    return OnDisk.joined(several) if any(isinstance(pixels, OnDisk) for pixels in several) else np.concatenate(several)
+    """Return the images of the first, then those of the second, and so on; where some are on disk nothing is read."""
+    if not any(isinstance(pixels, OnDisk) for pixels in several):
+        return np.concatenate(several)
+    several = [OnDisk.of(pixels) for pixels in several]
+    before = np.cumsum([0, *(len(pixels.parts) for pixels in several)])
+    return OnDisk(
+        tuple(part for pixels in several for part in pixels.parts),
+        np.concatenate([pixels.which + first for pixels, first in zip(several, before, strict=False)]),
+        np.concatenate([pixels.row for pixels in several]),
+    )
 
 
 def save_pixels(path: Path, n: int, images: Iterable[np.ndarray]) -> None:
@@ -76,7 +84,7 @@ class File:
         return self.shape[0]
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """(H, W), one image."""
+        """Read one image (H, W)."""
         read = os.pread(self.descriptor, self.image_bytes, self.offset + int(row) * self.image_bytes)
         return np.frombuffer(read, self.dtype).reshape(self.shape[1:])
 
@@ -92,14 +100,14 @@ def _opened_again(path: Path, identity: tuple) -> File:
 
 
 class OnDisk:
-    """(N, H, W) pixels of one or several files and arrays, in any order; what is indexed is read, as an array.
+    """(N, H, W) pixels of files and arrays, in any order; what is indexed is read, as an array.
 
-    Pickled, files are their paths, so that it is small where no array is among its parts.
+    A pickle holds paths of files, not their content.
 
     Parameters
     ----------
-    parts : of each source of images (a `File`, or an array in memory) the table of grey levels that it is seen
-        through, (256,) or (65536,), or None: as it is
+    parts : sources of images, each a `File` or an array, with the table of grey levels that it is seen through: (256,)
+        or (65536,), or None
     which, row : (N,) the part of each image, and its position there
     """
 
@@ -110,21 +118,10 @@ class OnDisk:
 
     @classmethod
     def of(cls, pixels: File | np.ndarray | OnDisk) -> OnDisk:
-        """All images of a file or an array."""
+        """Take all images of a file or an array."""
         if isinstance(pixels, OnDisk):
             return pixels
         return cls(((pixels, None),), np.zeros(len(pixels), int), np.arange(len(pixels)))
-
-    @classmethod
-    def joined(cls, several: Sequence[File | np.ndarray | OnDisk]) -> OnDisk:
-        """The images of the first, then those of the second, and so on; all of one size and type."""
-        several = [cls.of(pixels) for pixels in several]
-        before = np.cumsum([0, *(len(pixels.parts) for pixels in several)])
-        return cls(
-            tuple(part for pixels in several for part in pixels.parts),
-            np.concatenate([pixels.which + first for pixels, first in zip(several, before, strict=False)]),
-            np.concatenate([pixels.row for pixels in several]),
-        )
 
     @property
     def dtype(self) -> np.dtype:
@@ -138,16 +135,16 @@ class OnDisk:
         return len(self.row)
 
     def take(self, rows) -> OnDisk:
-        """The images at these positions, or where this boolean mask is true; nothing is read."""
+        """Return the images at these positions, or where this boolean mask is true; nothing is read."""
         return OnDisk(self.parts, self.which[rows], self.row[rows])
 
     def through(self, levels: np.ndarray) -> OnDisk:
-        """The same images, each grey level replaced by its entry in a table."""
+        """Return the same images, each grey level replaced by its entry in a table."""
         seen = tuple((source, levels if past is None else levels[past]) for source, past in self.parts)
         return OnDisk(seen, self.which, self.row)
 
     def __getitem__(self, index) -> np.ndarray:
-        """As of an array; behind the first comma stand slices and numbers only."""
+        """Read as an array is read; behind the first comma stand slices and numbers only."""
         if isinstance(index, tuple):
             images, rest = self[index[0]], index[1:]
             return images[rest] if images.ndim == 2 else images[:, *rest]
@@ -159,7 +156,7 @@ class OnDisk:
         return images
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        """All images, read."""
+        """Read all images."""
         if copy is False:
             raise ValueError("pixels on disk cannot be an array without being copied")
         return np.asarray(self[:], dtype)

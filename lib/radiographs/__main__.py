@@ -1,4 +1,4 @@
-"""Import a folder of DICOM files: see `lib.radiographs.importing`."""
+"""The command that imports a folder of DICOM files: see `lib.radiographs.importing`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from lib.radiographs.importing import TABLE, import_folder, linkage_of
+from lib.radiographs.importing import KEY, TABLE, import_folder, linkage_of
 from lib.radiographs.table import EXCLUDED, RadiographsError
-
-KEY = Path.home() / ".config" / "aff-augmentation" / "key"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; the exit status."""
+    """Run the command, and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m lib.radiographs", description="Make a table and pictures that name nobody of DICOM files."
     )

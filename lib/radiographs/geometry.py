@@ -27,7 +27,7 @@ class Picture:
         return Picture(self.image[top:bottom, left:right], self.to_source @ _affine(x0=left, y0=top))
 
     def turned(self, quarters: int) -> Picture:
-        """By quarter turns, counter-clockwise."""
+        """Turn by quarters, counter-clockwise."""
         to_source, (height, width) = self.to_source, self.image.shape
         for _ in range(quarters % 4):
             to_source = to_source @ np.array([[0, -1, width], [1, 0, 0], [0, 0, 1.0]])
@@ -35,13 +35,17 @@ class Picture:
         return Picture(np.rot90(self.image, quarters % 4), to_source)
 
     def mirrored(self) -> Picture:
-        """Left and right exchanged."""
+        """Exchange left and right."""
         return Picture(self.image[:, ::-1], self.to_source @ _affine(xx=-1, x0=self.image.shape[1]))
 
     def resized(self, height: int, width: int, gap: float | None = None) -> Picture:
-        """Resampled on float32 with a triangle filter as wide as the reduction asks for: antialiased at any ratio, and
-        free of the overshoot with which sharper filters would draw seams along cortices and collimators. With a `gap`,
-        means of whole pixels come first, down to so many times the size: faster, and hardly less exact.
+        """Resample with a triangle filter as wide as the reduction asks for.
+
+        It is antialiased at any ratio. It does not overshoot: sharper filters would draw seams along cortices.
+
+        Parameters
+        ----------
+        gap : first take means of whole pixels, down to so many times the size: faster, and hardly less exact
         """
         image = Image.fromarray(np.ascontiguousarray(self.image))
         small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=gap)
@@ -49,18 +53,15 @@ class Picture:
         return Picture(np.asarray(small), self.to_source @ scale)
 
     def shrunk(self, size: int) -> Picture:
-        """Resized until its longer side has this many pixels, to be measured rather than shown."""
-        height, width = (max(1, round(side * size / max(self.image.shape))) for side in self.image.shape)
-        return self.resized(height, width, gap=2)
+        """Resize until the longer side has this many pixels, to be measured rather than shown."""
+        return self.resized(*fitting(self.image.shape, size), gap=2)
 
     def rotated(self, degrees: float) -> Picture:
-        """Counter-clockwise about its middle, in a frame that holds all of it; corners without image are black."""
+        """Turn counter-clockwise about the middle, in a frame that holds all of it; empty corners are black."""
         height, width = self.image.shape
         c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-        h, w = (
-            int(np.ceil(round(side, 6)))
-            for side in (height * abs(c) + width * abs(s), width * abs(c) + height * abs(s))
-        )
+        sides = height * abs(c) + width * abs(s), width * abs(c) + height * abs(s)
+        h, w = (int(np.ceil(round(side, 6))) for side in sides)
         back = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
         back = _affine(x0=width / 2, y0=height / 2) @ back @ _affine(x0=-w / 2, y0=-h / 2)
         image = Image.fromarray(np.ascontiguousarray(self.image))
@@ -68,7 +69,7 @@ class Picture:
         return Picture(np.asarray(image), self.to_source @ back)
 
     def padded(self, size: int) -> Picture:
-        """In the middle of a black square."""
+        """Put it into the middle of a black square."""
         height, width = self.image.shape
         top, left = (size - height) // 2, (size - width) // 2
         square = np.zeros((size, size), np.float32)
@@ -81,56 +82,61 @@ def _affine(xx: float = 1, yy: float = 1, x0: float = 0, y0: float = 0) -> np.nd
 
 
 def moved(points, matrix: np.ndarray) -> np.ndarray:
-    """(n, 2) points through a (3, 3) matrix; `np.linalg.inv` of it is the other way."""
+    """Move (n, 2) points through a (3, 3) matrix; `np.linalg.inv` of it is the other way."""
     return np.asarray(points, float) @ matrix[:2, :2].T + matrix[:2, 2]
 
 
-def field_of_view(image: np.ndarray) -> tuple[int, int, int, int]:
-    """(top, left, bottom, right) of what is left when collimation borders and burned-in frames are taken off.
+def fitting(extent, size: int) -> tuple[int, int]:
+    """Return height and width, in pixels, of what has this extent and is to fit a square."""
+    height, width = (max(1, round(side * size / max(extent))) for side in extent)
+    return height, width
 
-    From all four sides lines are taken off of which 75 % lie within 5 % of the darkest or of the brightest value, and
-    97 % (of bright lines 85 %) near one of these: a border may hold a marker or writing. Again and again, so that a
-    white frame within a black margin goes too. Borders that are not parallel to the image stay. Where less than a
-    quarter of the height or width would be left, nothing is taken off.
+
+def field_of_view(image: np.ndarray) -> tuple[int, int, int, int]:
+    """Return (top, left, bottom, right) of what is left without collimation borders and burned-in frames.
+
+    A line is border if 75 % of it lie within 5 % of the darkest value, or of the brightest. 97 % (of a bright line
+    85 %) must lie near one of the two, since a border may hold a marker or writing. Lines are taken off all four sides
+    again and again, so that a white frame within a black margin goes too. Borders that are not parallel to the image
+    stay. Where less than a quarter of the height or width would be left, nothing is taken off.
 
     Parameters
     ----------
     image : (h, w) in [0, 1]
     """
-    every_y, every_x = (max(side // 500, 1) for side in image.shape)
-    low, high = np.percentile(image[::every_y, ::every_x], [0.1, 99.9])
+    height, width = image.shape
+    low, high = np.percentile(image[:: max(height // 500, 1), :: max(width // 500, 1)], [0.1, 99.9])
     edge = EXTREME * (high - low)
     dark, bright = image <= low + edge, image >= high - edge
-    top, left, (bottom, right) = 0, 0, image.shape
 
-    def border(lines: tuple[slice | int, ...]) -> bool:
-        darks, brights = dark[lines].mean(), bright[lines].mean()
+    def is_border(*line: int | slice) -> bool:
+        darks, brights = dark[line].mean(), bright[line].mean()
         both = darks + brights
         return (darks >= ONE and both >= BOTH_DARK) or (brights >= ONE and both >= BOTH_BRIGHT)
 
+    top, left, bottom, right = 0, 0, height, width
     before = None
     while before != (top, left, bottom, right):
         before = top, left, bottom, right
-        while bottom - top > 1 and border((top, slice(left, right))):
+        while bottom - top > 1 and is_border(top, slice(left, right)):
             top += 1
-        while bottom - top > 1 and border((bottom - 1, slice(left, right))):
+        while bottom - top > 1 and is_border(bottom - 1, slice(left, right)):
             bottom -= 1
-        while right - left > 1 and border((slice(top, bottom), left)):
+        while right - left > 1 and is_border(slice(top, bottom), left):
             left += 1
-        while right - left > 1 and border((slice(top, bottom), right - 1)):
+        while right - left > 1 and is_border(slice(top, bottom), right - 1):
             right -= 1
-    height, width = image.shape
     if bottom - top < LEAST * height or right - left < LEAST * width:
         return 0, 0, height, width
     return top, left, bottom, right
 
 
 def tilt(image: np.ndarray) -> float:
-    """Degrees, -45 … 45, by which an image is to be turned counter-clockwise for its shaft to stand upright.
+    """Return the degrees, -45 … 45, to turn an image counter-clockwise for its shaft to stand upright.
 
-    The turn after which the means of its columns differ most from each other's neighbours: then cortices and the soft
-    tissue's edges are parallel to the columns. What is darkest counts for nothing, so that corners left black do not
-    matter. 0 where no direction is clearly better than the others.
+    It is the turn after which neighbouring columns differ most in their means: then cortices and the soft tissue's
+    edges are parallel to the columns. The darkest pixels do not count, so that black corners do not matter. 0 where no
+    direction is clearly better than the others.
     """
     small = Picture(image).shrunk(min(128, max(image.shape)))
     low, high = np.percentile(small.image, [0.1, 99.9])

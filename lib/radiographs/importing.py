@@ -2,10 +2,10 @@
 
     python -m lib.radiographs DICOM_FOLDER --labels labels.csv --out data/hospital
 
-leaves in `--out` what `radiographs_csv` takes: `radiographs.csv` and `images/`, with ids that are keyed hashes (HMAC,
-RFC 2104) of patient and image numbers, and `excluded.csv`, which says what was left out and why. The key, and the table
-that leads from ids back to numbers, files and pixels, stay outside of it, where only their owner can read them. Another
-call reads only files that are new, changed, or could not be used before; what was filled into the table by hand stays.
+leaves in `--out` what `radiographs_csv` takes: `radiographs.csv` and `images/`. Ids are keyed hashes of patient and
+image numbers (HMAC, RFC 2104). `excluded.csv` says what was left out, and why. The key, and the linkage that leads from
+ids back to numbers, files and pixels, stay elsewhere, where only their owner can read them. Another call reads only
+files that are new, changed, or could not be used before. What was filled into the table by hand stays.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import pandas as pd
 from PIL import Image
 
 from lib.data.cohort import LABELS, TO_SOURCE
-from lib.radiographs.decoding import Radiograph, is_dicom, read_dataset, read_dicom, reason
+from lib.radiographs.decoding import Radiograph, read_dataset, read_image, reason
 from lib.radiographs.geometry import Picture
 from lib.radiographs.preparing import CODE, over_cores
 from lib.radiographs.table import EXCLUDED, OPTIONAL, RadiographsError, read_csv
@@ -32,6 +32,7 @@ from lib.radiographs.writing import text_lines, without_text
 from lib.run.files import write_text, written
 from lib.run.progress import progress
 
+KEY = Path.home() / ".config" / "aff-augmentation" / "key"
 TABLE, LINKAGE = "radiographs.csv", "linkage.csv"
 TAGS = {
     "issuer": "IssuerOfPatientID", "patient_number": "PatientID", "accession": "AccessionNumber",
@@ -45,12 +46,12 @@ EVERY = 200  # files between two savings of what is known so far
 
 
 def read_key(path: Path, out: Path) -> bytes:
-    """The secret of the hashes, made where there is none yet; a file that its owner alone can read.
+    """Return the secret of the hashes, made where there is none yet, in a file that only its owner can read.
 
     Raises
     ------
     RadiographsError
-        Where it would lie in the output folder: who has both can find out who is who.
+        Where it would lie in the output folder: who has both can find out who is who. Where it is too short.
     """
     if path.resolve().is_relative_to(out.resolve()):
         raise RadiographsError(f"--key {path} lies in the output folder: keep it elsewhere, it undoes the pseudonyms")
@@ -65,12 +66,12 @@ def read_key(path: Path, out: Path) -> bytes:
 
 
 def pseudonym(key: bytes, *parts: str) -> str:
-    """Twelve hexadecimal digits that only the holder of the key can compute again, and nobody can undo."""
+    """Return twelve hexadecimal digits that only the holder of the key can compute, and nobody can undo."""
     return hmac.new(key, os.fsencode("\0".join(parts)), hashlib.sha256).hexdigest()[:12]
 
 
 def linkage_of(key_file: Path, out: Path) -> Path:
-    """The table that leads back from the ids of one output folder: beside the key."""
+    """Return the path of the table that leads back from the ids of one output folder: beside the key."""
     place = hashlib.sha256(os.fsencode(out.resolve())).hexdigest()[:6]
     return key_file.with_name(f"{key_file.stem}-{out.resolve().name}-{place}-{LINKAGE}")
 
@@ -80,8 +81,7 @@ def import_folder(
 ) -> pd.DataFrame:
     """Write `radiographs.csv`, `images/` and `excluded.csv` into `out`, and the linkage beside the key.
 
-    Several folders may be imported into one `out`, one after the other. Pictures that the table does not name are
-    deleted.
+    Several folders may go into one `out`, one after the other. Pictures that the table does not name are deleted.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def import_folder(
 
     Returns
     -------
-    The flow: DataFrame `what, images`, every file found and what became of it, and what is to be known of those used
+    DataFrame `what, images`: how many files are used, how many are left out and why, and notes on those used
 
     Raises
     ------
@@ -108,16 +108,13 @@ def import_folder(
     made = f"{size} px{', writing hidden' * hide_text}, code {hashlib.sha256(CODE).hexdigest()[:8]}"
     pictures, source = out / "images", str(folder.resolve())
     files = {_file_id(key, folder, file): file for file in walk(folder)}
-    gone = [id for id, row in known.items() if row["folder"] == source and id not in files]
-    for id in gone:
-        del known[id]
+    known = {id: row for id, row in known.items() if row["folder"] != source or id in files}
     done = {id for id, row in known.items() if row["made"] == made and (pictures / f"{id}.png").exists()}
-    new = [id for id in files if id not in done]
+    new = [(file, id) for id, file in files.items() if id not in done]
     pictures.mkdir(parents=True, exist_ok=True)
-    how = {"pictures": pictures, "labelled": labelled, "size": size, "hide_text": hide_text}
-    one = functools.partial(_import, folder=folder, **how)
+    how = {"folder": folder, "pictures": pictures, "labelled": labelled, "size": size, "hide_text": hide_text}
     with progress(len(new), desc="radiographs") as bar:
-        for number, found in enumerate(over_cores(one, [(files[id], id) for id in new]), 1):
+        for number, found in enumerate(over_cores(functools.partial(_import, **how), new), 1):
             known[found["id"]] = found | {"folder": source, "made": "" if found["problem"] else made}
             bar.update()
             if number % EVERY == 0:
@@ -129,7 +126,7 @@ def import_folder(
 
 
 def read_labels(path: Path) -> dict[str, dict[str, str]]:
-    """`patient_number` or `accession` → number → label; every row that cannot be used is named by its number alone."""
+    """Read `patient_number` or `accession` → number → label; errors name bad rows by their number alone."""
     table, reasons = read_csv(path, ("label",), JOINS)
     joins = [column for column in JOINS if column in table]
     if not joins:
@@ -147,7 +144,7 @@ def read_labels(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _label(row: dict[str, str], labelled: dict[str, dict[str, str]]) -> str:
-    """The accession's label before the patient's; empty where there is none."""
+    """Return a file's label: the accession's before the patient's, empty where there is none."""
     return next((labels[row[column]] for column, labels in labelled.items() if row[column] in labels), "")
 
 
@@ -155,7 +152,7 @@ def _label(row: dict[str, str], labelled: dict[str, dict[str, str]]) -> str:
 
 
 def walk(folder: Path) -> list[Path]:
-    """All files below, sorted; hidden ones, links, and what lies behind links are left alone.
+    """List all files below a folder, sorted, but hidden ones, links, and what lies behind links.
 
     Raises
     ------
@@ -175,7 +172,7 @@ def walk(folder: Path) -> list[Path]:
 
 
 def _file_id(key: bytes, folder: Path, path: Path) -> str:
-    """Changes with the file's place, size and time: a changed file is a new one."""
+    """Return an id that changes with the file's place, size and time: a changed file is a new one."""
     stat = path.stat()
     return pseudonym(key, path.relative_to(folder).as_posix(), str(stat.st_size), str(stat.st_mtime_ns))
 
@@ -183,34 +180,31 @@ def _file_id(key: bytes, folder: Path, path: Path) -> str:
 def _import(
     file: tuple[Path, str], folder: Path, pictures: Path, labelled: dict, size: int, hide_text: bool
 ) -> dict[str, str]:
-    """What is known of one file; a picture is made of those alone that are wanted."""
+    """Return what is known of one file, and write its picture if it is wanted."""
     path, id = file
     name = os.fsencode(path.relative_to(folder).as_posix()).decode(errors="backslashreplace")  # names of old systems
     found = dict.fromkeys(FOUND, "") | {"file": name, "id": id}
     try:
-        with open(path, "rb") as opened:
-            head = opened.read(132)
-        if not is_dicom(head):
+        if (ds := read_dataset(path, pixels=False)) is None:
             return found | {"problem": "no DICOM file"}
-        ds = read_dataset(path, head, pixels=False)
         with warnings.catch_warnings():  # pydicom's warnings quote tags
             warnings.simplefilter("ignore")
             found |= {column: str(ds.get(tag) or "").strip() for column, tag in TAGS.items()}
-            intent = str(ds.get("PresentationIntentType") or "")
-        if found["modality"] not in MODALITIES:
-            return found | {"problem": f"no radiograph ({found['modality']})"}
-        if intent == "FOR PROCESSING":
-            return found | {"problem": "raw data, not for presentation"}
-        if not found["patient_number"]:
-            return found | {"problem": "no patient number"}
-        if not _label(found, labelled):
-            return found | {"problem": "no label"}
-        radiograph = read_dicom(read_dataset(path, head))
+            raw = ds.get("PresentationIntentType") == "FOR PROCESSING"
+        for problem, is_so in (
+            (f"no radiograph ({found['modality']})", found["modality"] not in MODALITIES),
+            ("raw data, not for presentation", raw),
+            ("no patient number", not found["patient_number"]),
+            ("no label", not _label(found, labelled)),
+        ):
+            if is_so:
+                return found | {"problem": problem}
+        radiograph = read_image(path)
         image, to_source = picture(radiograph, size, hide_text)
         with written(pictures / f"{id}.png") as part:
             image.save(part, format="PNG")
-    except Exception as error:  # decoders raise of all kinds
-        return found | {"problem": f"unreadable: {reason(error, path)}"}
+    except Exception as error:  # decoders raise errors of all kinds
+        return found | {"problem": f"unreadable: {reason(error, path).removeprefix('unreadable image: ')}"}
     height, width = radiograph.image.shape
     found |= {"height": height, "width": width, "spacing": " ".join(map(str, radiograph.spacing))}
     found |= dict(zip(TO_SOURCE, to_source[:2].ravel().tolist(), strict=True))
@@ -218,7 +212,7 @@ def _import(
 
 
 def picture(radiograph: Radiograph, size: int, hide_text: bool = False) -> tuple[Image.Image, np.ndarray]:
-    """A PNG's worth of a radiograph: head up, square pixels, longest side at most `size`, 8 or 16 bits, and no tag.
+    """Make a radiograph's picture: head up, square pixels, longest side at most `size`, 8 or 16 bits, no tag.
 
     Returns
     -------
@@ -240,10 +234,10 @@ def picture(radiograph: Radiograph, size: int, hide_text: bool = False) -> tuple
 
 
 def _write_tables(found: pd.DataFrame, key: bytes, out: Path) -> pd.DataFrame:
-    """The table, and what is not in it and why; nothing in either leads back to a person without the key.
+    """Write the table, and what is not in it and why. Nothing in either leads back to a person without the key.
 
-    Rows are in the order of their hashes, since that of the files may be alphabetical, and what a decoder complained of
-    stands in the linkage alone.
+    Rows are in the order of their hashes, since that of the files may be alphabetical. A decoder's words stand in the
+    linkage alone.
     """
     problem = found.problem.str.split(":").str[0].copy()
     problem = problem.mask(problem.eq("") & found.label.eq(""), "no label")
@@ -279,7 +273,7 @@ def _write_tables(found: pd.DataFrame, key: bytes, out: Path) -> pd.DataFrame:
 
 
 def _with_what_was_filled_in(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The new table with the optional columns of the old one, where somebody has filled these in."""
+    """Return the new table with the old one's optional columns, where somebody has filled these in."""
     if not path.exists() or b"\n" not in path.read_bytes().strip():  # no rows yet
         return table
     old, _ = read_csv(path)

@@ -1,15 +1,16 @@
-"""What can be measured on an image alone, without training: what `lib.radiographs.quality` finds suspicious."""
+"""Measures: what can be told of an image alone, without training, for quality control (`quality.py`)."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.ndimage import label
+from skimage.segmentation import clear_border
 
 from lib.radiographs.geometry import Picture
 
 
 def measures(image: np.ndarray) -> dict[str, float]:
-    """The numbers of one image.
+    """Measure one image.
 
     Parameters
     ----------
@@ -26,17 +27,10 @@ def measures(image: np.ndarray) -> dict[str, float]:
     low, high = np.percentile(small, [1, 99])
     edge = max(width // 12, 1)
     edges = np.concatenate([small[:, :edge], small[:, -edge:]], 1)
+    patches, _ = label(small >= max(0.97 * small.max(), 0.6))
+    sizes = np.bincount(clear_border(patches).ravel())[1:]
     return {
         "contrast": float(high - low),
         "inversion": float(np.median(edges) - np.median(small[:, width // 3 : width - width // 3])),
-        "metal": _metal(small),
+        "metal": float(sizes.max(initial=0) / small.size),
     }
-
-
-def _metal(image: np.ndarray) -> float:
-    """Share of the largest patch at the top of the grey scale that does not reach the border."""
-    patches, _ = label(image >= max(0.97 * image.max(), 0.6))
-    border = np.concatenate([patches[0], patches[-1], patches[:, 0], patches[:, -1]])
-    sizes = np.bincount(patches.ravel())
-    sizes[np.unique(np.append(border, 0))] = 0
-    return float(sizes.max() / image.size)

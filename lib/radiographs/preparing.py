@@ -1,4 +1,4 @@
-"""Preparing: one radiograph to a square of the size that networks take, step by step, kept in a cache."""
+"""Preparing: one radiograph to a square of the size that networks take, step by step, and the cache of squares."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import functools
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from joblib import Parallel, delayed
 
+from lib.data.cohort import CROP, TO_SOURCE
 from lib.radiographs.decoding import Radiograph, read_image
-from lib.radiographs.geometry import Picture, field_of_view, tilt
+from lib.radiographs.geometry import Picture, field_of_view, fitting, tilt
 from lib.radiographs.measures import measures
 from lib.radiographs.writing import text_lines, without_text
+from lib.run.files import written
 
 # Part of a cached image's key: images prepared by older code are prepared again.
 CODE = b"".join(
@@ -42,15 +43,15 @@ class Preparation:
 
 DEFAULT = Preparation()
 STEPS = (
-    *("decoded", "writing hidden", "region", "borders off", "proximal up", "shaft upright", "as a left side"),
-    "square",
+    *("decoded", "writing hidden", "region", "borders off"),
+    *("proximal up", "shaft upright", "as a left side", "square"),
 )
 
 
 def prepare(
     radiograph: Radiograph, size: int, how: Preparation = DEFAULT
 ) -> tuple[dict[str, Picture], tuple[int, int, int, int], dict]:
-    """A radiograph in the middle of a black square, with its true proportions.
+    """Put a radiograph into the middle of a black square, with its true proportions.
 
     Parameters
     ----------
@@ -60,7 +61,7 @@ def prepare(
     -------
     steps : name → the image after this step; the last is the square
     crop : (top, left, bottom, right) of what is shown of the file's image, in its pixels
-    about : `measures` of the image, `cropped`, the share of it that was taken off, and `writing`, the lines found
+    about : `lib.data.cohort.MEASURES` of the image
 
     Raises
     ------
@@ -82,66 +83,60 @@ def prepare(
     elif how.crop:
         top, left, bottom, right = field_of_view(picture.image)
         steps["borders off"] = picture = picture.cropped(top, left, bottom, right)
-    about = {"cropped": 1 - picture.image.size / (height * width), "writing": len(lines), **measures(picture.image)}
+    cropped = 1 - picture.image.size / (height * width)
+    about = {"height": height, "width": width, "bits": radiograph.bits, "cropped": cropped, "writing": len(lines)}
+    about |= measures(picture.image)
     quarters = radiograph.quarters if how.quarters is None else how.quarters
     extent = np.multiply(picture.image.shape, radiograph.spacing)[:: -1 if quarters % 2 else 1]
     if quarters:
         steps["proximal up"] = picture = picture.turned(quarters)
-    if how.upright and (degrees := tilt(picture.resized(*_fitting(extent, 256)).image)):
-        larger = picture.resized(*_fitting(extent, 2 * size))  # square pixels, and none too small to be turned well
+    if how.upright and (degrees := tilt(picture.resized(*fitting(extent, 256)).image)):
+        larger = picture.resized(*fitting(extent, 2 * size))  # square pixels, and none too small to be turned well
         steps["shaft upright"] = picture = larger.rotated(degrees)
         extent = picture.image.shape
     if how.one_side and (how.side or radiograph.side) == "right":
         steps["as a left side"] = picture = picture.mirrored()
-    steps["square"] = picture.resized(*_fitting(extent, size)).padded(size)
+    steps["square"] = picture.resized(*fitting(extent, size)).padded(size)
     return steps, (top, left, bottom, right), about
-
-
-def _fitting(extent, size: int) -> tuple[int, int]:
-    """Height and width in pixels of what has this extent and is to fit a square."""
-    height, width = (max(1, round(side * size / max(extent))) for side in extent)
-    return height, width
 
 
 class Prepared(NamedTuple):
     """One file as networks take it."""
 
     pixels: np.ndarray  # (size, size) uint8, or uint16 where the file has more than 8 bits
-    crop: tuple[int, int, int, int]  # top, left, bottom, right of what is shown of the file's image, in its pixels
-    to_source: np.ndarray  # (3, 3): (x, y, 1) in the square to the file's, see `lib.radiographs.geometry`
-    view: str
-    side: str
-    notes: tuple[str, ...]
-    about: dict[str, float]  # `lib.data.cohort.MEASURES`
+    about: dict[str, float | str]  # view, side, and `CROP`, `TO_SOURCE` and `MEASURES` of `lib.data.cohort`
+    notes: list[str]  # what a reader should know, see `Radiograph`
 
 
 def prepared(
-    paths: Sequence[Path], size: int, how: Sequence[Preparation], cache: str | Path | None
-) -> Iterator[tuple[int, Prepared | ValueError]]:
-    """Many files as squares: from the cache where it has them, the others over all cores.
+    files: dict[Hashable, tuple[Path, Preparation]], size: int, cache: str | Path | None
+) -> Iterator[tuple[Hashable, Prepared | ValueError]]:
+    """Prepare many files: from the cache where it has them, the others over all cores.
 
     Yields
     ------
-    position of the file, and what became of it: a ValueError where it holds no usable image
+    key of the file, and its square, or a ValueError where it holds no usable image
     """
-    new = []
-    for position, (path, preparation) in enumerate(zip(paths, how, strict=True)):
-        if entry := _cached(path, size, preparation, cache):
-            yield position, entry
+    new = {}
+    for key, (path, how) in files.items():
+        entry = _entry(path, size, how, cache)
+        if entry and entry.exists():
+            head, _, data = entry.read_bytes().partition(b"\n")
+            dtype, about, notes = json.loads(head)
+            yield key, Prepared(np.frombuffer(data, dtype).reshape(size, size), about, notes)
         else:
-            new.append(position)
-    one = functools.partial(_prepared_or_error, size=size, cache=cache)
-    yield from zip(new, over_cores(one, [(paths[position], how[position]) for position in new]), strict=True)
+            new[key] = path, how, entry
+    yield from zip(new, over_cores(functools.partial(_prepared_or_error, size=size), list(new.values())), strict=True)
 
 
 def over_cores(function: Callable, items: list) -> Iterator:
-    """What `function` makes of each item, in order, over all cores where there are enough of them."""
+    """Apply a function to each item, in order, over all cores where there are enough items."""
     workers = max(1, min(os.cpu_count(), len(items) // 64))  # a worker takes a second to start
     yield from Parallel(workers, return_as="generator", batch_size=8)(delayed(function)(item) for item in items)
 
 
-def _prepared_or_error(file: tuple[Path, Preparation], size: int, cache: str | Path | None) -> Prepared | ValueError:
-    path, how = file
+def _prepared_or_error(file: tuple[Path, Preparation, Path | None], size: int) -> Prepared | ValueError:
+    path, how, entry = file
     try:
         radiograph = read_image(path)
         steps, crop, about = prepare(radiograph, size, how)
@@ -150,32 +145,19 @@ def _prepared_or_error(file: tuple[Path, Preparation], size: int, cache: str | P
     dtype = np.uint8 if radiograph.bits <= 8 else np.uint16
     square = steps["square"]
     pixels = np.rint(np.clip(square.image, 0, 1) * np.iinfo(dtype).max).astype(dtype)
-    about |= {"height": radiograph.image.shape[0], "width": radiograph.image.shape[1], "bits": radiograph.bits}
-    facts = radiograph.view, radiograph.side, radiograph.notes, about
-    found = Prepared(pixels, crop, square.to_source, *facts)
-    if entry := _entry(path, size, how, cache):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        head = json.dumps([pixels.dtype.name, crop, square.to_source.tolist(), *facts])
-        with tempfile.NamedTemporaryFile(dir=entry.parent, suffix=".part", delete=False) as file:
-            file.write(head.encode() + b"\n" + pixels.tobytes())
-        os.replace(file.name, entry)  # whole or not at all
-    return found
-
-
-def _cached(path: Path, size: int, how: Preparation, cache: str | Path | None) -> Prepared | None:
-    entry = _entry(path, size, how, cache)
-    if entry is None or not entry.exists():
-        return None
-    head, _, data = entry.read_bytes().partition(b"\n")
-    dtype, crop, to_source, view, side, notes, about = json.loads(head)
-    pixels = np.frombuffer(data, dtype).reshape(size, size)
-    return Prepared(pixels, tuple(crop), np.array(to_source), view, side, tuple(notes), about)
+    about |= {"view": radiograph.view, "side": radiograph.side, **dict(zip(CROP, crop, strict=True))}
+    about |= zip(TO_SOURCE, square.to_source[:2].ravel().tolist(), strict=True)
+    if entry:
+        with written(entry) as part:
+            head = json.dumps([pixels.dtype.name, about, radiograph.notes])
+            part.write_bytes(head.encode() + b"\n" + pixels.tobytes())
+    return Prepared(pixels, about, list(radiograph.notes))
 
 
 def _entry(path: Path, size: int, how: Preparation, cache: str | Path | None) -> Path | None:
-    """The cache's file for a radiograph as it is now: a line of JSON, then the pixels (an .npz is ten times slower).
+    """Return the cache's file for a radiograph as it is now: a line of JSON, then the pixels.
 
-    Its name says nothing of the radiograph's.
+    An .npz would be ten times slower. The name says nothing of the radiograph's.
     """
     if cache is None:
         return None

@@ -1,7 +1,7 @@
 """Quality control: what is suspicious about an image, by numbers that need no training.
 
-Suspicions are for a person to look at, not verdicts: notebook 01 counts them and shows the worst. What is to be left
-out then goes into the table's column `exclude`, with the reason.
+Suspicions are for a person to look at. Notebook 01 counts them and shows the worst. Who leaves an image out writes the
+reason into the table's column `exclude`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ SUSPICIONS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
 
 
 def quality(cohort: Cohort, pairs: pd.DataFrame) -> pd.DataFrame:
-    """The numbers of each image, and what is suspicious about it.
+    """Measure each image, and say what is suspicious about it.
 
     Parameters
     ----------
-    cohort : with the columns `MEASURES` where it was read from files; else its own pixels are measured
+    cohort : has the columns `MEASURES` if it was read from files; else its own pixels are measured
     pairs : its `lib.data.duplicates.duplicate_pairs`
 
     Returns
     -------
-    DataFrame, a row an image: `image_id`, `MEASURES`, a column of bool for each of `SUSPICIONS` and for "twice" and
-    "of two patients" (another image is the same), and `suspicions`, their number
+    DataFrame, a row an image: `image_id`, `MEASURES`, a column of bool for each suspicion, and `suspicions`, their
+    number. Besides `SUSPICIONS` there are "twice" and "of two patients": another image is the same.
     """
     if set(MEASURES) <= set(cohort.table):
         numbers = cohort.table[list(MEASURES)].copy()

@@ -1,7 +1,8 @@
-"""The table: a CSV that says which file shows which patient and which fracture, checked as a whole, made a cohort."""
+"""The table: a CSV that says which file shows which patient and which fracture, made into a cohort."""
 
 from __future__ import annotations
 
+import codecs
 import csv as csv_files
 import io
 import os
@@ -20,7 +21,7 @@ from lib.data.cohort import CROP, LABELS, MEASURES, TO_SOURCE, Cohort
 from lib.data.splits import PARTS
 from lib.radiographs.decoding import SIDES, read_image
 from lib.radiographs.geometry import moved
-from lib.radiographs.preparing import DEFAULT, STEPS, Preparation, Prepared, prepare, prepared
+from lib.radiographs.preparing import DEFAULT, STEPS, Preparation, prepare, prepared
 from lib.run.progress import progress
 
 REQUIRED = ("path", "patient_id", "label")
@@ -50,25 +51,22 @@ def read_radiographs(
     rows=None,
     how: Preparation = DEFAULT,
 ) -> Cohort:
-    """The cohort that a CSV of one's own radiographs describes.
+    """Read the cohort that a CSV of one's own radiographs describes.
 
     Parameters
     ----------
-    csv : file with the columns `REQUIRED` (`path` is relative to the CSV's folder, `label` AFF or NFF in any case) and
-        optionally `OPTIONAL` (see data/README.md), as spreadsheets save it
+    csv : has the columns `REQUIRED` and perhaps some of `OPTIONAL`, see data/README.md
     size : side of the square images in pixels
-    cache : folder in which prepared images are kept, so that the next call reads only files that are new or changed
+    cache : folder of prepared images, so that the next call reads only files that are new or changed
     rows : positions of the rows to read, among those that are not excluded; by default all
-    how : the images are prepared; `region_…`, `turn` and `side` of a row come before it
+    how : what is done to the images; `region_…`, `turn` and `side` of a row come before it
 
     Returns
     -------
     Cohort
-        Rows in the CSV's order, but those with a reason in `exclude`; uint8, or uint16 if any file has more than 8 bits
-        (8-bit images then times 257, which maps 255 to 65535). A missing `image_id` becomes `<patient_id>-<k>`, k
-        counting the patient's rows from 1. `split`, `hospital` and the fracture zone are there if the CSV has them, the
-        zone in fractions of the square frame. A `view` or `side` that the CSV does not give is taken from DICOM's tags.
-        Further columns: `CROP`, `TO_SOURCE` and `MEASURES` of `lib.data.cohort`.
+        Rows in the CSV's order, without those that have a reason in `exclude`. uint8, or uint16 if any file has more
+        than 8 bits: 8-bit values are then multiplied by 257. The fracture zone is in fractions of the square. Further
+        columns: `CROP`, `TO_SOURCE` and `MEASURES` of `lib.data.cohort`.
 
     Raises
     ------
@@ -77,41 +75,38 @@ def read_radiographs(
     """
     csv = Path(csv)
     table, reasons = _read_kept(csv)
-    _check_table(table, reasons)
     table = table if rows is None else table.iloc[rows]
     files, root = {}, csv.parent.resolve()
-    for row, written in table.path.items():
+    for row, path in table.path.items():
         try:
-            files[row] = _inside(root, written)
+            files[row] = _inside(root, path), _of_row(table.loc[row], how)
         except ValueError as error:
             reasons[row].append(str(error))
-    rows_read, read = list(files), {}
-    hows = [_of_row(table.loc[row], how) for row in rows_read]
-    pixels = None
+    pixels, read = None, {}
     with progress(len(files), desc="radiographs") as bar:
-        for number, found in prepared(list(files.values()), size, hows, cache):
+        for row, found in prepared(files, size, cache):
             bar.update()
-            row = rows_read[number]
             if isinstance(found, ValueError):
                 reasons[row].append(str(found))
                 continue
             if pixels is None:
                 pixels = np.zeros((len(table), size, size), found.pixels.dtype)
-            elif found.pixels.dtype == np.uint16 and pixels.dtype == np.uint8:
+            if found.pixels.dtype != pixels.dtype:
                 pixels = _of_16_bits(pixels)
-            grey = _of_16_bits(found.pixels) if pixels.dtype == np.uint16 else found.pixels
-            pixels[table.index.get_loc(row)] = grey
+            wide = pixels.dtype == np.uint16
+            pixels[table.index.get_loc(row)] = _of_16_bits(found.pixels) if wide else found.pixels
             read[row] = found._replace(pixels=None)
     if problems := [(row, table.path[row], "; ".join(found)) for row, found in reasons.items() if found]:
         raise RadiographsError(_message(csv, len(table), problems), problems)
     _warn_of_dark(table, pixels)
-    for note, count in Counter(note for found in read.values() for note in found.notes).most_common():
+    read = [read[row] for row in table.index]
+    for note, count in Counter(note for found in read for note in found.notes).most_common():
         print(f"{count} of {len(table)} files: {note}")
-    return Cohort(_cohort_table(table, [read[row] for row in table.index], size), pixels)
+    return Cohort(_cohort_table(table, pd.DataFrame([found.about for found in read], table.index), size), pixels)
 
 
 def steps(csv: str | Path, rows: Sequence[int], size: int, how: Preparation = DEFAULT) -> dict[str, np.ndarray]:
-    """What `read_radiographs` does to some images, step by step, each scaled into a black square.
+    """Return what `read_radiographs` does to some images, step by step, each scaled into a black square.
 
     Parameters
     ----------
@@ -119,11 +114,10 @@ def steps(csv: str | Path, rows: Sequence[int], size: int, how: Preparation = DE
 
     Returns
     -------
-    name of the step → (n, size, size) float32 in [-1, 1]; an image that a step leaves alone is the same as before it
+    name of the step → (n, size, size) float32 in [-1, 1]; an image that a step leaves alone stays as before it
     """
     csv = Path(csv)
-    table, reasons = _read_kept(csv)
-    _check_table(table, reasons)
+    table, _ = _read_kept(csv)
     ways = []
     for _, row in table.iloc[rows].iterrows():
         pictures, *_ = prepare(read_image(_inside(csv.parent.resolve(), row.path)), size, _of_row(row, how))
@@ -136,17 +130,16 @@ def steps(csv: str | Path, rows: Sequence[int], size: int, how: Preparation = DE
 
 
 def flow(csv: str | Path) -> pd.DataFrame:
-    """What became of all images: those that an import left out, those that the table excludes, those that are read.
+    """Count all images: those that an import left out, those that the table excludes, those that are read.
 
     Returns
     -------
-    DataFrame `what, images, patients`, in this order; how many patients an import left out nobody can say
+    DataFrame `what, images, patients`, in this order; the patients that an import left out are not known
     """
     csv = Path(csv)
     table, _ = read_csv(csv)
-    label = table.label.str.upper()
     excluded = table.get("exclude", pd.Series("", table.index))
-    what = ("excluded: " + excluded).where(excluded != "", "read: " + label)
+    what = ("excluded: " + excluded).where(excluded != "", "read: " + table.label.str.upper())
     counts = table.groupby(what.rename("what")).patient_id.agg(images="size", patients="nunique")
     left_out = csv.with_name(EXCLUDED)
     if left_out.exists() and "problem" in (found := pd.read_csv(left_out, dtype=str)):
@@ -157,17 +150,19 @@ def flow(csv: str | Path) -> pd.DataFrame:
 
 
 def _read_kept(csv: Path) -> tuple[pd.DataFrame, dict[int, list[str]]]:
-    """`read_csv` without the rows that are excluded."""
+    """Read and check the rows that are not excluded."""
     table, reasons = read_csv(csv)
     if "exclude" in table:
         table = table[table.exclude == ""]
         if not len(table):
             raise RadiographsError(f"{csv.name} excludes every row")
-    return table.copy(), {row: reasons[row] for row in table.index}
+    table, reasons = table.copy(), {row: reasons[row] for row in table.index}
+    _check_table(table, reasons)
+    return table, reasons
 
 
 def _of_row(row: pd.Series, how: Preparation) -> Preparation:
-    """How a row's file is prepared."""
+    """Return how a row's file is prepared."""
     region = tuple(row[name] for name in REGION) if "region_top" in row else (np.nan,)
     region = None if np.isnan(region).any() else region
     quarters = int(row.turn) // 90 if row.get("turn") in TURNS else None
@@ -180,7 +175,7 @@ def _of_row(row: pd.Series, how: Preparation) -> Preparation:
 def read_csv(
     csv: Path, needed: tuple[str, ...] = REQUIRED, known: tuple[str, ...] | None = OPTIONAL
 ) -> tuple[pd.DataFrame, dict[int, list[str]]]:
-    """A CSV as spreadsheets save it.
+    """Read a CSV as spreadsheets save it.
 
     Parameters
     ----------
@@ -199,7 +194,12 @@ def read_csv(
     """
     if not csv.is_file():
         raise RadiographsError(f"there is no CSV file {csv}")
-    text = _decoded(csv.read_bytes(), csv.name)
+    try:
+        text = decoded(csv.read_bytes())
+    except UnicodeDecodeError:
+        raise RadiographsError(
+            f"{csv.name} is no text in UTF-8, UTF-16 or Windows-1252: save it as 'CSV UTF-8'"
+        ) from None
     header, _, rest = text.partition("\n")
     if declared := re.fullmatch(r"sep=(.)\r?", header):  # Excel's first line, where it is told which character to use
         text, delimiter = rest, declared[1]
@@ -207,8 +207,7 @@ def read_csv(
         delimiter = max(",;\t", key=header.count)
     lines = []
     try:
-        for line in csv_files.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True):
-            lines.append(line)
+        lines.extend(csv_files.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except csv_files.Error as error:
         raise RadiographsError(f"{csv.name} is no CSV file, after its row {len(lines)}: {error}") from None
     columns = [name.strip().lower() for name in lines[0]] if lines else []
@@ -236,19 +235,18 @@ def read_csv(
     return table[[*needed, *(name for name in known if name in table and any(table[name]))]].copy(), reasons
 
 
-def _decoded(data: bytes, name: str) -> str:
-    """The text of a CSV as spreadsheets save it: UTF-8 or UTF-16 with their marks, UTF-8 without, or Windows-1252."""
-    encodings = ["utf-16"] if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ["utf-8-sig", "cp1252"]
-    for encoding in encodings:
-        try:
-            return data.decode(encoding)
-        except UnicodeDecodeError:
-            pass
-    raise RadiographsError(f"{name} is no text in UTF-8, UTF-16 or Windows-1252: save it as 'CSV UTF-8'")
+def decoded(data: bytes, errors: str = "strict") -> str:
+    """Return text as spreadsheets save it: UTF-8, UTF-16 with its mark, or Windows-1252."""
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return data.decode("utf-16", errors)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors)
 
 
 def _inside(root: Path, written: str) -> Path:
-    """The file that a row names, if it lies in the CSV's folder `root`, links followed.
+    """Return the file that a row names, if it lies in the CSV's folder `root`, links followed.
 
     Raises
     ------
@@ -269,7 +267,7 @@ def _inside(root: Path, written: str) -> Path:
 
 
 def _as_path(written: str) -> str:
-    """The same file is the same string, whichever way its slashes lean."""
+    """Write a path in one way, whichever way its slashes lean."""
     return os.path.normpath(written.replace("\\", "/"))
 
 
@@ -277,7 +275,7 @@ def _check_table(table: pd.DataFrame, reasons: dict[int, list[str]]) -> None:
     """Bring labels, parts, zones and image ids into their final form, and note what is wrong; both in place."""
 
     def refuse(values: pd.Series, bad: pd.Series, reason: str):
-        """`{value!r}` and `{first}` in the reason: the row's value, and the first row that has the same."""
+        """Note a reason; `{value!r}` and `{first}` in it are the row's value and the first row that has the same."""
         first = dict(zip(values[::-1], values.index[::-1], strict=True))
         for row in table.index[bad]:
             reasons[row].append(reason.format(value=values[row], first=first[values[row]]))
@@ -299,11 +297,10 @@ def _check_table(table: pd.DataFrame, reasons: dict[int, list[str]]) -> None:
         table["split"] = table.split.str.lower()
         refuse(table.split, ~table.split.isin(PARTS), f"unknown split: splits are {', '.join(PARTS)}")
         known = table[table.split.isin(PARTS)]
-        seen = {}
-        for row, patient, split in zip(known.index, known.patient_id, known.split, strict=True):
-            first_split, first = seen.setdefault(patient, (split, row))
-            if split != first_split:
-                reasons[row].append(f"patient {patient!r} is in {split} here and in {first_split} in row {first}")
+        for patient, own in known.groupby("patient_id").split:
+            first = own.index[0]
+            for row, split in own[own != own[first]].items():
+                reasons[row].append(f"patient {patient!r} is in {split} here and in {own[first]} in row {first}")
 
     if "turn" in table:
         refuse(table.turn, ~table.turn.isin(["", *TURNS]), f"turn is none of {', '.join(TURNS)}")
@@ -323,28 +320,21 @@ def _check_table(table: pd.DataFrame, reasons: dict[int, list[str]]) -> None:
         del reasons[row][1:]
 
 
-def _cohort_table(table: pd.DataFrame, read: list[Prepared], size: int) -> pd.DataFrame:
-    """The cohort's columns; the fracture zone moves from fractions of the file's image to fractions of the square."""
+def _cohort_table(table: pd.DataFrame, about: pd.DataFrame, size: int) -> pd.DataFrame:
+    """Return the cohort's columns, with the fracture zone moved from the file's image to the square."""
     cohort = table[["image_id", "patient_id", "label"]].copy()
     for column in ("view", "side"):
-        said = np.array([getattr(found, column) for found in read])
-        own = table.get(column, "")
-        cohort[column] = pd.Series(np.where(own == "", said, own), table.index).replace("", "unknown")
-    for column in ("hospital", "split"):
-        if column in table:
-            cohort[column] = table[column]
-    cohort[list(CROP)] = np.array([found.crop for found in read])
-    cohort[list(TO_SOURCE)] = np.array([found.to_source[:2].ravel() for found in read])
-    cohort[list(MEASURES)] = pd.DataFrame([found.about for found in read], table.index)[list(MEASURES)]
+        own = table.get(column, pd.Series("", table.index))
+        cohort[column] = own.where(own != "", about[column]).replace("", "unknown")
+    cohort = cohort.join(table[[column for column in ("hospital", "split") if column in table]])
+    cohort = cohort.join(about[[*CROP, *TO_SOURCE, *MEASURES]])
     if "zone_top" in table:
-        middles = [
-            moved([(width / 2, top * height), (width / 2, bottom * height)], np.linalg.inv(found.to_source))[:, 1]
-            / size
-            for found, top, bottom, height, width in zip(
-                read, table.zone_top, table.zone_bottom, cohort.height, cohort.width, strict=True
-            )
-        ]
-        zones = np.clip(np.sort(middles, axis=1), 0, 1)
+        zones = []
+        for row, (top, bottom) in zip(cohort.itertuples(), table[list(ZONE)].to_numpy(), strict=True):
+            to_source = np.array([[row.xx, row.xy, row.x0], [row.yx, row.yy, row.y0], [0, 0, 1]])
+            ends = [(row.width / 2, top * row.height), (row.width / 2, bottom * row.height)]
+            zones.append(moved(ends, np.linalg.inv(to_source))[:, 1] / size)
+        zones = np.clip(np.sort(zones, axis=1), 0, 1)
         zones[~(np.diff(zones, axis=1)[:, 0] > 1e-6)] = np.nan  # of an image that was turned on its side
         cohort[list(ZONE)] = zones
     return cohort
@@ -359,7 +349,7 @@ def _message(csv: Path, n: int, problems: list[tuple[int, str, str]]) -> str:
 
 
 def _of_16_bits(pixels: np.ndarray) -> np.ndarray:
-    """Grey levels of 8 or 16 bits as uint16: 255 becomes 65535."""
+    """Return grey levels of 8 or 16 bits as uint16: 255 becomes 65535."""
     return pixels if pixels.dtype == np.uint16 else pixels.astype(np.uint16) * 257
 
 

@@ -18,10 +18,10 @@ GLYPHS = 3  # so many letters in a line are writing: a single L or R is a side m
 
 
 def text_lines(image: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """(top, left, bottom, right) of what looks like a line of writing, with a margin around it.
+    """Return (top, left, bottom, right) of what looks like a line of writing, with a margin around it.
 
-    Letters are thin patches far brighter or darker than what surrounds them, as high as letters are; a line is at least
-    `GLYPHS` of them side by side, of about one height, in the outer parts of the image, where writing is burned in.
+    Letters are thin patches, far brighter or darker than what surrounds them, and as high as letters are. A line is at
+    least `GLYPHS` of them side by side, of about one height, in the outer parts of the image.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def text_lines(image: np.ndarray) -> list[tuple[int, int, int, int]]:
 
 
 def _joined(lines: list[np.ndarray]) -> np.ndarray:
-    """Boxes of one line as one: it may be found twice, and in parts where bone lies between them."""
+    """Join boxes of one line: it may be found twice, and in parts where bone lies between them."""
     boxes = np.array(lines, float).reshape(-1, 4)
     while len(boxes) > 1:
         top, left, bottom, right = boxes.T
@@ -57,7 +57,7 @@ def _joined(lines: list[np.ndarray]) -> np.ndarray:
 
 
 def _found(image: np.ndarray, side: int) -> list[np.ndarray]:
-    """`text_lines` of an image that is looked at with so many pixels of its longer side, before they are rounded."""
+    """Find lines, unrounded, in an image that is looked at with so many pixels of its longer side."""
     small = gaussian_filter(Picture(image).shrunk(min(side, max(image.shape))).image, 0.7)
     scale, side, found = np.divide(image.shape, small.shape), min(max(small.shape), SIDE), []
     for polarity in (small, 1 - small):
@@ -76,7 +76,7 @@ def _found(image: np.ndarray, side: int) -> list[np.ndarray]:
 
 
 def _lines(letters: np.ndarray, height: int, width: int) -> list[np.ndarray]:
-    """Around the letters that stand in a line with others of their height, most of them in the image's outer parts."""
+    """Return boxes around letters in a line with others of their height, most in the image's outer parts."""
     if not GLYPHS <= len(letters) <= 2000:  # more is grain
         return []
     heights = letters[:, 2] - letters[:, 0]
@@ -96,7 +96,7 @@ def _lines(letters: np.ndarray, height: int, width: int) -> list[np.ndarray]:
 
 
 def without_text(image: np.ndarray, lines: list[tuple[int, int, int, int]]) -> np.ndarray:
-    """A copy in which each of the `text_lines` found in it has the grey that surrounds it, column by column."""
+    """Return a copy in which each of its `text_lines` has the grey that surrounds it, column by column."""
     hidden = image.copy()
     for top, left, bottom, right in lines:
         rim = max((bottom - top) // 4, 2)

@@ -288,10 +288,10 @@ def test_names_of_old_systems_and_odd_files_stop_nothing(hospital):
 
 def test_what_could_not_be_read_is_tried_again(hospital, monkeypatch):
     folder, labels, out, key = hospital
-    original = importing.read_dicom
-    monkeypatch.setattr(importing, "read_dicom", lambda ds: (_ for _ in ()).throw(OSError("network")))
+    original = importing.read_image
+    monkeypatch.setattr(importing, "read_image", lambda path: (_ for _ in ()).throw(OSError("network")))
     assert import_folder(folder, labels, out, key).set_index("what").images["unreadable"] == 12
-    monkeypatch.setattr(importing, "read_dicom", original)
+    monkeypatch.setattr(importing, "read_image", original)
     import_folder(folder, labels, out, key)
     assert len(pd.read_csv(out / "radiographs.csv")) == 12
 

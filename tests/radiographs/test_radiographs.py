@@ -732,7 +732,7 @@ def test_a_script_without_a_main_guard_reads_over_all_cores(tmp_path):
     csv = write_csv(tmp_path, [row(f"{k}.png", f"p{k}") for k in range(130)])
     script = tmp_path / "script.py"
     script.write_text(
-        "import os\nos.cpu_count = lambda: 2\nfrom lib.radiographs import read_radiographs\n"
+        "import os\nos.cpu_count = lambda: 2\nfrom lib.radiographs.table import read_radiographs\n"
         f"print(len(read_radiographs({str(csv)!r}, 16)))"
     )
     done = subprocess.run([sys.executable, script], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
