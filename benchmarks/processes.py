@@ -14,7 +14,7 @@ import torch
 from lib.data.cohort import Cohort
 from lib.data.phantom import Phantom
 from lib.data.splits import make_splits
-from lib.run.tasklist import Machines
+from lib.run.tasks import Machines
 from lib.trials.classifier import Settings
 from lib.trials.trials import run_trials
 

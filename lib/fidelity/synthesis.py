@@ -27,7 +27,7 @@ from lib.run.fingerprint import source_hash
 from lib.run.hardware import arithmetic
 from lib.run.progress import no_progress, progress
 from lib.run.randomness import generator
-from lib.run.tasklist import Task
+from lib.run.tasks import Task
 from lib.run.weights import weights_metadata
 from lib.translators.cyclediff.model import CycleDiff
 from lib.translators.cyclegan import CycleGAN
