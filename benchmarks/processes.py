@@ -31,17 +31,8 @@ def main() -> None:
         for repeat in range(3):
             for processes in took:
                 start, place = time.perf_counter(), Path(folder) / f"{processes}-{repeat}"
-                conditions = ["real", "oversampling"]
-                run_trials(
-                    cohort,
-                    splits,
-                    lambda *_: {},
-                    conditions,
-                    range(4),
-                    SETTINGS,
-                    place,
-                    Machines(num_processes=processes),
-                )
+                machines, conditions = Machines(num_processes=processes), ["real", "oversampling"]
+                run_trials(cohort, splits, lambda *_: {}, conditions, range(4), SETTINGS, place, machines)
                 took[processes].append(time.perf_counter() - start)
     one, two = (statistics.median(took[processes]) for processes in (1, 2))
     print(f"8 trials: {one:.0f} s by one process, {two:.0f} s by two: {one / two:.2f} times as fast")

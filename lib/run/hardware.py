@@ -69,7 +69,7 @@ def not_deterministic() -> list[str]:
 
 
 def environment() -> dict:
-    """Return versions of Python and of the project's dependencies, commit, device, processor, what may differ on them.
+    """Return what a run records of its machine: versions, commit, device and processor.
 
     Finding the device may claim the GPU, so `run_all.py` asks for this in a process of its own.
     """

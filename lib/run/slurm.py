@@ -35,19 +35,16 @@ class Job(Checkpointable):
         environment = submitit.JobEnvironment()
         os.environ["LIB_PROGRESS"] = "text"
         torch.set_num_threads(threads)
-        together = environment.num_tasks > 1
-        if together:
+        if together := environment.num_tasks > 1:
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
         todo = pickle.loads((folder / "tasks.pkl").read_bytes())
         if todo.keys.get(name) != key:
             sys.exit(f"{name} is another task by now: this job is no longer wanted")
-        done = [[name], environment.job_id, shown(environment.paths.stderr)]
-        fine = todo.work(*done)
-        while fine and not together and name in todo.unfinished():
+        while todo.work([name], environment.job_id, shown(environment.paths.stderr)):
+            if together or name not in todo.unfinished():
+                return
             time.sleep(1)  # a job that was cancelled may still be ending
-            fine = todo.work(*done)
-        if not fine:
-            sys.exit(1)
+        sys.exit(1)
 
 
 def run_jobs(todo, machines, data_parallel: bool) -> None:
@@ -65,16 +62,11 @@ def run_jobs(todo, machines, data_parallel: bool) -> None:
     new = [name for name in unfinished if name not in sent]
     processes = machines.num_processes if data_parallel else 1
     threads = CPUS_BESIDE_GPUS if machines.gpus else machines.threads
-    asked = {"gpus_per_node": processes * machines.gpus, "slurm_partition": machines.partition}
-    asked |= {"slurm_account": machines.account}
     executor = submitit.AutoExecutor(logs, cluster="slurm", slurm_max_num_timeout=REQUEUED)
-    executor.update_parameters(
-        name=todo.name,
-        timeout_min=machines.minutes,
-        tasks_per_node=processes,
-        cpus_per_task=threads,
-        **{option: value for option, value in asked.items() if value},
-    )
+    asked = {"name": todo.name, "timeout_min": machines.minutes, "tasks_per_node": processes, "cpus_per_task": threads}
+    asked |= {"slurm_partition": machines.partition, "slurm_account": machines.account}
+    asked |= {"gpus_per_node": processes * machines.gpus}
+    executor.update_parameters(**{option: value for option, value in asked.items() if value})
     for start in range(0, len(new), ARRAY):
         names = new[start : start + ARRAY]
         with executor.batch():
@@ -136,13 +128,12 @@ def queue(tries: int = 12) -> set[str]:
     RuntimeError
         Where Slurm did not answer, asked so many times in five seconds each.
     """
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
     for _ in range(tries):
-        asked = subprocess.run(
-            ["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True
-        )
-        if not asked.returncode:
-            return set(asked.stdout.split())
-        print(f"Slurm does not answer: {asked.stderr.strip()}")
+        told = subprocess.run(command, capture_output=True, text=True)
+        if not told.returncode:
+            return set(told.stdout.split())
+        print(f"Slurm does not answer: {told.stderr.strip()}")
         time.sleep(5)
     raise RuntimeError("Slurm does not answer, so nobody knows which jobs run. The same again goes on once it does.")
 

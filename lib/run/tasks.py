@@ -93,9 +93,6 @@ class Machines:
             raise ValueError(f"executor={self.executor!r}: choose 'local' or 'slurm' (run_all.py --executor)")
         if self.num_processes < 1:
             raise ValueError(f"num_processes={self.num_processes}: at least one process must work")
-        for name in ("minutes", "gpus"):
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be a whole number")
 
     @classmethod
     def chosen(cls, num_processes: int = 1) -> Machines:
@@ -162,33 +159,23 @@ def run_tasks(
             local.run_processes(todo, machines, name)
     elif todo.unfinished():
         local.run_processes(todo, machines)
-    table = todo.table()
-    failed = table[table.state != "done"]
-    if len(failed):
-        reasons = [f"{row.Index}: {_reason(row)}" for row in failed.itertuples()]
+    table, logs = todo.table(), todo.folder / "logs"
+    failed = table[table.state == "failed"]
+    reasons = [f"{name}: {row.error} (log: {row.log})" for name, row in failed.iterrows()]
+    reasons += [f"{name}: another process is doing it" for name in todo.unfinished()]
+    if reasons:
         raise TasksFailed(
-            f"{len(failed)} of {len(tasks)} tasks of {shown(todo.folder)} failed, all others are done; the same again "
+            f"{len(reasons)} of {len(tasks)} tasks of {shown(todo.folder)} failed, all others are done; the same again "
             "goes on with what is not:\n" + "\n".join(reasons)
         )
+    files = [file for file in sorted(logs.glob("*")) if file.suffix != ".pkl"]
+    text = "\n".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+    for warning in dict.fromkeys(re.findall(r"^WARNING.*", text, re.MULTILINE)):  # each once
+        print(warning)
+    shutil.rmtree(logs, ignore_errors=True)
     for left in ("tasks.pkl", "jobs.json"):
         (todo.folder / left).unlink(missing_ok=True)
-    for line in _warnings(todo.folder / "logs"):
-        print(line)
-    shutil.rmtree(todo.folder / "logs", ignore_errors=True)
     return table[SHORT]
-
-
-def _reason(row) -> str:
-    """Return, of a row of the table, why the task is not done."""
-    return f"{row.error} (log: {row.log})" if row.state == "failed" else "another process is doing it"
-
-
-def _warnings(logs: Path) -> list[str]:
-    """Return what the tasks' logs warn of, each line once."""
-    files = [path for path in sorted(logs.glob("*")) if path.suffix != ".pkl"]
-    text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)
-    lines = [line.strip() for line in re.split(r"[\r\n]", text)]
-    return list(dict.fromkeys(line for line in lines if line.startswith("WARNING")))
 
 
 class TaskList:
@@ -330,8 +317,6 @@ class TaskList:
         """Return the last line of the log of the first task that runs."""
         for name in self.tasks:
             if (known := self.read(name))["state"] == "running" and (log := from_root(known["log"])).is_file():
-                with open(log, "rb") as file:
-                    file.seek(max(log.stat().st_size - 400, 0))
-                    lines = re.split(r"[\r\n]+", file.read().decode(errors="ignore").strip())
+                lines = log.read_text(encoding="utf-8", errors="ignore").strip().split("\n")
                 return re.sub(r"\|.*?\|", " ", lines[-1])
         return ""

@@ -139,7 +139,6 @@ def test_machines_are_those_that_the_command_chose_else_this_one(monkeypatch):
         ('["slurm"]', "LIB_MACHINES='.*must be a mapping"),
         ('{"queue": "gpu"}', "LIB_MACHINES='.*unexpected keyword argument 'queue'"),
         ('{"executor": "sge"}', "executor='sge': choose 'local' or 'slurm' .*--executor"),
-        ('{"minutes": "5"}', "minutes='5': must be a whole number"),
     ],
 )
 def test_a_choice_that_makes_no_sense_says_what_to_do(text, named, monkeypatch):
@@ -222,6 +221,17 @@ def wait_until(what, seconds: float = 60) -> None:
 # By the jobs of a cluster
 
 
+def test_a_cluster_that_is_silent_for_a_while_is_asked_again(tmp_path, monkeypatch, capsys):
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f'#!/bin/sh\ncd {tmp_path}; echo >> asked; [ $(wc -l < asked) -gt 2 ] && echo "7_0 7_1"')
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("lib.run.slurm.time.sleep", lambda _: None)
+    with pytest.raises(RuntimeError, match="nobody knows which jobs run"):
+        queue(tries=2)
+    assert queue() == {"7_0", "7_1"} and capsys.readouterr().out.count("Slurm does not answer") == 2
+
+
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
     if reason := why_not():
@@ -259,12 +269,7 @@ def test_preempted_trainings_go_on_from_their_checkpoint_and_failed_ones_are_rep
     """Once the cluster takes a job away without asking, once it sends the signal first on which the job makes room."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)
     trained(tmp_path / "whole").do()
-    asking = [
-        "timeout",
-        "1",
-        "scancel",
-        "--signal=USR2",
-    ]  # which would ask again and again, also the job that comes back
+    asking = ["timeout", "1", "scancel", "--signal=USR2"]  # which would ask again and again, also what comes back
     ways = {"taken": ["scontrol", "requeue"], "asked": asking}
     tasks = {name: trained(tmp_path / name, by=hanging.train) for name in ways} | once(tmp_path, "a")
     tasks["wrong"] = trained(tmp_path / "wrong", learning_rate=1e30)
@@ -290,10 +295,8 @@ def interrupted_when_running(todo: TaskList, *_, **__) -> None:
 
 
 def test_jobs_are_waited_for_not_sent_again_and_dead_ones_are_told(tmp_path, slurm, monkeypatch):
-    tasks = {
-        "long": Task(partial(time.sleep, 3), tmp_path),
-        "dies": Task(partial(os.kill, 0, signal.SIGKILL), tmp_path),
-    }
+    ends = {"long": partial(time.sleep, 3), "dies": partial(os.kill, 0, signal.SIGKILL)}
+    tasks = {name: Task(do, tmp_path) for name, do in ends.items()}
     monkeypatch.setattr("lib.run.slurm.UNSEEN", 3)
     with monkeypatch.context() as patch:
         patch.setattr("lib.run.tasks.TaskList.show_progress", interrupted_when_running)
