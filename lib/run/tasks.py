@@ -285,9 +285,9 @@ class TaskList:
 
     def give_out(self) -> None:
         """Write the list for other processes; tasks that failed, or whose process is dead, wait again."""
-        for name in self.tasks:
+        for name in [name for name, state in self.states().items() if state in ("running", "failed")]:
             with suppress(Busy), self.lock(name):
-                if (known := self.read(name))["state"] in ("running", "failed"):
+                if (known := self.read(name))["state"] != "done":
                     self.note(name, {"state": "waiting", "attempts": known["attempts"]})
         with written(self.folder / "tasks.pkl") as part:
             part.write_bytes(pickle.dumps(self))
