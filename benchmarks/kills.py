@@ -32,7 +32,7 @@ from lib.run.locks import LOCK
 
 
 def notebooks(run: Path) -> dict[str, dict]:
-    """What the run's manifest says of its notebooks; nothing where there is none yet."""
+    """Return what the run's manifest says of its notebooks; nothing where there is none yet."""
     try:
         return json.loads((run / "manifest.json").read_text(encoding="utf-8")).get("notebooks", {})
     except FileNotFoundError:
@@ -40,7 +40,7 @@ def notebooks(run: Path) -> dict[str, dict]:
 
 
 def kill(process: subprocess.Popen, with_kernel: bool) -> None:
-    """SIGKILL to the process and its group, and first to its kernels, which have groups of their own, if wanted."""
+    """Kill the process and its group; if wanted, its kernels too, which have groups of their own."""
     started = psutil.Process(process.pid).children(recursive=True) if with_kernel else []
     os.killpg(process.pid, signal.SIGKILL)
     for one in started:

@@ -15,7 +15,7 @@ from lib.data.cohort import Cohort
 from lib.data.phantom import Phantom
 from lib.data.splits import make_splits
 from lib.run.folder import Run
-from lib.run.tasklist import Machines
+from lib.run.tasks import Machines
 from lib.study import Study
 from lib.trials.classifier import Settings
 from lib.trials.trials import run_trials

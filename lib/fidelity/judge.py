@@ -30,8 +30,7 @@ from lib.run.fingerprint import source_hash
 from lib.run.hardware import accelerator
 from lib.run.progress import progress
 from lib.run.randomness import batch_rows, flipped, generator, torch_generator
-from lib.run.tasklist import Machines, Task
-from lib.run.tasks import run_tasks
+from lib.run.tasks import Machines, Task, run_tasks
 from lib.run.weights import load_weights, save_weights, weights_metadata
 from lib.study import Fold, Study
 from lib.translators.training import WEIGHTS, History, check_finite

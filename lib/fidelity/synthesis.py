@@ -26,8 +26,7 @@ from lib.run.fingerprint import source_hash
 from lib.run.hardware import arithmetic
 from lib.run.progress import no_progress, progress
 from lib.run.randomness import generator
-from lib.run.tasklist import Machines, Task
-from lib.run.tasks import run_tasks
+from lib.run.tasks import Machines, Task, run_tasks
 from lib.study import Fold, Study
 from lib.translators.methods import DRAWS_NOISE, METHODS, NOISE, Method
 from lib.translators.training import WEIGHTS

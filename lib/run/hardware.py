@@ -1,4 +1,4 @@
-"""run.hardware"""
+"""The machine: the device to train on, and what a run's results may owe to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  #
 
 
 def accelerator() -> Accelerator:
-    """The device to train on, with bf16 autocast where that is faster, else in float32.
+    """Return the device to train on, with bf16 autocast where that is faster, else in float32.
 
     On a CPU that is one with AMX: the bf16 instructions of AVX-512 alone were slower than float32 (one Xeon measured).
     Where a launcher (torchrun, `accelerate launch` on GPUs, submitit) has started several processes, this waits for all
@@ -40,20 +40,20 @@ def accelerator() -> Accelerator:
 
 
 def arithmetic() -> str:
-    """What the last bits of a result depend on besides its inputs: device and precision, on a CPU also threads."""
+    """Return what the last bits of a result depend on besides inputs: device, precision, on a CPU also threads."""
     precision = "bf16" if _bf16() else "float32"
     return f"cuda {precision}" if torch.cuda.is_available() else f"cpu {precision}, {torch.get_num_threads()} threads"
 
 
 def _bf16() -> bool:
-    """Whether bf16 is faster than float32 here."""
+    """Return whether bf16 is faster than float32 here."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported()
 
 
 def not_deterministic() -> list[str]:
-    """What can differ between two runs of the same training on this device, besides the order of processes' sums.
+    """Return what can differ between two trainings on this device, besides the order of processes' sums.
 
     These operations' gradients are documented as nondeterministic on CUDA (`torch.use_deterministic_algorithms`, and
     `torch.nn.functional.scaled_dot_product_attention`); empty on other devices.
@@ -61,61 +61,60 @@ def not_deterministic() -> list[str]:
     if not torch.cuda.is_available():
         return []
     return [
-        "reflection padding: generators, translators (ReflectConv2d), and diffaugment",
-        "scaled_dot_product_attention: U-Nets and KL autoencoders of CycleDiff (SelfAttention)",
+        "reflection padding: generators, translators, diffaugment",
+        "scaled_dot_product_attention: U-Nets and KL autoencoders",
         "adaptive average pooling: the classifier's ResNet",
         "negative log-likelihood: the judge's cross-entropy",
     ]
 
 
 def environment() -> dict:
-    """Versions of Python and of the project's dependencies, commit, device and processor.
+    """Return what a run records of its machine: versions, commit, device and processor.
 
     Finding the device may claim the GPU, so `run_all.py` asks for this in a process of its own.
     """
-    import torch
-
-    if torch.cuda.is_available():
-        device = f"cuda: {torch.cuda.get_device_name()}"
-    else:
-        device = "mps" if torch.backends.mps.is_available() else "cpu"
+    mps = "mps" if torch.backends.mps.is_available() else "cpu"
     commit, dirty = _commit()
     return {
         "versions": {"python": platform.python_version(), **_versions()},
         "commit": commit,
         "dirty": dirty,
-        "device": device,
+        "device": f"cuda: {torch.cuda.get_device_name()}" if torch.cuda.is_available() else mps,
         "cpu": _processor(),
         "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": platform.platform(),
+        "not_deterministic": not_deterministic(),
     }
 
 
 def _versions() -> dict[str, str]:
-    """Installed versions of the dependencies that pyproject.toml declares."""
+    """Return the installed versions of the dependencies that pyproject.toml declares."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    names = [re.match(r"[\w.-]+", requirement)[0] for requirement in project["dependencies"]]
-    installed = {distribution.metadata["Name"]: distribution.version for distribution in metadata.distributions()}
-    normal = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in installed.items() if name}
-    return {name: normal.get(name.lower(), "not installed") for name in names}
+    versions = {}
+    for name in (re.match(r"[\w.-]+", requirement)[0] for requirement in project["dependencies"]):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """The repository's commit and whether files differ from it; (None, None) outside git."""
+    """Return the repository's commit and whether files differ from it; (None, None) outside git."""
 
     def git(*arguments):
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
-            return None, None
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+        top, commit = git("rev-parse", "--show-toplevel", "HEAD").splitlines()
+        return (commit, bool(git("status", "--porcelain"))) if Path(top).resolve() == ROOT else (None, None)
     except (OSError, subprocess.CalledProcessError):
         return None, None
 
 
 def _processor() -> str:
+    """Return the processor's model, as Linux names it, or as Python does elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists() and (model := re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())):
         return model[1]

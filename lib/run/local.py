@@ -1,9 +1,9 @@
-"""run.local"""
+"""Processes of this machine that do a list of tasks: `python -m lib.run.local FOLDER [NAME]` is one of them."""
 
 from __future__ import annotations
 
-import argparse
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -14,18 +14,22 @@ import psutil
 import torch
 
 from lib.run.files import ROOT, shown
-from lib.run.tasklist import Machines, TaskList, show_progress, work_on
 
 
-def through_processes(work: TaskList, machines: Machines, name: str = "") -> None:
-    """Let processes do all pieces, each as many as it gets to, or one piece together; returns when they have ended.
+def run_processes(todo, machines, name: str = "") -> None:
+    """Let processes do all tasks, each as many as it gets to, or one task together; return when they have ended.
 
     The cores are shared out among them, and GPUs one after the other.
+
+    Parameters
+    ----------
+    todo, machines : the `TaskList` and `Machines` of `lib.run.tasks`, given out
+    name : of the one task; "": all
     """
-    n, command, logs = machines.num_processes, [sys.executable, "-m"], work.folder / "logs"
+    n, logs = machines.num_processes, todo.folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    together = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(n), "-m"] if name else []
-    command += [*together, "lib.run.local", str(work.folder), *([name] if name else [])]
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(n), "-m"] if name else []
+    command = [sys.executable, "-m", *launcher, "lib.run.local", str(todo.folder), *([name] if name else [])]
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count())))).split(",")
     if name and gpus != [""] and n > len(gpus):
         raise ValueError(f"num_processes={n}: there are {len(gpus)} GPUs, and each process that trains needs one")
@@ -39,16 +43,16 @@ def through_processes(work: TaskList, machines: Machines, name: str = "") -> Non
                 environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
             with open(log, "ab") as file:
                 workers.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=file, stderr=file))
-        show_progress(work, lambda: any(worker.poll() is None for worker in workers), every=0.5)
+        todo.show_progress(lambda: any(worker.poll() is None for worker in workers), every=0.5)
     finally:
         for worker in workers:
             worker.terminate()
         for worker in workers:
             worker.wait()
     ends = ", ".join(str(worker.returncode) for worker in workers)
-    for left in {name} & set(work.unfinished()) if name else work.unfinished():
-        log = work.read(left).get("log") or shown(logs)
-        work.give_up(left, log=log, error=f"its process ended before it was done (exit status {ends})")
+    for left in {name} & set(todo.unfinished()) if name else todo.unfinished():
+        log = todo.read(left).get("log") or shown(logs)
+        todo.give_up(left, log=log, error=f"its process ended before it was done (exit status {ends})")
 
 
 def end_with(parent: int) -> None:
@@ -59,13 +63,11 @@ def end_with(parent: int) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Do pieces of a work list.")
-    parser.add_argument("folder", type=Path, help="of the list")
-    parser.add_argument("names", nargs="*", help="of pieces (default: all that nobody has begun)")
-    options = parser.parse_args()
+    """Do tasks of the list that `TaskList.give_out` wrote; the exit status."""
+    folder, *names = sys.argv[1:]
     threading.Thread(target=end_with, args=(int(os.environ["LIB_PARENT"]),), daemon=True).start()
-    work = TaskList.given_out(options.folder)
-    return 0 if work_on(work, options.names, log=os.environ["LIB_LOG"]) else 1
+    todo = pickle.loads(Path(folder, "tasks.pkl").read_bytes())
+    return 0 if todo.work(names, log=os.environ["LIB_LOG"]) else 1
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
@@ -37,11 +38,11 @@ def sole_writer(folder: str | Path, what: str) -> Iterator[int]:
     """Hold a folder against every other process: `with sole_writer("runs/quick", "run_all.py"): ...`.
 
     The lock is flock on the folder's `.lock`, so that it is free once its holder and whoever was given the descriptor
-    have ended, however they ended. The file says who holds it, and its time is renewed every half minute: where flock
-    ends at the machine (some network file systems) or is missing (Windows, where two processes that start in the same
-    instant are not kept apart), a holder counts that gave a sign of life in the last three minutes. One that sleeps
-    longer, a paused machine's for example, is taken for dead there. The file is emptied in the end, never deleted:
-    others may be waiting at it.
+    have ended, however they ended. The file says who holds it, and its time is renewed every half minute. Where flock
+    ends at the machine (some network file systems) or is missing (Windows, where two that start in the same instant are
+    not kept apart), a holder counts that gave a sign of life in the last three minutes. The file is emptied in the end,
+    never deleted: others may be waiting at it. (filelock, which comes with torch, neither hands its lock on to
+    children nor says who holds it.)
 
     Parameters
     ----------
@@ -61,77 +62,79 @@ def sole_writer(folder: str | Path, what: str) -> Iterator[int]:
         Where the folder cannot be written.
     """
     folder = from_root(folder)
-    path = folder / LOCK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    ended, before = threading.Event(), os.environ.get(HOLDER)
-    try:
-        began, beat = time.monotonic(), path.stat().st_mtime_ns
-        state, owner = _state(descriptor, path)
-        if state in ("orphaned", "silent"):
-            wait = f"waiting until its kernel has ended, at most {PATIENCE} s"
-            if state == "silent":
-                wait = f"waiting for a sign of life, at most {STALE} s"
-            print(f"{shown(folder)} was being written by {_said(owner)}: {wait}", file=sys.stderr, flush=True)
-        while state != "free":
-            late = state == "orphaned" and time.monotonic() - began > PATIENCE
-            if state == "held" or late or (state == "silent" and path.stat().st_mtime_ns != beat):
-                raise Busy(held_by(folder, owner))
-            time.sleep(0.2)
-            state, owner = _state(descriptor, path)
-        if owner:
-            print(f"{shown(folder)}: {_said(owner)} has ended before its end; going on", file=sys.stderr, flush=True)
-        since = datetime.now().astimezone().isoformat(timespec="seconds")
-        content = json.dumps({"host": platform.node(), "pid": os.getpid(), "what": what, "since": since})
+    path, ended, before = folder / LOCK, threading.Event(), os.environ.get(HOLDER)
+    with ExitStack() as stack:
         try:
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, content.encode())
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path, "a+", encoding="utf-8"))
+            _wait(file, path)
+            since = datetime.now().astimezone().isoformat(timespec="seconds")
+            file.truncate(0)
+            file.write(json.dumps({"host": platform.node(), "pid": os.getpid(), "what": what, "since": since}))
+            file.flush()
         except OSError as error:
             raise cannot_write(path, error) from error
         threading.Thread(target=_renew, args=(path, ended), daemon=True).start()
         os.environ[HOLDER] = str(folder.resolve())
         try:
-            yield descriptor
+            yield file.fileno()
         finally:
             ended.set()
             os.environ.pop(HOLDER)
             if before is not None:
                 os.environ[HOLDER] = before
             with suppress(OSError):
-                os.ftruncate(descriptor, 0)
-            if fcntl:
-                with suppress(OSError):
-                    fcntl.flock(descriptor, fcntl.LOCK_UN)  # for whoever was given the descriptor, too
-    finally:
-        os.close(descriptor)
+                file.truncate(0)
+            with suppress(OSError, AttributeError):
+                fcntl.flock(file, fcntl.LOCK_UN)  # for whoever was given the descriptor, too
 
 
 def holder(folder: Path) -> dict | None:
-    """Who holds a folder (`sole_writer`): host, pid, what, since, as far as known; None where nobody does."""
-    try:
-        descriptor = os.open(folder / LOCK, os.O_RDWR)
-    except OSError:
-        return None
-    try:
-        state, owner = _state(descriptor, folder / LOCK)
+    """Return who holds a folder: host, pid, what, since, as far as known; None where nobody does."""
+    with suppress(OSError), open(folder / LOCK, "r+", encoding="utf-8") as file:
+        state, owner = _state(file, folder / LOCK)
         return None if state == "free" else owner
-    finally:
-        os.close(descriptor)
+    return None
 
 
-def _state(descriptor: int, path: Path) -> tuple[str, dict]:
-    """Whether a lock is "free" (and then taken), "held", held on by what a dead process started ("orphaned"), or was
-    lately another machine's ("silent"); and whom it names."""
-    locked = False  # None: there is no flock here
+def held_by(folder: Path, owner: dict) -> str:
+    """Return the message that a folder is held by this owner, and what to do."""
+    said, remedy = _said(owner), "wait for its end, end it, or take another run"
+    if owner.get("host") == platform.node() and not psutil.pid_exists(owner["pid"]):
+        said = f"a process that {said} had started, which itself has ended"
+        remedy = "end it (a kernel?), or take another run"
+    return f"{shown(folder)} is being written by {said}: {remedy}"
+
+
+def _wait(file: TextIO, path: Path) -> None:
+    """Return once the lock is free, and taken; raise Busy where its holder lives."""
+    folder, began, beat = shown(path.parent), time.monotonic(), path.stat().st_mtime_ns
+    waits = {"orphaned": f"until its kernel has ended, at most {PATIENCE} s"}
+    waits |= {"silent": f"for a sign of life, at most {STALE} s"}
+    while (found := _state(file, path))[0] != "free":
+        state, owner = found
+        late = state == "orphaned" and time.monotonic() - began > PATIENCE
+        if state == "held" or late or (state == "silent" and path.stat().st_mtime_ns != beat):
+            raise Busy(held_by(path.parent, owner))
+        if wait := waits.pop(state, ""):
+            print(f"{folder} was being written by {_said(owner)}: waiting {wait}", file=sys.stderr, flush=True)
+        time.sleep(0.2)
+    if found[1]:
+        print(f"{folder}: {_said(found[1])} has ended before its end; going on", file=sys.stderr, flush=True)
+
+
+def _state(file: TextIO, path: Path) -> tuple[str, dict]:
+    """Take a lock, or say why not, and whom it names.
+
+    It is "free" (and then taken), "held", held on by what a dead process started ("orphaned"), or was lately another
+    machine's ("silent").
+    """
+    locked = False
     try:
-        if fcntl:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         locked = True
-    except OSError:
+    except (OSError, AttributeError):  # there is no flock here
         locked = None
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
@@ -142,25 +145,19 @@ def _state(descriptor: int, path: Path) -> tuple[str, dict]:
     fresh = bool(owner) and time.time() - path.stat().st_mtime < STALE
     if locked:
         return "orphaned" if here and not lives else "held", owner
-    if not here:
-        return "silent" if fresh else "free", owner
-    flock_says = fcntl is not None and locked is not None
-    return "held" if lives and fresh and not flock_says else "free", owner
+    if here:
+        return "held" if locked is None and lives and fresh else "free", owner
+    return "silent" if fresh else "free", owner
 
 
 def _renew(path: Path, ended: threading.Event) -> None:
+    """Give signs of life until the holder has ended."""
     while not ended.wait(BEAT):
         with suppress(OSError):
             os.utime(path)
 
 
 def _said(owner: dict) -> str:
-    where = f"process {owner['pid']} on {owner['host']}, since {owner['since']}" if owner else "another process"
-    return f"{owner['what']} ({where})" if owner else where
-
-
-def held_by(folder: Path, owner: dict) -> str:
-    if owner.get("host") == platform.node() and not psutil.pid_exists(owner["pid"]):
-        said = f"a process that {_said(owner)} had started, which itself has ended"
-        return f"{shown(folder)} is being written by {said}: end it (a kernel?), or take another run"
-    return f"{shown(folder)} is being written by {_said(owner)}: wait for its end, end it, or take another run"
+    if not owner:
+        return "another process"
+    return f"{owner['what']} (process {owner['pid']} on {owner['host']}, since {owner['since']})"

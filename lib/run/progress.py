@@ -1,4 +1,4 @@
-"""run.progress"""
+"""Progress: bars, and how long something takes in words."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tqdm.auto
 
 
 def duration(seconds: float) -> str:
-    """How long that is, in the unit one would say it in.
+    """Return how long that is, in the unit one would say it in.
 
     >>> duration(20), duration(420), duration(9000)
     ('20 seconds', '7.0 minutes', '2.5 hours')
@@ -21,7 +21,7 @@ def duration(seconds: float) -> str:
 
 
 def progress(total: int, initial: int = 0, desc: str = "") -> tqdm.tqdm:
-    """A progress bar: a widget in Jupyter, one text line every few seconds in a headless run (LIB_PROGRESS=text)."""
+    """Return a bar: a widget in Jupyter, a text line every few seconds in a headless run (LIB_PROGRESS=text)."""
     kind = os.environ.get("LIB_PROGRESS")
     if kind in ("text", "none"):
         return tqdm.tqdm(total=total, initial=initial, desc=desc, mininterval=10, ncols=100, disable=kind == "none")
@@ -30,11 +30,9 @@ def progress(total: int, initial: int = 0, desc: str = "") -> tqdm.tqdm:
 
 @contextmanager
 def no_progress():
-    """No progress bars of what runs inside."""
-    before, os.environ["LIB_PROGRESS"] = os.environ.get("LIB_PROGRESS"), "none"
+    """Show no bars of what runs inside."""
+    before, os.environ["LIB_PROGRESS"] = os.environ.get("LIB_PROGRESS", ""), "none"
     try:
         yield
     finally:
-        os.environ.pop("LIB_PROGRESS")
-        if before:
-            os.environ["LIB_PROGRESS"] = before
+        os.environ["LIB_PROGRESS"] = before

@@ -8,8 +8,7 @@ from functools import partial
 import pandas as pd
 
 from lib.data.cohort import Cohort
-from lib.run.tasklist import Machines, Task
-from lib.run.tasks import run_tasks
+from lib.run.tasks import Machines, Task, run_tasks
 from lib.study import Fold, Study
 from lib.translators.training import WEIGHTS
 from lib.translators.translator import Translator, train

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from lib.data.cohort import Cohort
-from lib.run.folder import Run
 from lib.statistics.metrics import calibration, net_benefit
 from lib.trials.conditions import condition, training_set
 

@@ -27,8 +27,7 @@ from lib.run.files import from_root, write_text, write_together
 from lib.run.fingerprint import source_hash
 from lib.run.folder import Run
 from lib.run.hardware import arithmetic
-from lib.run.tasklist import Machines, Task
-from lib.run.tasks import run_tasks
+from lib.run.tasks import Machines, Task, run_tasks
 from lib.statistics.metrics import evaluate, recalibrated
 from lib.study import Fold, Study
 from lib.trials import classifier

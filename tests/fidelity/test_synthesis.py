@@ -29,7 +29,7 @@ from lib.fidelity.synthesis import (
     translate_test,
 )
 from lib.run.folder import NotYet, Run
-from lib.run.tasklist import Machines
+from lib.run.tasks import Machines
 from lib.study import Study
 from lib.translators.cyclediff.model import CycleDiff
 from lib.translators.cyclegan import CycleGAN, Settings

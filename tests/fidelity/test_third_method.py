@@ -15,7 +15,7 @@ from lib.fidelity import judge, synthesis
 from lib.fidelity.measures import closer_by_space, kid_tests, measure_folds
 from lib.fidelity.steganography import cycle_errors
 from lib.run.folder import Run
-from lib.run.tasklist import Machines
+from lib.run.tasks import Machines
 from lib.run.weights import save_weights, weights_metadata
 from lib.study import Study
 from lib.translators.folds import train_folds

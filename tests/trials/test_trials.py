@@ -345,7 +345,7 @@ def test_an_interrupted_call_keeps_what_is_finished(study, monkeypatch):
         run(study, ["real"], seeds=(0, 1))
     finished = list(folder.glob("r0f*/*.json"))
     assert [str(path.relative_to(folder)) for path in finished] == ["r0f0/real-s0.json"]
-    states = pd.read_csv(folder / "tasks.csv").set_index("piece").state
+    states = pd.read_csv(folder / "tasks.csv").set_index("task").state
     assert states["r0f0-real-s0"] == "done" and list(states[2:]) == ["waiting"] * 2
     assert json.loads(finished[0].read_text())["classifier"] == "ResNet-18, random initialisation (seed 0)"
 
