@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
-from os.path import commonprefix
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -189,17 +188,18 @@ def loss_curves(history: pd.DataFrame, panels: Sequence[Sequence[str]] | None = 
     fig, axes = plt.subplots(down, across, figsize=(WIDTH, 1.9 * down), squeeze=False, sharex=True)
     stages = history.step[history.stage != history.stage.shift(-1)].iloc[:-1] if "stage" in history else ()
     for ax, panel in zip(axes.flat, panels, strict=False):
-        stem = commonprefix(panel) if len(panel) > 1 else panel[0]
+        stems = {_without_domain(column) for column in panel}
+        stem = stems.pop() if len(stems) == 1 else ""
         for colour, column in zip(cycle(PALETTE), panel, strict=False):
             curve = history.set_index("step")[column].dropna()
             smooth = curve.rolling(max(1, len(curve) // 30), center=True, min_periods=1).mean()
             ax.plot(curve, color=colour, alpha=0.25, linewidth=0.6)
-            ax.plot(smooth, color=colour, label=column.removeprefix(stem), marker="o" if len(curve) == 1 else "")
+            ax.plot(smooth, color=colour, label=column.removeprefix(f"{stem}_"), marker="o" if len(curve) == 1 else "")
         for end in stages:
             ax.axvline(end, color=GREY, linewidth=0.6, linestyle=":")
         ax.ticklabel_format(axis="y", useOffset=False)
         ax.tick_params(labelbottom=True)
-        ax.set_title(stem.rstrip("_"), loc="left" if len(panel) > 1 else "center", fontsize=8)
+        ax.set_title(stem, loc="left" if len(panel) > 1 else "center", fontsize=8)
         if len(panel) > 1:
             ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, handlelength=1, borderpad=0, columnspacing=1)
     for ax in axes.flat[len(panels) :]:
