@@ -63,19 +63,6 @@ def index(run: Run) -> Path:
     short, _, long = text.partition("\n## ")  # in short, what shows it, at length
     pictures = [run / "figures" / f"{name}.png" for name in OPENING if text]
     records = dict(sorted(manifest.get("notebooks", {}).items()))
-    peaks = [record["memory_mb"] for record in records.values() if "memory_mb" in record]
-    facts = {
-        "run": f"{run.folder.name}, profile {manifest.get('profile')}",
-        "started": min((record["started"] for record in records.values()), default="not yet"),
-        "minutes": f"{sum(record.get('seconds', 0) for record in records.values()) / 60:.1f}",
-        "peak memory": f"{max(peaks)} MB" if peaks else None,
-        "commit": f"{manifest.get('commit') or 'outside git'}{' with changes' if manifest.get('dirty') else ''}",
-        "device": manifest.get("device"),
-        "processor": f"{manifest.get('cpu')}, {manifest.get('cores')} cores",
-        **{f"weights: {name}": what for name, what in manifest.get("weights", {}).items()},
-        "parameters": ", ".join(f"{name} = {value!r}" for name, value in manifest.get("parameters", {}).items()),
-        "versions": ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items()),
-    }
     return _write(
         run.path("notebooks", "index.html"),
         "index.html",
@@ -86,8 +73,27 @@ def index(run: Run) -> Path:
         pictures=[path for path in pictures if path.exists()],
         at_length=f"## {long}" if long else "",
         notebooks=[(name, record, _inside(run / f"notebooks/{name}.html")) for name, record in records.items()],
-        facts=facts,
+        facts=facts(run),
     )
+
+
+def facts(run: Run) -> dict[str, str | None]:
+    """Return what a run was made with, from its manifest: what it is → in words."""
+    manifest = run.manifest
+    records = manifest.get("notebooks", {}).values()
+    peaks = [record["memory_mb"] for record in records if "memory_mb" in record]
+    return {
+        "run": f"{run.folder.name}, profile {manifest.get('profile')}",
+        "started": min((record["started"] for record in records), default="not yet"),
+        "minutes": f"{sum(record.get('seconds', 0) for record in records) / 60:.1f}",
+        "peak memory": f"{max(peaks)} MB" if peaks else None,
+        "commit": f"{manifest.get('commit') or 'outside git'}{' with changes' if manifest.get('dirty') else ''}",
+        "device": manifest.get("device"),
+        "processor": f"{manifest.get('cpu')}, {manifest.get('cores')} cores",
+        **{f"weights: {name}": what for name, what in manifest.get("weights", {}).items()},
+        "parameters": ", ".join(f"{name} = {value!r}" for name, value in manifest.get("parameters", {}).items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in manifest.get("versions", {}).items()),
+    }
 
 
 def _inside(page: Path) -> Markup:
