@@ -123,16 +123,17 @@ def test_a_publication_killed_between_its_renames_is_undone_by_the_next(run, to,
 
 
 def test_pictures_are_small_enough_for_git(run, to, monkeypatch):
-    noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
     Image.fromarray(noise).save(run / "figures/01_a.png")
     greys = Image.fromarray(np.repeat(noise[..., :1], 3, axis=2))
     greys.save(run / "figures/06_forest.png")
-    assert min((run / f"figures/{name}.png").stat().st_size for name in ("01_a", "06_forest")) > 400_000
+    assert min((run / f"figures/{name}.png").stat().st_size for name in ("01_a", "06_forest")) > 90_000
+    monkeypatch.setattr(module, "LARGEST", 80_000)
     publish(run, to)
-    assert max(path.stat().st_size for path in to.glob("*.png")) <= module.LARGEST
-    monkeypatch.setattr(module, "ALTOGETHER", 200_000)
+    assert max(path.stat().st_size for path in to.glob("*.png")) <= 80_000
+    monkeypatch.setattr(module, "ALTOGETHER", 60_000)
     publish(run, to)
-    assert sum(path.stat().st_size for path in to.glob("*.png")) <= 200_000
+    assert sum(path.stat().st_size for path in to.glob("*.png")) <= 60_000
     with Image.open(to / "01_a.png") as image:
         assert image.width / image.height == pytest.approx(4 / 3, abs=0.02)
 
