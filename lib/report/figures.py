@@ -127,10 +127,7 @@ def image_page(images, titles: Sequence[str] = (), columns: int = 8) -> Figure:
     columns : images in a row
     """
     pixels = _pixels(images)
-    columns = min(columns, len(pixels))
-    fig, axes = _grid(-(-len(pixels) // columns), columns, pixels, bool(titles), bool(titles))
-    for ax, image in zip(axes.flat, pixels, strict=False):
-        _draw(ax, image)
+    fig, axes = _grid(pixels, min(columns, len(pixels)), bool(titles), bool(titles))
     for ax, text in zip(axes.flat, titles, strict=False):
         ax.set_title(text, fontsize=7, pad=2)
     return fig
@@ -150,14 +147,12 @@ def image_rows(rows: Mapping[str, np.ndarray], column_titles: Sequence[str] = ()
         raise ValueError(f"every row needs the same number of images, not {counts}")
     size = plt.rcParams["font.size"]
     left = 0.1 + max(TextPath((0, 0), label, size=size).get_extents().width for label in pixels) / 72
-    first = next(iter(pixels.values()))
-    fig, axes = _grid(len(rows), len(first), first, False, bool(column_titles), left)
+    images = np.concatenate(list(pixels.values()))
+    fig, axes = _grid(images, len(images) // len(rows), False, bool(column_titles), left)
     for ax, text in zip(axes[0], column_titles, strict=False):
         ax.set_title(text, pad=3)
-    for (label, row), line in zip(pixels.items(), axes, strict=True):
-        for image, ax in zip(row, line, strict=True):
-            _draw(ax, image)
-        line[0].annotate(
+    for label, ax in zip(pixels, axes[:, 0], strict=True):
+        ax.annotate(
             label, (0, 0.5), (-5, 0), xycoords="axes fraction", textcoords="offset points", ha="right", va="center"
         )
     return fig
@@ -346,11 +341,12 @@ def overlaid(images, maps: np.ndarray, titles: Sequence[str]) -> Figure:
     titles : N texts
     """
     pixels = _pixels(images)
-    fig = image_page(np.concatenate([pixels, pixels]), titles, columns=len(pixels))
+    fig, axes = _grid(np.concatenate([pixels, pixels]), len(pixels), False, True)
     height, width = pixels.shape[1:]
-    for heat, ax in zip(maps, fig.axes[len(pixels) :], strict=True):
-        ax.imshow(heat, cmap="inferno", alpha=0.45, vmin=0, vmax=1, interpolation="bilinear",
-                  extent=(-0.5, width - 0.5, height - 0.5, -0.5))  # fmt: skip
+    for heat, text, (upper, lower) in zip(maps, titles, axes.T, strict=True):
+        upper.set_title(text, fontsize=7, pad=2)
+        lower.imshow(heat, cmap="inferno", alpha=0.45, vmin=0, vmax=1, interpolation="bilinear",
+                     extent=(-0.5, width - 0.5, height - 0.5, -0.5))  # fmt: skip
     return fig
 
 
@@ -392,38 +388,24 @@ def forest_plot(comparisons: pd.DataFrame, margin: float) -> Figure:
 
 
 def _pixels(images) -> np.ndarray:
-    """(N, H, W) from a cohort, (N, H, W) or (N, 1, H, W)."""
+    """Return (N, H, W) from a cohort, (N, H, W) or (N, 1, H, W)."""
     pixels = np.asarray(getattr(images, "pixels", images))
     return pixels[:, 0] if pixels.ndim == 4 else pixels
 
 
-def _draw(ax, image: np.ndarray) -> None:
-    low, high = (0, np.iinfo(image.dtype).max) if image.dtype.kind == "u" else (-1, 1)
-    ax.imshow(image, cmap="gray", vmin=low, vmax=high)
-
-
-def _grid(rows: int, columns: int, pixels: np.ndarray, row_titles: bool, top_title: bool, left: float = 0.0):
-    """Axes without frames, a hair apart; inches for titles and for labels at the left."""
-    gap, title = 0.03, 0.16
-    width = (WIDTH - left - gap * (columns - 1)) / columns
-    width = min(width, 1.4)
+def _grid(pixels: np.ndarray, columns: int, row_titles: bool, top_title: bool, left: float = 0.0):
+    """Draw images without frames, a hair apart; room for titles, and `left` inches for labels."""
+    rows, gap, title = -(-len(pixels) // columns), 0.03, 0.16
+    width = min((WIDTH - left - gap * (columns - 1)) / columns, 1.4)
     height = width * pixels.shape[1] / pixels.shape[2]
     between = gap + title * row_titles
     total = (left + columns * width + gap * (columns - 1), rows * height + between * (rows - 1) + title * top_title)
-    fig = plt.figure(figsize=total, layout="none")
-    axes = fig.subplots(
-        rows,
-        columns,
-        squeeze=False,
-        gridspec_kw={
-            "left": left / total[0],
-            "right": 1,
-            "bottom": 0,
-            "top": 1 - title * top_title / total[1],
-            "wspace": gap / width,
-            "hspace": between / height,
-        },
-    )
+    fig, axes = plt.subplots(rows, columns, squeeze=False, figsize=total, layout="none")
+    top = 1 - title * top_title / total[1]
+    fig.subplots_adjust(left / total[0], 0, 1, top, wspace=gap / width, hspace=between / height)
+    low, high = (0, np.iinfo(pixels.dtype).max) if pixels.dtype.kind == "u" else (-1, 1)
+    for ax, image in zip(axes.flat, pixels, strict=False):
+        ax.imshow(image, cmap="gray", vmin=low, vmax=high)
     for ax in axes.flat:
         ax.set_axis_off()
     return fig, axes

@@ -70,7 +70,7 @@ def picture(figure: Figure, about: str) -> None:
 
 
 def browse(cohort: Cohort, splits: pd.DataFrame | None = None) -> w.Widget | None:
-    """Show pages of thumbnails by label, view, side and part of the first fold; one of them large; grey levels stretched."""
+    """Show pages of thumbnails by label, view, side and part of the first fold; one large; grey levels stretched."""
     table = cohort.table
     if splits is not None:
         parts = splits.drop_duplicates("patient_id").set_index("patient_id").part
@@ -311,15 +311,9 @@ def read_sheet(images: Cohort, path: Path, reader: str) -> w.Widget | None:
 
 
 def _one_by_one(images: Cohort, left, begin, save, about: str, buttons: list[w.Button], below: list) -> w.Widget:
-    """Show the first image that is left, and the next one after each click that saves.
+    """Show the first of the rows that are `left`, and the next one after each click that `save` has written.
 
-    Parameters
-    ----------
-    left : → rows without an answer
-    begin : makes the controls ready for the next image
-    save : of a button, what was answered
-    about : what is shown, for those who do not see it
-    below : controls below the image
+    `begin` makes the controls `below` the image ready for the next one; `about` is for those who do not see it.
     """
     output, progress = w.Output(), w.Label()
 
