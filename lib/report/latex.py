@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import jinja2
 import pandas as pd
 
 from lib.run.files import write_text
@@ -21,53 +22,25 @@ SYMBOLS = {  # what pdfLaTeX does not know as a letter
     "…": r"\dots{}", "½": r"$\frac{1}{2}$",
     "·": r"$\cdot$", "²": "$^2$", "√": r"$\surd$", "μ": r"$\mu$", "α": r"$\alpha$",
 }  # fmt: skip
-TABLE = r"""\begin{{table}}[htbp]
-\centering
-\caption{{{caption}}}
-\label{{tab:{name}}}
-\smallskip
-\resizebox{{\ifdim\width>\linewidth\linewidth\else\width\fi}}{{!}}{{%
-{body}}}
-\end{{table}}
-"""
-DOCUMENT = r"""% All that run {run} made for the thesis. Made by lib/report/latex.py: do not edit.
-\documentclass[11pt]{{article}}
-\usepackage[T1]{{fontenc}}
-\usepackage{{lmodern, booktabs, longtable, graphicx}}
-\usepackage[a4paper, textwidth=6.3in, textheight=9.6in]{{geometry}}
-\input{{results.tex}}
-\begin{{document}}
-\section*{{Figures}}
-{figures}
-\clearpage
-\section*{{Tables}}
-{tables}
-\clearpage
-\section*{{Numbers}}
-\raggedright\scriptsize
-{numbers}
-\end{{document}}
-"""
-FIGURE = r"""\begin{{figure}}[htbp]
-\centering
-\includegraphics{{figures/{name}.pdf}}
-\caption{{{caption}}}
-\label{{fig:{name}}}
-\end{{figure}}"""
+TEMPLATES = jinja2.Environment(  # LaTeX is full of braces
+    loader=jinja2.PackageLoader("lib.report"), trim_blocks=True, keep_trailing_newline=True,
+    variable_start_string="<<", variable_end_string=">>", block_start_string="<%", block_end_string="%>",
+    comment_start_string="<#", comment_end_string="#>",
+)  # fmt: skip
 
 DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 COUNTS, P_VALUES = ("n", "patients", "images"), ("p", "p_holm")
 
 
 def escaped(text: str) -> str:
-    """Text with LaTeX's special characters escaped, outside $equations$."""
+    """Return text with LaTeX's special characters escaped, outside $equations$."""
     parts = re.split(r"(?<!\\)\$", text)
     parts[::2] = [re.sub(r"(?<!\\)[&%#_]", r"\\\g<0>", part) for part in parts[::2]]
     return symbols("$".join(parts))
 
 
 def symbols(latex: str) -> str:
-    """LaTeX with the characters of `SYMBOLS` as commands, inside $equations$ too."""
+    """Return LaTeX with the characters of `SYMBOLS` as commands, inside $equations$ too."""
     parts = re.split(r"(?<!\\)\$", latex)
     parts[::2] = [part.translate(str.maketrans(SYMBOLS)) for part in parts[::2]]
     inside = {symbol: command.strip("$") for symbol, command in SYMBOLS.items()}
@@ -76,7 +49,7 @@ def symbols(latex: str) -> str:
 
 
 def table(frame: pd.DataFrame, name: str, caption: str, digits: int) -> str:
-    """A booktabs table, rounded, no wider than the text; of PAGE rows or more a longtable, which goes on over pages.
+    """Return a booktabs table, rounded, no wider than the text; of PAGE rows or more a longtable.
 
     The index is printed where it has a name, or one of its levels has.
     """
@@ -84,22 +57,22 @@ def table(frame: pd.DataFrame, name: str, caption: str, digits: int) -> str:
     frame = frame.rename_axis([level and escaped(level) for level in frame.index.names])
     style = frame.style.format(precision=digits, escape="latex", na_rep="–").format_index(escape="latex", axis=1)
     style = style.format_index(label, escape="latex", axis=0) if named else style.hide(axis="index")
-    if len(frame) < PAGE:
-        body = symbols(_one_header(style.to_latex(hrules=True, multirow_align="naive")))
-        return TABLE.format(caption=escaped(caption), name=name, body=body)
-    long = style.to_latex(
-        hrules=True, multirow_align="naive", environment="longtable", caption=escaped(caption), label=f"tab:{name}"
-    )
-    return symbols(long)
+    if len(frame) >= PAGE:
+        style = style.set_caption(escaped(caption))
+        return symbols(
+            style.to_latex(hrules=True, multirow_align="naive", environment="longtable", label=f"tab:{name}")
+        )
+    body = symbols(_one_header(style.to_latex(hrules=True, multirow_align="naive")))
+    return TEMPLATES.get_template("table.tex").render(caption=escaped(caption), name=name, body=body)
 
 
 def label(value) -> str:
-    """A row's label; numbers without trailing zeros."""
+    """Return a row's label; numbers without trailing zeros."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _one_header(latex: str) -> str:
-    """A table whose names of columns and of the index, which pandas puts into two lines, stand in one."""
+    """Join the names of columns and of the index, which pandas puts into two lines."""
     head, rule, rest = latex.partition("\\midrule")
     *before, upper, lower = head.splitlines()
     if not (upper.startswith(" &") and lower.endswith(r"&  \\")):
@@ -110,7 +83,7 @@ def _one_header(latex: str) -> str:
 
 
 def macro(*parts: object) -> str:
-    """A command's name: letters only, a capital where a word begins, digits as words, so that no two keys share one.
+    """Return a command's name: letters only, a capital where a word begins, digits as words.
 
     >>> macro("RQ2", "real", "sensitivity_at_90_specificity")
     'RQTwoRealSensitivityAtNineZeroSpecificity'
@@ -121,7 +94,7 @@ def macro(*parts: object) -> str:
 
 
 def number(value: float, name: str) -> str:
-    """As the thesis prints what is called so, in text or in an equation: a count, a p-value, else three digits."""
+    """Return a number as the thesis prints it, in text or in an equation: a count, a p-value, else three digits."""
     if pd.isna(value):
         return "--"
     if name in P_VALUES and value < 0.001:
@@ -132,9 +105,9 @@ def number(value: float, name: str) -> str:
 
 
 def results(run: Run) -> Iterator[tuple[str, str, str]]:
-    """(heading, name, LaTeX) of every reported number: cohort, fidelity, trials, comparisons.
+    """Yield (heading, name, LaTeX) of every reported number: cohort, fidelity, trials, comparisons.
 
-    Fidelity and metrics are means over cells and seeds; the spread of metrics is their standard deviation.
+    Fidelity and metrics are means over folds and seeds; the spread of metrics is their standard deviation.
     """
     images = pd.read_csv(run / "cohort" / "table.csv", dtype=str, keep_default_na=False)
     for kind, rows in [("", images), *images.groupby("label")]:
@@ -174,11 +147,8 @@ def write_results(run: Run) -> pd.DataFrame:
     numbers = pd.DataFrame(results(run), columns=["heading", "name", "value"])
     if (twice := numbers["name"].duplicated()).any():
         raise ValueError(f"two numbers would be called \\{numbers['name'][twice].iloc[0]}")
-    lines = [f"% Numbers of run {run.folder.name}. Made by lib/report/latex.py: do not edit."]
-    for heading, rows in numbers.groupby("heading", sort=False):
-        lines += ["", f"% {heading}"]
-        lines += [rf"\newcommand{{\{name}}}{{{value}}}" for name, value in zip(rows["name"], rows.value, strict=True)]
-    write_text(run / "results.tex", "\n".join(lines) + "\n")
+    text = TEMPLATES.get_template("results.tex").render(run=run.folder.name, numbers=numbers)
+    write_text(run / "results.tex", text)
     return numbers
 
 
@@ -189,21 +159,16 @@ def write_document(run: Run, numbers: pd.DataFrame) -> None:
     ----------
     numbers : of `write_results`
     """
-    figures = [
-        FIGURE.format(name=path.stem, caption=escaped(path.with_suffix(".txt").read_text(encoding="utf-8").strip()))
-        for path in sorted((run / "figures").glob("[!.]*.pdf"))
-    ]
-    tables = [rf"\input{{tables/{path.name}}}" for path in sorted((run / "tables").glob("[!.]*.tex"))]
-    text = DOCUMENT.format(
+    text = TEMPLATES.get_template("study.tex").render(
         run=run.folder.name,
-        figures=_in_tens(figures),
-        tables=_in_tens(tables),
-        numbers="\n".join(rf"\texttt{{\textbackslash {name}}}: \{name}\\" for name in numbers["name"]),
+        captions={name: escaped(caption) for name, caption in captions(run).items()},
+        tables=sorted(path.name for path in (run / "tables").glob("[!.]*.tex")),
+        numbers=numbers,
     )
     write_text(run / "study.tex", text)
 
 
-def _in_tens(floats: list[str]) -> str:
-    """Floats with all of them printed after each ten, since LaTeX can hold few."""
-    tens = ["\n".join(floats[first : first + 10]) for first in range(0, len(floats), 10)]
-    return "\n\\clearpage\n".join(tens)
+def captions(run: Run) -> dict[str, str]:
+    """Return the captions of a run's figures by name; those that are still being written are left out."""
+    texts = {path.stem: path.with_suffix(".txt") for path in sorted((run / "figures").glob("[!.]*.pdf"))}
+    return {name: text.read_text(encoding="utf-8").strip() for name, text in texts.items()}

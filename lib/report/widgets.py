@@ -1,4 +1,4 @@
-"""Widgets: tools to look and to decide with in Jupyter. In a headless run each is one picture of its first state."""
+"""Widgets: tools to look and to decide with in Jupyter. A headless run shows one picture of each, its first state."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ import ipywidgets as w
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from IPython import get_ipython
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from lib.data.cohort import LABELS, Cohort
+from lib.fidelity import reader_study
 from lib.fidelity.curation import pixel_hashes, read_verdicts
-from lib.report.figures import PALETTE, WIDTH, image_page, image_rows, loss_curves, loss_panels
+from lib.report.figures import COLOURS, WIDTH, image_page, image_rows, loss_curves, title
 from lib.run.files import write_text
-from lib.statistics import readers
 from lib.statistics.metrics import by_patient
 from lib.translators.training import History
 
@@ -33,7 +34,7 @@ REASONS = ("", "no fracture", "two fractures", "anatomy broken", "artefact", "ot
 
 
 def headless() -> bool:
-    """Whether nobody is there to click."""
+    """Return whether nobody is there to click."""
     return get_ipython() is None or os.environ.get("LIB_PROGRESS") == "text"
 
 
@@ -54,12 +55,13 @@ def explore(draw: Callable[..., Figure], about: str, **controls: w.Widget) -> w.
 
 
 def show(figure: Figure, about: str) -> None:
+    """Display a figure with a text for those who do not see it."""
     display(figure, metadata={"image/png": {"alt": about}})
     plt.close(figure)
 
 
 def picture(figure: Figure, about: str) -> None:
-    """What a headless run shows of a tool."""
+    """Show what a headless run shows of a tool."""
     show(figure, about)
     display(Markdown(f"*{about} A tool to click, where the notebook runs in Jupyter.*"))
 
@@ -68,39 +70,40 @@ def picture(figure: Figure, about: str) -> None:
 
 
 def browse(cohort: Cohort, splits: pd.DataFrame | None = None) -> w.Widget | None:
-    """Pages of thumbnails by label, view, side and part of the first cell; one of them large; grey levels stretched."""
-    parts = {} if splits is None else splits.drop_duplicates("patient_id").set_index("patient_id").part.to_dict()
-    table = cohort.table.assign(part=[parts.get(patient, "no part") for patient in cohort.table.patient_id])
-    columns = [name for name in ("label", "view", "side", "part") if table[name].nunique() > 1]
+    """Show pages of thumbnails by label, view, side and part of the first fold; one large; grey levels stretched."""
+    table = cohort.table
+    if splits is not None:
+        parts = splits.drop_duplicates("patient_id").set_index("patient_id").part
+        table = table.assign(part=table.patient_id.map(parts).fillna("no part"))
+    columns = [name for name in ("label", "view", "side", "part") if name in table and table[name].nunique() > 1]
 
     def draw(page: int, image: int, window: tuple[int, int], **chosen) -> Figure:
-        rows = np.flatnonzero(
-            np.all([table[n].eq(v) | (v == ALL) for n, v in chosen.items()] or [[True] * len(table)], 0)
-        )
+        fits = [table[name].eq(value) for name, value in chosen.items() if value != ALL]
+        rows = np.flatnonzero(np.logical_and.reduce([np.ones(len(table), bool), *fits]))
         if not len(rows):
             return _text("No image is like that.")
         black, white = window[0] / 100, max(window[1], window[0] + 1) / 100
         if image:
             row = rows[min(image, len(rows)) - 1]
-            one, about = cohort.take([row]).windowed(black, white), table.iloc[row]
+            about = table.iloc[row]
+            one = cohort.take([row]).windowed(black, white)
             return image_page(one, [f"{about.image_id}: {', '.join(about[columns])}"], columns=1)
         start = min((page - 1) * PAGE, (len(rows) - 1) // PAGE * PAGE)
         shown = cohort.take(rows[start : start + PAGE]).windowed(black, white)
         return image_page(shown, list(shown.table.image_id))
 
+    large = {"description": "large (0: none)", "style": {"description_width": "initial"}}
     controls = {name: w.Dropdown(options=[ALL, *sorted(set(table[name]))], description=name) for name in columns}
     controls |= {
         "page": w.BoundedIntText(1, min=1, max=-(-len(cohort) // PAGE), description="page"),
-        "image": w.BoundedIntText(
-            0, min=0, max=len(cohort), description="large (0: none)", style={"description_width": "initial"}
-        ),
+        "image": w.BoundedIntText(0, min=0, max=len(cohort), **large),
         "window": w.IntRangeSlider(value=(0, 100), min=0, max=100, description="window %"),
     }
     return explore(draw, "Radiographs of the cohort, a page of thumbnails.", **controls)
 
 
 def before_after(source: Cohort, outputs: Mapping[str, Cohort]) -> w.Widget | None:
-    """An image, its translation, any mixture of the two, and their difference.
+    """Show an image, its translation, any mixture of the two, and their difference.
 
     Parameters
     ----------
@@ -112,7 +115,7 @@ def before_after(source: Cohort, outputs: Mapping[str, Cohort]) -> w.Widget | No
         mixed = before + (after - before) * mixture / 100
         rows = np.concatenate([before, mixed, after, np.clip((after - before) / 2, -1, 1)])
         about = source.table.image_id.iloc[image - 1]
-        return image_page(rows, [f"before: {about}", f"{mixture} %", method, "difference"], columns=4)
+        return image_page(rows, [f"before: {about}", f"{mixture} %", title(method), "difference"], columns=4)
 
     return explore(
         draw,
@@ -124,7 +127,7 @@ def before_after(source: Cohort, outputs: Mapping[str, Cohort]) -> w.Widget | No
 
 
 def along(times: np.ndarray, pictures: Mapping[str, np.ndarray], image: int = 0) -> w.Widget | None:
-    """What a diffusion model and its translator see of one image at one time of its way.
+    """Show what a diffusion model and its translator see of one image at one time of its way.
 
     Parameters
     ----------
@@ -140,38 +143,30 @@ def along(times: np.ndarray, pictures: Mapping[str, np.ndarray], image: int = 0)
 
 
 def thresholds(predictions: pd.DataFrame, start: float = 0.5) -> w.Widget | None:
-    """What a threshold does: probabilities of patients by class, confusion matrix, sensitivity, specificity.
+    """Show what a threshold does: probabilities of patients by class, confusion matrix, sensitivity, specificity.
 
     Parameters
     ----------
-    predictions : `condition, patient_id, label, probability`; the mean over a patient's images, seeds and cells is used
+    predictions : `condition, patient_id, label, probability`; the mean over a patient's images, seeds and folds is used
     start : the threshold to begin with
     """
     means = by_patient(predictions[["condition", "patient_id", "label", "probability"]])
 
     def draw(condition: str, threshold: float) -> Figure:
         own = means[means.condition == condition]
-        called = own.probability >= threshold
-        matrix = pd.crosstab(own.label, called).reindex(index=LABELS, columns=[False, True], fill_value=0)
+        called = np.where(own.probability >= threshold, "AFF", "NFF")
+        matrix = pd.crosstab(own.label, called).reindex(index=LABELS, columns=LABELS, fill_value=0)
         fig, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, WIDTH * 0.35), width_ratios=(2, 1))
-        for colour, label in zip(PALETTE, LABELS, strict=False):
-            left.hist(own.probability[own.label == label], np.linspace(0, 1, 26), alpha=0.6, color=colour, label=label)
+        sns.histplot(own, x="probability", hue="label", hue_order=LABELS, palette=COLOURS, bins=np.linspace(0, 1, 26),
+                     alpha=0.6, edgecolor="none", ax=left)  # fmt: skip
         left.axvline(threshold, color="black", linewidth=1)
         left.set(xlabel="probability of AFF", ylabel="patients")
-        left.legend()
-        right.imshow(matrix, cmap="Blues", aspect="auto")
-        for (row, column), count in np.ndenumerate(matrix.to_numpy()):
-            right.annotate(
-                f"{count}",
-                (column, row),
-                ha="center",
-                va="center",
-                color="white" if 2 * count > matrix.to_numpy().max() else "black",
-            )
-        right.set(xticks=[0, 1], xticklabels=["called NFF", "called AFF"], yticks=[0, 1], yticklabels=LABELS)
-        sensitivity, specificity = matrix.loc["AFF", True] / max(matrix.loc["AFF"].sum(), 1), matrix.loc["NFF", False]
-        specificity = specificity / max(matrix.loc["NFF"].sum(), 1)
-        fig.suptitle(f"{condition}: sensitivity {sensitivity:.1%}, specificity {specificity:.1%}", fontsize=9)
+        sns.move_legend(left, "lower right", bbox_to_anchor=(1, 1), ncols=2, title=None)
+        sns.heatmap(matrix, annot=True, fmt="d", cmap="Blues", cbar=False, ax=right)
+        right.set(xlabel="", ylabel="", xticklabels=[f"called {label}" for label in LABELS])
+        right_calls = np.diag(matrix) / matrix.sum(axis=1).clip(lower=1)
+        rates = f"sensitivity {right_calls['AFF']:.1%}, specificity {right_calls['NFF']:.1%}"
+        fig.suptitle(f"{title(condition)}: {rates}", fontsize=9)
         return fig
 
     return explore(
@@ -224,7 +219,7 @@ class Watch:
         if not headless() and time.monotonic() - self.drawn_at > self.every:
             self._listen()
             start, few = time.monotonic(), losses.iloc[:: len(losses) // 300 + 1]
-            self.losses.value = _png(loss_curves(few, loss_panels(few)))
+            self.losses.value = _png(loss_curves(few))
             if course := sorted(Path(folder, "previews").glob("[!.]*.npy")):
                 self.previews.value = _png(image_rows({f"step {int(course[-1].stem):,}": np.load(course[-1])}))
             self.drawn_at = time.monotonic()
@@ -250,26 +245,18 @@ def _png(figure: Figure) -> bytes:
 def curate(synthetic: Cohort, path: Path) -> w.Widget | None:
     """Keep or reject synthetic images, one after the other, with a reason; saved with every click."""
     if headless():
-        about = "Synthetic images to be kept or rejected."
-        picture(image_page(synthetic.first(8), list(synthetic.first(8).table.method), columns=8), about)
-        return None
-    output, progress = w.Output(), w.Label()
-    reason = w.Dropdown(options=REASONS, description="why")
-    keep, reject = (w.Button(description=word) for word in ("keep", "reject"))
-
+        few = synthetic.first(8)
+        return picture(image_page(few, list(few.table.method)), "Synthetic images to be kept or rejected.")
     hashes = np.array(pixel_hashes(synthetic))
+    reason = w.Dropdown(options=REASONS, description="why")
+    keep, reject = buttons = [w.Button(description=word) for word in ("keep", "reject")]
 
     def left() -> list[int]:
         return np.flatnonzero(~np.isin(hashes, read_verdicts(path).pixels.to_list())).tolist()
 
-    def advance() -> None:
-        rows = left()
-        progress.value = f"{len(synthetic) - len(rows)} of {len(synthetic)} seen"
-        keep.disabled = reject.disabled = not rows
-        with output:
-            output.clear_output(wait=True)
-            if rows:
-                show(image_page(synthetic.take(rows[:1]), columns=1), "The synthetic image to decide on.")
+    def begin() -> None:
+        reason.value = ""
+        keep.disabled = reject.disabled = not left()
 
     def decide(button: w.Button) -> None:
         row = left()[0]
@@ -277,20 +264,13 @@ def curate(synthetic: Cohort, path: Path) -> w.Widget | None:
         verdict |= {"keep": button is keep, "reason": reason.value}
         table = pd.concat([read_verdicts(path), pd.DataFrame([verdict])], ignore_index=True)
         write_text(path, table.to_csv(index=False))
-        reason.value = ""
-        advance()
 
-    for button in (keep, reject):
-        button.on_click(decide)
-    advance()
-    tool = w.VBox([progress, output, w.HBox([keep, reject, reason])])
-    display(tool)
-    return tool
+    about = "The synthetic image to decide on."
+    return _one_by_one(synthetic, left, begin, decide, about, buttons, [w.HBox([*buttons, reason])])
 
 
 def read_sheet(images: Cohort, path: Path, reader: str) -> w.Widget | None:
-    """The sheet of a reader study (`lib.statistics.readers`), image by image; saved with every click, and taken up
-    again.
+    """Read the sheet of a reader study, image by image; saved with every click, and taken up again.
 
     Parameters
     ----------
@@ -299,42 +279,60 @@ def read_sheet(images: Cohort, path: Path, reader: str) -> w.Widget | None:
     reader : a pseudonym
     """
     if headless():
+        few = images.first(8)
         about = "The first images of the reader study, real and synthetic."
-        picture(image_page(images.first(8), [f"{number}" for number in images.table.number[:8]], columns=8), about)
-        return None
-    output, progress, done = w.Output(), w.Label(), w.Button(description="next")
+        return picture(image_page(few, [f"{number}" for number in few.table.number]), about)
+    done, start = w.Button(description="next"), [0.0]
     answers = {
         name: w.ToggleButtons(options=options, value=None, description=name, style={"button_width": "auto"})
-        for name, options in readers.QUESTIONS.items()
+        for name, options in reader_study.QUESTIONS.items()
     }
-    since = {"start": time.monotonic()}
 
-    def advance() -> None:
-        number = readers.next_number(path, reader, images)
-        progress.value = "All images are read, thank you." if number is None else f"{number} of {len(images)}"
+    def left() -> range:
+        number = reader_study.next_number(path, reader, images)
+        return range(len(images) if number is None else number - 1, len(images))
+
+    def begin() -> None:
         for answer in answers.values():
             answer.value = None
-        done.disabled = True
-        with output:
-            output.clear_output(wait=True)
-            if number is not None:
-                show(image_page(images.take([number - 1]), columns=1), f"Image {number} of the sheet.")
-        since["start"] = time.monotonic()
+        start[0] = time.monotonic()
+        check()
 
-    def check(_) -> None:
-        complete = all(answer.value is not None for answer in answers.values())
-        done.disabled = not complete or readers.next_number(path, reader, images) is None
+    def check(_=None) -> None:
+        done.disabled = not left() or any(answer.value is None for answer in answers.values())
 
     def save(_) -> None:
-        number, seconds = readers.next_number(path, reader, images), time.monotonic() - since["start"]
         given = {name: answer.value for name, answer in answers.items()}
-        readers.record(path, reader, number, seconds, **given)
-        advance()
+        reader_study.record(path, reader, left()[0] + 1, time.monotonic() - start[0], **given)
 
     for answer in answers.values():
         answer.observe(check, "value")
-    done.on_click(save)
+    return _one_by_one(images, left, begin, save, "An image of the sheet.", [done], [*answers.values(), done])
+
+
+def _one_by_one(images: Cohort, left, begin, save, about: str, buttons: list[w.Button], below: list) -> w.Widget:
+    """Show the first of the rows that are `left`, and the next one after each click that `save` has written.
+
+    `begin` makes the controls `below` the image ready for the next one; `about` is for those who do not see it.
+    """
+    output, progress = w.Output(), w.Label()
+
+    def advance() -> None:
+        rows = left()
+        progress.value = f"{len(images) - len(rows)} of {len(images)} done{'' if rows else ', thank you'}"
+        with output:
+            output.clear_output(wait=True)
+            if rows:
+                show(image_page(images.take([rows[0]]), columns=1), about)
+        begin()
+
+    def clicked(button: w.Button) -> None:
+        save(button)
+        advance()
+
+    for button in buttons:
+        button.on_click(clicked)
     advance()
-    tool = w.VBox([progress, output, *answers.values(), done])
+    tool = w.VBox([progress, output, *below])
     display(tool)
     return tool

@@ -5,8 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lib.data.cohort import Cohort
+from lib.fidelity.controls import CONTROLS
 from lib.report import figures
 from lib.run.folder import Run
+from lib.trials.conditions import CONDITIONS
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +25,10 @@ def pixels(n, dtype=np.uint8):
 def drawn(fig):
     """The first pixel of each image shown, in reading order."""
     return [ax.images[0].get_array()[0, 0] for ax in fig.axes if ax.images]
+
+
+def labels_of(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
 def test_save_figure_writes_three_files_the_same_each_time(tmp_path):
@@ -109,7 +116,9 @@ def test_grey_levels_span_the_type(dtype, limits):
 
 
 def test_image_page_titles_columns():
-    fig = figures.image_page(pixels(4), columns=2, column_titles=["NFF", "AFF"])
+    fig = figures.image_page(pixels(4), list("abcd"), columns=2)
+    assert [ax.get_title() for ax in fig.axes] == list("abcd") and fig.axes[0].get_gridspec().ncols == 2
+    fig = figures.image_rows({"a": pixels(2), "b": pixels(2)}, ["NFF", "AFF"])
     assert [ax.get_title() for ax in fig.axes] == ["NFF", "AFF", "", ""]
 
 
@@ -134,14 +143,14 @@ def test_sampling_cost_draws_a_line_a_solver_with_its_steps():
     table = pd.DataFrame({"solver": ["euler", "euler", "heun"], "steps": [2, 4, 2], "seconds": [0.1, 0.2, 0.2]})
     fig = figures.sampling_cost(table.assign(kid=[0.3, 0.2, 0.1]), ["kid"])
     (ax,) = fig.axes
-    assert [list(line.get_ydata()) for line in ax.lines] == [[0.3, 0.2], [0.1]]
+    assert [list(line.get_ydata()) for line in ax.lines[:2]] == [[0.3, 0.2], [0.1]]
     assert [text.get_text() for text in ax.texts] == ["2", "4", "2"] and ax.get_ylabel() == "kid"
 
 
 def test_loss_curves_share_panels_and_keep_to_the_data():
     history = pd.DataFrame({"step": np.arange(100) * 10, "G": np.linspace(2, 1, 100), "D": 0.5, "cycle": np.nan})
     history.loc[::2, "cycle"] = 3.0
-    fig = figures.loss_curves(history, [("G", "D"), "cycle"])
+    fig = figures.loss_curves(history, [["G", "D"], ["cycle"]])
     together, alone = fig.axes
     assert [text.get_text() for text in together.get_legend().get_texts()] == ["G", "D"]
     assert alone.get_title() == "cycle"
@@ -166,15 +175,85 @@ def test_a_bar_that_would_hide_the_others_is_cut_off_and_said():
 def test_curves_join_means_and_show_each_trial():
     table = pd.DataFrame({"condition": ["a"] * 4, "dose": [0.5, 0.5, 1, 1], "value": [0.6, 0.8, 0.9, 0.7]})
     (ax,) = figures.curves_over(table, "dose", "share").axes
-    line, dots = ax.lines
-    np.testing.assert_allclose(line.get_xydata(), [[0.5, 0.7], [1, 0.8]])
-    assert len(dots.get_xdata()) == 4
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[0.5, 0.7], [1, 0.8]])
+    np.testing.assert_allclose(ax.collections[0].get_offsets(), table[["dose", "value"]])
+
+
+def test_a_name_looks_the_same_whatever_else_is_drawn():
+    """Two names of one figure never look alike; doses and standard augmentation keep their condition's colour."""
+    names = (*CONDITIONS, *CONTROLS, "cyclegan@0.5", "cyclegan@0.25", "cyclediff@0.5", "everybody")
+    looks = [figures.look(name) for name in names]
+    assert len(set(looks)) == len(names)
+    assert {figures.look(name)[0] for name in ("cyclegan", "cyclegan+standard", "cyclegan@0.5")} == {figures.PALETTE[0]}
+    assert [figures.title(name) for name in ("cyclediff@0.5", "cyclegan+standard", "real")] == [
+        "CycleDiff@0.5", "CycleGAN+standard", "real"
+    ]  # fmt: skip
+    table = pd.DataFrame({"condition": ["real", "cyclegan"], "dose": 1, "value": 0.5})
+    alone, together = (figures.curves_over(rows, "dose", "").axes[0].lines for rows in (table[1:], table))
+    assert alone[0].get_color() == together[1].get_color() == figures.PALETTE[0]
+
+
+def test_a_method_that_nobody_knew_is_drawn_beside_the_others():
+    """However many methods there are: none is left out, none lies upon another."""
+    methods = ("cyclegan", "cyclediff", *(f"method{i}" for i in range(8)))
+    touched = pd.DataFrame({"perturbation": ["unchanged", "8 bits"], "touched": 0.1, "value": 0.5})
+    errors = {method: touched.assign(ci_low=0.4, ci_high=0.6) for method in methods}
+    left, right = figures.steganography_curves(errors, {name: pd.Series([2.0, 1.0]) for name in methods}).axes
+    assert len({one[0].get_xdata()[0] for one in left.containers}) == len(methods)
+    assert labels_of(right) == [figures.title(method) for method in methods]
+    rows = pd.DataFrame({"method": methods, "direction": "NFF→AFF", "features": "judge", "metric": "kid", "value": 1.0})
+    (ax,) = figures.fidelity_bars(rows.assign(ci_low=0.9, ci_high=1.1), ["kid"]).axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == labels_of(right)
+    history = pd.DataFrame({"step": [1, 2]} | {f"cycle_{i}": [2.0, 1.0] for i in range(9)})
+    (ax,) = figures.loss_curves(history, [list(history)[1:]]).axes
+    assert len(labels_of(ax)) == 9
+
+
+def test_panels_join_what_differs_in_domain_alone_and_leave_out_what_is_nought():
+    history = pd.DataFrame(
+        {"step": [1, 2], "cycle_X": [1, 1], "D": [1, 2], "cycle_Y": [1, 1], "identity_X": [0, np.nan]}
+    )
+    assert figures.loss_panels(history) == [["cycle_X", "cycle_Y"], ["D"]]
+    together, alone = figures.loss_curves(history).axes
+    assert (together.get_title("left"), alone.get_title()) == ("cycle", "D") and labels_of(together) == ["X", "Y"]
+
+
+def test_every_trial_is_a_dot_and_every_condition_a_mean():
+    metrics = pd.DataFrame({"condition": ["real", "real", "cyclegan"], "metric": "auroc", "value": [0.6, 0.8, 0.9]})
+    (ax,) = figures.condition_points(metrics, ["auroc"]).axes
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["real", "CycleGAN"]
+    dots = np.concatenate([dots.get_offsets() for dots in ax.collections])
+    np.testing.assert_allclose(dots, [[0.6, 0], [0.8, 0], [0.9, 1]])
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), [0.7, 0.9])
+
+
+def test_validation_curves_are_means_over_folds_and_seeds():
+    rows = [("real", fold, step, fold + step) for fold in (0, 1) for step in (1, 2)]
+    history = pd.DataFrame(rows, columns=["condition", "fold", "step", "validation_auroc"])
+    (ax,) = figures.validation_curves(history).axes
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[1, 1.5], [2, 2.5]])
+
+
+def test_patients_are_counted_by_their_images():
+    table = pd.DataFrame({"patient_id": list("aabc"), "label": ["NFF", "NFF", "NFF", "AFF"]})
+    table = table.assign(image_id=range(4), view="AP", side="left")
+    (ax,) = figures.images_per_patient(Cohort(table, pixels(4))).axes
+    assert sorted(bar.get_height() for bar in ax.patches) == [0, 0.5, 0.5, 1] and labels_of(ax) == ["NFF", "AFF"]
+
+
+def test_forest_shows_each_interval_and_controls_in_grey():
+    table = pd.DataFrame({"question": ["RQ1", "control"], "a": ["cyclediff", "oracle"], "b": ["cyclegan", "real"],
+                          "difference": [0.1, 0.2], "ci_low": [0.0, 0.1], "ci_high": [0.3, 0.3]})  # fmt: skip
+    (ax,) = figures.forest_plot(table, 0.01).axes
+    np.testing.assert_allclose([bars.get_segments()[0][:, 0] for bars in ax.collections], [[0, 0.3], [0.1, 0.3]])
+    assert [one[0].get_color() for one in ax.containers] == [figures.PALETTE[0], figures.GREY]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["RQ1: CycleDiff − CycleGAN", "control: oracle − real"]
 
 
 def test_decision_curves_draw_every_condition():
     t = np.array([0.1, 0.2])
     (ax,) = figures.decision_curves({"real": np.array([0.1, 0.05]), "everybody": np.array([0.1, -0.1])}, t).axes
-    assert [line.get_label() for line in ax.lines[:2]] == ["real", "everybody"]
+    assert labels_of(ax) == ["real", "everybody"]
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [0.1, 0.05])
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from lib.data.cohort import Cohort
 from lib.data.phantom import Phantom
+from lib.fidelity import reader_study
 from lib.fidelity.curation import pixel_hashes, read_verdicts
 from lib.report import widgets
 from lib.statistics import readers
@@ -69,7 +70,7 @@ def test_the_browser_shows_what_was_chosen(cohort, shown):
 def test_before_and_after(cohort, shown):
     inverted = Cohort(cohort.table, 255 - cohort.pixels)
     tool = widgets.before_after(cohort, {"cyclegan": inverted, "same": cohort})
-    assert titles(pages(shown)[-1]) == [f"before: {cohort.table.image_id[0]}", "50 %", "cyclegan", "difference"]
+    assert titles(pages(shown)[-1]) == [f"before: {cohort.table.image_id[0]}", "50 %", "CycleGAN", "difference"]
     control(tool, "method").value = "same"
     difference = pages(shown)[-1].axes[3].images[0].get_array()
     assert np.ptp(difference) == 0
@@ -110,7 +111,7 @@ def test_curation_is_saved_with_every_click_and_taken_up_again(cohort, shown, tm
 
 def test_a_sheet_is_read_to_its_end_and_analysed(cohort, shown, tmp_path):
     made = Cohort(cohort.table.assign(image_id="g" + cohort.table.image_id), 255 - cohort.pixels)
-    images, path = readers.sheet(cohort, {"cyclegan": made}, each=2, repeats=1, seed=0), tmp_path / "answers.csv"
+    images, path = reader_study.sheet(cohort, {"cyclegan": made}, each=2, repeats=1, seed=0), tmp_path / "answers.csv"
     tool = widgets.read_sheet(images, path, "reader 1")
     for number in range(1, len(images) + 1):
         assert control(tool, "next").disabled
@@ -120,9 +121,9 @@ def test_a_sheet_is_read_to_its_end_and_analysed(cohort, shown, tmp_path):
         for name, value in {"origin": truth.origin, "label": truth.label, "plausibility": 5, "confidence": 3}.items():
             control(tool, name).value = value
         control(tool, "next").click()
-        assert len(readers.read_answers(path)) == number
+        assert len(reader_study.read_answers(path)) == number
     assert control(tool, "next").disabled
-    found = readers.accuracy(readers.read_answers(path), images)
+    found = readers.accuracy(reader_study.read_answers(path), images)
     assert found.accuracy.tolist() == [1] and found.n.tolist() == [8]
 
 
