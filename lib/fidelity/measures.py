@@ -30,7 +30,7 @@ from lib.run.files import from_root, write_together
 from lib.run.fingerprint import source_hash
 from lib.run.randomness import generator
 from lib.run.tasklist import Task
-from lib.statistics.inference import kid, kid_jackknife, kid_permutation_test
+from lib.statistics.kid import kid, kid_jackknife, kid_permutation_test
 
 DIRECTIONS = {"AFF": "NFF→AFF", "NFF": "AFF→NFF"}  # by the label translated to
 OF_JUDGE = ("transfer", "neither", "transfer_blurred", "transfer_noised")  # measured by its eye, not in pixels
