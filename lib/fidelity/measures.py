@@ -342,8 +342,8 @@ def measure_fold(
     write_together(place, texts | {f"{name}.json": text})
 
 
-def closer_by_space(fidelity: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
-    """Which of two methods has the lower KID in each feature space, and whether the spaces agree.
+def closer_by_space(fidelity: pd.DataFrame, *methods: str) -> pd.DataFrame:
+    """Name the method of lowest KID in each feature space, and say whether the spaces agree.
 
     Parameters
     ----------
@@ -353,7 +353,7 @@ def closer_by_space(fidelity: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
     -------
     DataFrame, one row a direction: a column a space with the method that is closer, and `agree`
     """
-    values = fidelity[(fidelity.metric == "kid") & fidelity.method.isin([a, b])]
+    values = fidelity[(fidelity.metric == "kid") & fidelity.method.isin(methods)]
     means = values.pivot_table(index="direction", columns=["features", "method"], values="value", sort=False)
     found = means.columns.unique("features")
     table = pd.DataFrame({space: means[space].idxmin(axis=1) for space in found})

@@ -216,7 +216,7 @@ def across_folds(tests: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
     splits : `repeat, fold, patient_id, part`
     """
     folds = pd.MultiIndex.from_frame(tests[["repeat", "fold"]].drop_duplicates())
-    if len(folds) == 1:
+    if len(folds) < 2:
         return tests.drop(columns=["repeat", "fold"])
     ratio, rows = _test_train_ratio(splits, folds), []
     for (metric, a, b), group in tests.groupby(["metric", "a", "b"], sort=False):
