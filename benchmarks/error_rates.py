@@ -1,9 +1,9 @@
 """Error rates of the study's tests where the truth is known: `python benchmarks/error_rates.py [COHORTS] [STUDIES]`.
 
 Cohorts of the thesis' size (1,200 patients), by default 1,000 of each truth; what is wanted of each test stands in
-`lib.statistics.simulation.WANTED`. Power by formula (`lib.statistics.planning`) is set beside that of simulated
-cells. Exit status 1 where a
-test is not as wanted, or power is off its formula by more than 0.03. The bootstrap has 300 draws here, a run's 10,000.
+`lib.statistics.simulation.WANTED`. Power by formula (`lib.statistics.planning`) is set beside that of simulated folds.
+Exit status 1 where a test is not as wanted, or power is off its formula by more than 0.03. The bootstrap has 300 draws
+here, a run's 10,000.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from lib.statistics.simulation import (
     WANTED,
     all_rejections,
     equicorrelated_folds,
+    p_values_of_seeds,
     rejections,
-    simulated_seeds,
+    simulated,
     verdicts,
 )
 
@@ -31,19 +32,21 @@ def main(cohorts: int = 1000, studies: int = 5000) -> bool:
     found = verdicts(all_rejections(cohorts), strictly=True)
     print(found.round(4).to_string(), flush=True)
     for seeds in (2, 5):  # of these, the tests that should keep their level
-        again = verdicts(pd.concat({"trained again": rejections(simulated_seeds(cohorts, seeds=seeds))}), strictly=True)
+        again = verdicts(
+            pd.concat({"trained again": rejections(simulated(p_values_of_seeds, cohorts, seeds=seeds))}), strictly=True
+        )
         again = again[[WANTED[key] == LEVEL for key in again.index]]
         print(f"\n{seeds} training seeds\n{again.round(4).to_string()}", flush=True)
         found = pd.concat([found, again])
 
     agree = True
     for repeats, folds, effect, margin in ((3, 5, 1.0, 1.5), (5, 5, 1.5, 1.5), (10, 10, 1.0, 1.0)):
-        cells, ratio = repeats * folds, ratio_of_fold(folds, VALIDATION_SHARE)
-        different = rejections(equicorrelated_folds(studies, cells, ratio, [effect]))["rejected"]
-        equal = rejections(equicorrelated_folds(studies, cells, ratio, margin=margin)[["TOST"]])["rejected"]
+        n, ratio = repeats * folds, ratio_of_fold(folds, VALIDATION_SHARE)
+        different = rejections(equicorrelated_folds(studies, n, ratio, [effect]))["rejected"]
+        equal = rejections(equicorrelated_folds(studies, n, ratio, margin=margin)[["TOST"]])["rejected"]
         pairs = (
-            (different["corrected t"], power(effect, 1.0, cells, ratio)),
-            (equal["TOST"], power_of_equivalence(margin, 1.0, cells, ratio)),
+            (different["corrected t"], power(effect, 1.0, n, ratio)),
+            (equal["TOST"], power_of_equivalence(margin, 1.0, n, ratio)),
         )
         agree &= all(abs(simulated - formula) <= 0.03 for simulated, formula in pairs)
         (different, formula), (equal, of_equal) = pairs

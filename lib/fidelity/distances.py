@@ -152,7 +152,7 @@ def inception_features(weights: str) -> Callable[[np.ndarray], np.ndarray]:
 def distances(generated: np.ndarray, real: np.ndarray, leading: Callable = np.asarray) -> dict[str, float]:
     """The distances of generated from real images whose value depends on how many there are of each.
 
-    They are to be read beside references at the same numbers only; `lib.statistics.inference.kid` is unbiased and
+    They are to be read beside references at the same numbers only; `lib.statistics.kid.kid` is unbiased and
     needs none. FID
     is biased upward, the more the fewer images and the more dimensions there are; `fid_infinity` takes the bias away as
     far as a straight line in 1/n can. Precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), density and

@@ -28,7 +28,7 @@ from lib.run.files import from_root, write_text, write_together
 from lib.run.fingerprint import source_hash
 from lib.run.randomness import generator
 from lib.run.tasks import Machines, Task, run_tasks
-from lib.statistics.inference import kid, kid_jackknife, kid_permutation_test
+from lib.statistics.kid import kid, kid_jackknife, kid_permutation_test
 from lib.study import Fold, Study
 from lib.translators.methods import METHODS, NOISE
 from lib.translators.training import WEIGHTS

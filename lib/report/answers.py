@@ -1,28 +1,33 @@
-"""The answers: RQ1, RQ2 and RQ3 in plain sentences, every number taken from the tables."""
+"""The answers: each research question in plain sentences, every number taken from the tables.
+
+The sentences stand in `templates/answers.md`, their values are gathered here.
+"""
 
 from __future__ import annotations
 
+import re
+from itertools import chain
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pandas as pd
 
 from lib.fidelity.controls import CONTROLS
 from lib.fidelity.distances import FID_COMPONENTS
 from lib.fidelity.measures import OF_JUDGE, closer_by_space
+from lib.run.folder import NotYet
 from lib.run.weights import weights_metadata
-from lib.statistics.comparisons import MARGIN, QUESTIONS
+from lib.statistics.comparisons import MARGIN, declared, in_thesis
 from lib.statistics.metrics import KEY_SECONDARY, METRICS, PRIMARY
-from lib.statistics.planning import COMPARISONS, detectable, patients_needed
-from lib.translators.methods import METHODS as TRANSLATION_METHODS
-from lib.translators.training import WEIGHTS
+from lib.statistics.planning import detectable, patients_needed
+from lib.study import Study
+from lib.translators.methods import METHODS as TRANSLATORS
+from lib.translators.methods import Method
 
 WORTHWHILE = 0.02  # an AUROC difference worth finding: most of what is left above 0.95
 CHOICES = ("t_max", "start_t", "cycle", "identity", "perceptual", "contrastive")  # numbers that are no matter of size
-NAMES = {"cyclegan": "CycleGAN", "cyclediff": "CycleDiff"}
-WITH = {  # completes "with …"
-    "cyclegan": "images added by CycleGAN",
-    "cyclediff": "images added by CycleDiff",
+WITH = {  # completes "with …", where it is no translator
     "real": "real images alone",
     "standard": "rotation, flipping and cropping",
     "oversampling": "as many duplicates of real AFF images",
@@ -45,8 +50,7 @@ FIDELITY = {
     "counterfactual_inside": "SSIM to the counterfactual inside the fracture zone",
     "counterfactual_outside": "SSIM to the counterfactual outside it",
 }
-METHODS = {
-    **NAMES,
+NO_TRANSLATORS = {  # rows of the tables of fidelity
     "noise": "sampled from noise",
     "real": "real against real",
     "source": "untranslated",
@@ -57,23 +61,91 @@ TESTS = {
     "DeLong, patients and seeds": "DeLong's test with the spread between training seeds",
     "clustered AUC, patients": "clustered AUC test",
     "clustered AUC, patients and seeds": "clustered AUC test with the spread between training seeds",
-    "corrected t": "corrected t-test over {n} cells",
+    "corrected t": "corrected t-test over {n} folds",
     "patient bootstrap": "patient bootstrap",
 }
-AGAINST = {"real": "real images alone", "oversampling": "oversampling", "chance": "guessing"}
-EXPECTED = {  # of each control: in words, and the verdict that fits
-    "again": ("no difference", "equivalent"),
-    "fake": ("the same as oversampling", "equivalent"),
-    "oracle": ("to help", "better"),
-    "useless": ("to hurt", "worse"),
-    "permuted": ("an AUROC of 0.5", "equivalent"),
-}
+UNLESS = {"equivalent": "no difference that matters", "undecided": "undecided"}
+BETTER = {"better": "yes, it is better", "worse": "no, it is worse", **UNLESS}
+WORTH = {"better": "{a}'s images are worth more", "worse": "{b}'s images are worth more", **UNLESS}
+CLOSER = {"better": "{a}'s are closer", "worse": "{b}'s are closer", **UNLESS}
 TITLES = {
-    "RQ1": "RQ1. Which of CycleGAN and CycleDiff makes the better synthetic images?",
+    "RQ1": "RQ1. Which of {} makes the better synthetic images?",
     "RQ2": "RQ2. Is a classifier better for adding generated images to the real ones?",
     "RQ3": "RQ3. Is generative augmentation better than rotation, flipping and cropping?",
     "oversampling": "Beyond the three: is it better than oversampling?",
 }
+DEFAULTS = {"margin": MARGIN, "worthwhile": WORTHWHILE, "training": "", "unlike_published": "", "kept": ()}
+
+
+# What was studied ----------------------------------------------------------------------------------------------------
+
+
+def facts(
+    study: Study, predictions: pd.DataFrame, margin: float = MARGIN, worthwhile: float = WORTHWHILE
+) -> dict[str, object]:
+    """Gather what `answer` says of the study, from its run's manifest and weights.
+
+    Parameters
+    ----------
+    predictions : of all trials, see `lib.statistics.comparisons.compare`
+    margin : the one that `compare` was given
+    worthwhile : an AUROC difference worth finding, to plan with
+
+    Raises
+    ------
+    NotYet
+        Where the manifest does not say which classifier was trained.
+    """
+    manifest, fold = study.run.manifest, study.folds[0].name
+    if "classifier" not in manifest:
+        raise NotYet(f"{study.run}: the manifest names no classifier: run notebook 05_classifier_trials first")
+    patients = predictions[predictions.condition != "permuted"].groupby("patient_id").label.agg(set)  # not shuffled
+    trained = [(method, method.weights(study.run.folder, fold)) for method in TRANSLATORS.values()]
+    return {
+        "data": "phantom" if study.phantom else "own radiographs",
+        "profile": manifest.get("profile", "none (run by hand)"),
+        "folds": len(study.folds),
+        "test_patients": len(patients),
+        "test_aff_patients": sum("AFF" in labels for labels in patients),
+        "seeds": predictions.seed.nunique(),
+        **manifest["classifier"],  # architecture, weights
+        "training": " ".join(trained_how(*one) for one in trained),
+        "unlike_published": " ".join(unlike_published(*one) for one in trained),
+        "kept": manifest.get("kept", {}),  # trainings that other code made: name → what differs
+        "margin": margin,
+        "worthwhile": worthwhile,
+    }
+
+
+def trained_how(method: Method, weights: Path) -> str:
+    """Say how long a translator was trained, and how long its paper trained it."""
+    if not weights.exists():
+        return f"{method.title} was not trained."
+    metadata = weights_metadata(weights)
+    settings, steps = metadata["settings"], metadata["steps"]
+    own = settings["autoencoder_steps"] if settings.get("autoencoder") == "kl" else 0  # the published figure is without
+    batch, stopped = _count(settings["batch"], "image"), metadata.get("stopped_at")
+    ended = f"; ended by hand; {steps - own:,} were meant" if stopped else ""
+    done = f"{(stopped or steps) - own:,} steps of {batch} of each class"
+    return f"{method.title} was trained for {done} (published: {method.budget}{ended})."
+
+
+def unlike_published(method: Method, weights: Path) -> str:
+    """Say what a translator's paper has otherwise, sizes and amounts aside; empty where nothing differs."""
+    if not weights.exists():
+        return ""
+    metadata = weights_metadata(weights)
+    chosen = metadata["settings"] | metadata.get("sampler", {})
+    unlike = [
+        f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}"
+        for key, value in chosen.items()
+        if value != method.published[key] and (isinstance(value, (bool, str)) or value == 0 or key in CHOICES)
+    ]
+    said = f"Chosen otherwise than in the paper of {method.title}, sizes, steps and rates aside"
+    return f"{said}: {', '.join(unlike)}." if unlike else ""
+
+
+# The text ------------------------------------------------------------------------------------------------------------
 
 
 def answer(
@@ -83,279 +155,120 @@ def answer(
     facts: dict,
     equal: pd.DataFrame | None = None,
 ) -> str:
-    """The text of `answers.md`.
+    """Write the text of `answers.md`.
 
     Parameters
     ----------
     comparisons : what `lib.statistics.comparisons.compare` returned; the rows of RQ1 on KID come from its `extra`
     fidelity : `method, repeat, fold, direction, features, metric, value, ci_low, ci_high, n`
     metrics : `condition, repeat, fold, seed, metric, value`
-    facts : `data` ("phantom" or "own radiographs"), `profile`, `cells`, `test_patients`, `test_aff_patients`, `seeds`,
-        `architecture`, `weights`, `worthwhile` (an AUROC difference worth finding, to plan with), and where `compare`
-        was given another than the default, its `margin`
+    facts : what the function of that name returned
     equal : what `lib.statistics.comparisons.equivalence` returned; without it nothing is said of practical equivalence
 
     Returns
     -------
     str, markdown
     """
-    sections, short = [], []
+    facts, asked, questions = DEFAULTS | facts, declared(TRANSLATORS), []
     for question, title in TITLES.items():
-        parts = [_pair(comparisons, metrics, facts, equal, *pair[1:]) for pair in QUESTIONS if pair[1] == question]
-        if question == "RQ1":
-            parts = [_fidelity(comparisons, fidelity), *parts]
-        headlines = [headline for headline, _ in parts]
-        short.append(f"- {question.capitalize() if question.islower() else question}: {'; '.join(headlines)}.")
-        if question == "RQ1":
-            short += [f"- {sentence}" for sentence in _not_shown_closer(fidelity)]
-        text = [f"**{_sentence(headline)}.** {body}" for headline, body in parts]
-        if question == "RQ1" and (remark := _disagreement(comparisons)):
-            text.append(remark)
-        sections += [f"## {title}", *text]
-    if controls := _controls(comparisons):
-        sections += ["## Controls", *controls]
-    return "\n\n".join(
-        ["# Answers", "\n".join(short), _setting(facts), *sections, "## Scores", _scores(metrics, facts),
-         "## How to read this", _reading(facts)]
-    ) + "\n"  # fmt: skip
+        pairs = asked[asked.question == question][["question", "a", "b"]].itertuples(index=False)
+        pairs = [_comparison(comparisons, metrics, facts, equal, *pair) for pair in pairs]
+        name = question.capitalize() if question.islower() else question
+        title = title.format(_list([method.title for method in TRANSLATORS.values()]))
+        questions.append({"name": name, "title": title, "pairs": pairs, "likeness": []})
+    likeness = [_likeness(comparisons, fidelity, pair["a"], pair["b"]) for pair in questions[0]["pairs"]]
+    questions[0]["likeness"] = likeness
+    controls = comparisons[(comparisons.question == "control") & (comparisons.metric == PRIMARY)]
+    text = TEMPLATES.get_template("answers.md").render(
+        questions=questions, described=_described(fidelity), idle=_not_shown_closer(fidelity),
+        disagreements=_disagreements(*likeness, *questions[0]["pairs"]), facts=facts,
+        once=facts["seeds"] == facts["folds"] == 1, controls=CONTROLS, found=_rows(controls), scores=_scores(metrics),
+        fid_components=FID_COMPONENTS, tests=TESTS, metrics=METRICS,
+    )  # fmt: skip
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def trained_how(name: str, folder: Path) -> str:
-    """How long a translator was trained, and how long its paper trained it; `folder` is that of one cell."""
-    path = Path(folder) / WEIGHTS
-    if not path.exists():
-        return f"{name} was not trained."
-    metadata = weights_metadata(path)
-    published = {"CycleGAN": "200 epochs of single images", "CycleDiff": "100,000 steps of 24 images"}[name]
-    settings, steps = metadata["settings"], metadata["steps"]
-    own = settings["autoencoder_steps"] if settings.get("autoencoder") == "kl" else 0  # the published figure is without
-    batch, stopped = _count(settings["batch"], "image"), metadata.get("stopped_at")
-    ended = f"; ended by hand; {steps - own:,} were meant" if stopped else ""
-    done = (stopped or steps) - own
-    return f"{name} was trained for {done:,} steps of {batch} of each class (published: {published}{ended})."
-
-
-def unlike_published(name: str, folder: Path) -> str:
-    """A sentence on what a translator's paper has otherwise, sizes and amounts aside; empty where nothing differs."""
-    path = Path(folder) / WEIGHTS
-    if not path.exists():
-        return ""
-    metadata = weights_metadata(path)
-    published = TRANSLATION_METHODS[name.lower()].published
-    chosen = metadata["settings"] | metadata.get("sampler", {})
-    unlike = [
-        f"{key} = {value:g}" if isinstance(value, float) else f"{key} = {value}"
-        for key, value in chosen.items()
-        if value != published[key] and (isinstance(value, (bool, str)) or value == 0 or key in CHOICES)
-    ]
-    said = f"Chosen otherwise than in the paper of {name}, sizes, steps and rates aside"
-    return f"{said}: {', '.join(unlike)}." if unlike else ""
-
-
-def _setting(facts: dict) -> str:
-    """What was studied, and how far it carries."""
-    if facts["data"] == "phantom":
-        data = "Data: simulated radiographs (the phantom), so these answers are about drawn femurs, not about patients"
-    else:
-        data = f"Data: {facts['data']}"
-    sentences = [
-        f"{data}; profile {facts['profile']}.",
-        f"The classifier is {facts['architecture']} (initial weights: {facts['weights']}), "
-        f"{_count(facts['seeds'], 'seed')} a condition.",
-        f"It was tested on real images of {_count(facts['test_patients'], 'patient')}, "
-        f"{facts['test_aff_patients']} of them with AFF.",
-    ]
-    if "training" in facts:
-        sentences.append(f"{facts['training']} RQ1 compares the methods as they were trained here.")
-    if facts["cells"] == 1:
-        sentences.append(
-            "There is one hold-out split, so everything here is conditional on the trained generators and on that "
-            "split: the same methods trained once more could come out otherwise."
-        )
-    else:
-        sentences.append(
-            f"There are {facts['cells']} cells (repeats × folds), each with generators trained on its own training "
-            "patients, so the answers are about the methods, not about one training of them."
-        )
-    if facts["cells"] == facts["seeds"] == 1:
-        sentences.append(
-            "Each classifier was trained once: whether a difference comes from its images or from its seed cannot be "
-            "told, so no comparison of classifiers below is more than a description of these trainings."
-        )
-    if facts["test_aff_patients"] < 20:
-        sentences.append("So few patients with AFF leave wide intervals.")
-    return " ".join(sentences)
-
-
-def _pair(comparisons, metrics, facts, equal, question, a, b) -> tuple[str, str]:
-    """Headline and text of one declared comparison of classifiers."""
-    name = "usefulness to the classifier" if question == "RQ1" else NAMES[a]
-    rows = comparisons[(comparisons.question == question) & (comparisons.a == a) & (comparisons.b == b)]
-    rows = rows.set_index("metric")
-    if PRIMARY not in rows.index:
-        missing = [f"`{condition}`" for condition in (a, b) if condition not in set(metrics.condition)]
-        if not missing:
-            return f"{name}: not compared", f"The comparisons have no {METRICS[PRIMARY]} of `{a}` against `{b}`."
-        were = "condition was" if len(missing) == 1 else "conditions were"
-        return f"{name}: not answered", f"The {were} not run: {' and '.join(missing)}."
-    primary = rows.loc[PRIMARY]
-    better, worse = (
-        ("CycleDiff's images are worth more", "CycleGAN's images are worth more")
-        if question == "RQ1"
-        else ("yes, it is better", "no, it is worse")
-    )
-    headlines = {"better": better, "worse": worse, "equivalent": "no difference that matters", "undecided": "undecided"}
-    headline, once = headlines[primary.verdict], facts["seeds"] == facts["cells"] == 1
-    if once and primary.verdict in ("better", "worse"):
+def _comparison(comparisons, metrics, facts, equal, question: str, a: str, b: str) -> dict:
+    """Gather headline and values of one declared comparison of classifiers."""
+    name = f"usefulness to the classifier{_which(a, b)}" if question == "RQ1" else TRANSLATORS[a].title
+    rows = _of_pair(comparisons, question, a, b)
+    found = {"a": a, "b": b, "auroc": next(iter(_rows(rows[rows.metric == PRIMARY])), None), "missing": []}
+    if not (auroc := found["auroc"]):
+        found["missing"] = [condition for condition in (a, b) if condition not in set(metrics.condition)]
+        return found | {"headline": f"{name}: {'not answered' if found['missing'] else 'not compared'}"}
+    headline = (WORTH if question == "RQ1" else BETTER)[auroc.verdict].format(a=_title(a), b=_title(b))
+    decided, row = auroc.verdict in ("better", "worse"), None
+    if decided and facts["seeds"] == facts["folds"] == 1:
         headline += ", in this one training"
-    text = [
-        f"With {WITH[a]}, the AUROC of patients {_than(primary.difference)} with {WITH[b]} ({_interval(primary)}, "
-        f"{_p(primary.p_holm)}; {TESTS[primary.test].format(n=primary.n)}, {_count(primary.patients, 'test patient')}, "
-        f"{facts['test_aff_patients']} with AFF).",
-        _meaning(primary, facts.get("margin", MARGIN)),
-    ]
     if equal is not None:
-        row = equal[(equal.question == question) & (equal.a == a) & (equal.b == b)].iloc[0]
-        text.append(_equivalence(row))
-        if primary.verdict in ("better", "worse") and row.p_equivalence < 0.05:
+        row = _rows(_of_pair(equal, question, a, b))[0]
+        if decided and row.p_equivalence < 0.05:
             headline += ", but by less than matters"
-        if primary.verdict == "undecided":
-            text.append(_needed(row, primary.patients, facts))
-    secondary = [
-        f"{METRICS[metric]} {_signed(row.difference)} ({_interval(row)}; {'of one training' if once else row.verdict})"
-        for metric, row in rows.iterrows()
-        if metric in KEY_SECONDARY
-    ]
-    if secondary:
-        text.append(f"Secondary (p adjusted within each metric): {', '.join(secondary)}.")
-    return f"{name}: {headline}", " ".join(text)
+    return found | {
+        "headline": f"{name}: {headline}",
+        "equal": row if row and not np.isnan(row.p_equivalence) else None,
+        "needed": _needed(row, auroc.patients, facts["worthwhile"]) if row and auroc.verdict == "undecided" else None,
+        "secondary": _rows(rows[rows.metric.isin(KEY_SECONDARY)]),
+    }
 
 
-def _meaning(row, margin: float) -> str:
-    """What the interval of an AUROC difference leaves possible."""
-    low, high = row.ci_low, row.ci_high
-    if row.verdict in ("better", "worse"):
-        least, most = sorted((abs(low), abs(high)))
-        kind = "gain" if row.verdict == "better" else "loss"
-        return f"The {kind} is between {least:.3f} and {most:.3f}, as far as the interval tells."
-    if row.verdict == "equivalent":
-        return f"The 90 % interval lies within ±{margin:g}, the margin below which a difference is of no consequence."
-    if low == high:
-        return "The data cannot decide: nothing varies between the two, so there is no spread to judge by."
-    if low < 0 < high:
-        return (
-            f"The data cannot decide: the interval runs from {_signed(low)} to {_signed(high)}, "
-            f"so a gain of up to {high:.3f} is still possible, and so is a loss of up to {-low:.3f}."
-        )
-    kind = "gain" if high > 0 else "loss"
-    return (
-        f"The data cannot decide: this comparison's own interval points to a {kind} of up to {max(-low, high):.3f}, "
-        f"but it is not significant once the family's other comparisons are allowed for (Holm)."
-    )
-
-
-def _equivalence(row) -> str:
-    """How sure it is that the difference is of no consequence."""
-    if np.isnan(row.p_equivalence):
-        return ""
-    shown = "shown" if row.p_equivalence < 0.05 else "not shown"
-    text = f"That it lies within ±{row.margin:g} is {shown} (two one-sided tests, {_p_value(row.p_equivalence)})"
-    if not np.isnan(row.same):
-        worse, same, better = (f"{share * 100:.0f} %" for share in (row.worse, row.same, row.better))
-        text += (
-            f"; given these cells, the probability is {same} that it does, {better} that it is a larger gain and "
-            f"{worse} that it is a larger loss"
-        )
-    return text + "."
-
-
-def _needed(row, patients: int, facts: dict) -> str:
-    """What would decide a comparison that these data leave open."""
+def _needed(row, patients: int, effect: float) -> dict | None:
+    """Compute what would decide a comparison that these data leave open."""
     if not row.standard_error > 0:
-        return ""
-    effect, alpha = facts.get("worthwhile", WORTHWHILE), 0.05 / COMPARISONS
-    first_step = f"at the first step of Holm's adjustment over {COMPARISONS} comparisons"
+        return None
+    comparisons = in_thesis(declared(TRANSLATORS))
+    alpha, found = 0.05 / comparisons, {"comparisons": comparisons}
     if np.isnan(row.same):
-        needed = patients_needed(patients, row.standard_error, effect, row.margin, alpha)
-        return (
-            f"To decide it: if the true difference is {effect:.3f}, about {_round(needed['difference'])} test patients "
-            f"would show it with a probability of 80 %, {first_step}; if there is none, about "
-            f"{_round(needed['equivalence'])} "
-            f"would show that it lies within ±{row.margin:g} (now {patients}; with as many times more training seeds)."
-        )
-    spread = row.standard_error / np.sqrt(1 / row.cells + row.test_train_ratio)
-    now, most = (detectable(spread, n, row.test_train_ratio, alpha=alpha) for n in (row.cells, np.inf))
-    if now <= effect:
-        more = "which is no more than what is worth finding: a smaller difference is of little interest"
-    elif most <= effect:
-        more = f"and no number of repeats one below {most:.3f}; for {effect:.3f}, more repeats would do"
+        return found | patients_needed(patients, row.standard_error, effect, row.margin, alpha)
+    spread = row.standard_error / np.sqrt(1 / row.folds + row.test_train_ratio)
+    now, most = (detectable(spread, n, row.test_train_ratio, alpha=alpha) for n in (row.folds, np.inf))
+    return found | {"now": now, "most": most}
+
+
+def _likeness(comparisons: pd.DataFrame, fidelity: pd.DataFrame, a: str, b: str) -> dict:
+    """Gather headline and tests of whose images look more real."""
+    rows = _of_pair(comparisons, "RQ1", a, b)
+    tests = _rows(rows[rows.metric.str.startswith("kid")])
+    closer = {verdict: said.format(a=_title(a), b=_title(b)) for verdict, said in CLOSER.items()}
+    each = {row.metric.removeprefix("kid").strip(): closer[row.verdict] for row in tests}
+    missing = [_title(method) for method in (b, a) if method not in set(fidelity.method)]
+    if missing:
+        found, tests = "not answered", []
+    elif not tests:
+        found = "described, not tested"
+    elif len(set(each.values())) == 1:
+        found = next(iter(each.values()))
     else:
-        more = f"and no number of repeats one below {most:.3f}; for {effect:.3f}, it takes more patients"
-    return (
-        f"To decide it: {row.cells:.0f} cells of this spread show a true difference of {now:.3f} with a probability of "
-        f"80 %, {first_step}, {more}."
-    )
+        found = ", ".join(f"{what} {verdict}" for what, verdict in each.items())
+    headline = f"likeness to real images{_which(a, b)}: {found}"
+    return {"a": a, "b": b, "headline": headline, "missing": missing, "tests": tests}
 
 
-def _controls(comparisons: pd.DataFrame) -> list[str]:
-    """A line for each control that ran: what it is, what was to be expected, what was found."""
-    rows = comparisons[(comparisons.question == "control") & (comparisons.metric == PRIMARY)]
-    if not len(rows):
-        return []
-    lines = []
-    for row in rows.itertuples():
-        expected, fitting = EXPECTED[row.a]
-        alone = fitting == "equivalent"  # a family of its own
-        found = {
-            "better": "it helps",
-            "worse": "it hurts",
-            "equivalent": f"it is no different from {AGAINST[row.b]}",
-            "undecided": f"no difference from {AGAINST[row.b]} was found",
-        }[row.verdict]
-        if row.verdict == "undecided":
-            outcome = "Nothing against it, but it is not shown either." if alone else "Cannot tell."
-        else:
-            outcome = "As expected." if row.verdict == fitting else "NOT as expected."
-        lines.append(
-            f"- `{row.a}` against `{row.b}`: {CONTROLS[row.a]}; expected {expected}. Found: {found} (AUROC difference "
-            f"{_signed(row.difference)}, {_interval(row)}, {_p_value(row.p) if alone else _p(row.p_holm)}). {outcome}"
-        )
-    note = (
-        "Conditions whose worth is known beforehand, through the same code and tests as the study's own. Where one "
-        "is not as expected, do not trust the answers above; where one cannot be told, neither could a generator of "
-        "that worth."
-    )
-    return [note, "\n".join(lines)]
+def _disagreements(*found: dict) -> list[str]:
+    """Remark on pairs of which the better looking images are not the more useful ones."""
+    verdicts = {}
+    for one in found:
+        rows = one["tests"][:1] if "tests" in one else filter(None, [one["auroc"]])
+        verdicts.setdefault((one["a"], one["b"]), set()).update(row.verdict for row in rows)
+    remark = "the generator whose images look more real is not the one whose images are worth more."
+    return [f"So{_which(*pair)} {remark}" for pair, both in verdicts.items() if both == {"better", "worse"}]
 
 
-def _fidelity(comparisons: pd.DataFrame, fidelity: pd.DataFrame) -> tuple[str, str]:
-    """Headline and text of how real the generated images look."""
-    ran = [name for method, name in NAMES.items() if method in set(fidelity.method)]
-    tests = _kid_tests(comparisons)
-    text = []
-    if len(ran) < 2:
-        headline = "likeness to real images: not answered"
-        missing = [name for name in NAMES.values() if name not in ran]
-        text.append(f"{' and '.join(missing)} made no images, so there is nothing to compare.")
-    elif not len(tests):
-        headline = "likeness to real images: described, not tested"
-        text.append("No test compared the two generators' KID; the values below describe these images alone.")
-    else:
-        found = {
-            "better": "CycleDiff's are closer", "worse": "CycleGAN's are closer",
-            "equivalent": "no difference that matters", "undecided": "undecided",
-        }  # fmt: skip
-        each = {row.metric.removeprefix("kid").strip(): found[row.verdict] for row in tests.itertuples()}
-        same = len(set(each.values())) == 1
-        headline = "likeness to real images: " + (
-            next(iter(each.values())) if same else ", ".join(f"{what} {verdict}" for what, verdict in each.items())
-        )
-        text += [_kid_sentence(row) for row in tests.itertuples()]
-    if len(fidelity):
-        text += _not_shown_closer(fidelity)
-        text.append(_transfer(fidelity))
-        text.append(_spaces(fidelity, ran))
-    blocks = [" ".join(filter(None, text))]
+def _scores(metrics: pd.DataFrame) -> str:
+    """Write conditions × metrics, averaged over trials."""
+    means = metrics[metrics.metric.isin(METRICS)]
+    means = means.pivot_table(index="condition", columns="metric", values="value", sort=False)
+    shown = [metric for metric in METRICS if metric in means]
+    rows = [[f"`{c}`", *(f"{means.loc[c, m]:.3f}".replace("-", "−") for m in shown)] for c in means.index]
+    return _table(["condition", *(METRICS[m] for m in shown)], rows)
+
+
+# Generators ----------------------------------------------------------------------------------------------------------
+
+
+def _described(fidelity: pd.DataFrame) -> list[str]:
+    """Write how real the images are by every measure: a paragraph, and a table for each direction and kind."""
+    text = [" ".join([*_not_shown_closer(fidelity), *_transfer(fidelity), *_spaces(fidelity)])]
     kinds = fidelity.features.where(~fidelity.metric.isin(OF_JUDGE), "eye")
     for (direction, kind), group in fidelity.groupby(["direction", kinds], sort=False):
         others = group[group.metric == "fid"].n.max()
@@ -363,95 +276,63 @@ def _fidelity(comparisons: pd.DataFrame, fidelity: pd.DataFrame) -> tuple[str, s
         what = {"pixels": "images compared pixel by pixel", "eye": "what the judge takes the images for"}.get(
             kind, f"distances in the features of {kind}{of_sets}"
         )
-        blocks.append(f"{direction}, {what}:\n\n{_fidelity_table(group)}")
-    return headline, "\n\n".join(blocks)
-
-
-def _kid_tests(comparisons: pd.DataFrame) -> pd.DataFrame:
-    return comparisons[(comparisons.question == "RQ1") & comparisons.metric.str.startswith("kid")]
-
-
-def _kid_sentence(row) -> str:
-    features = row.metric.removeprefix("kid").strip()
-    order = "lower" if row.difference < 0 else "higher"
-    meaning = {
-        "better": "CycleDiff's images lie closer to real ones",
-        "worse": "CycleGAN's images lie closer to real ones",
-        "equivalent": "the difference is of no consequence",
-        "undecided": "the data cannot decide which lie closer to real ones",
-    }[row.verdict]
-    size = "the same for both" if row.difference == 0 else f"{_significant(abs(row.difference))} {order} for CycleDiff"
-    low, high = (_significant(value, "+") for value in (row.ci_low, row.ci_high))
-    interval = "" if np.isnan(row.ci_low) else f"95 % interval of the difference {low} to {high}, "
-    over = f"{row.n} cells" if row.test == "corrected t" else f"all {row.n} test images"
-    return (
-        f"Over {over}, the KID{' ' + features if features else ''} is {size} "
-        f"({interval}{_p(row.p_holm)}, {_count(row.patients, 'patient')}): {meaning}."
-    )
+        text.append(f"{direction}, {what}:\n\n{_fidelity_table(group)}")
+    return text
 
 
 def _not_shown_closer(fidelity: pd.DataFrame) -> list[str]:
-    """A sentence for each direction in which a generator is not shown to do better than doing nothing.
+    """Name the generators that are not shown to do better than doing nothing, a sentence a direction.
 
-    That is where the KID of the untranslated images lies within the interval of the translated ones', or below it.
+    The KID of the untranslated images lies within the interval of the translated ones', or below it.
     """
     kid = fidelity[(fidelity.metric == "kid") & (fidelity.features == "judge")]
     means = kid.groupby(["direction", "method"], sort=False)[["value", "ci_high"]].mean()
     sentences = []
     for direction, rows in means.groupby("direction", sort=False):
         rows = rows.droplevel("direction")
-        if "source" not in rows.index:
-            continue
-        idle = [n for m, n in NAMES.items() if m in rows.index and rows.ci_high[m] >= rows.value["source"]]
-        if idle:
+        least = rows.value.get("source", np.inf)
+        if idle := [title for name, title in _named(rows.index) if rows.ci_high[name] >= least]:
             sentences.append(
                 f"{direction}, images of {_list(idle)} are not shown to lie closer to real ones than untranslated ones."
             )
     return sentences
 
 
-def _transfer(fidelity: pd.DataFrame) -> str:
-    """How often the judge takes a translation for the target class, beside its references."""
-    transfer = fidelity[fidelity.metric == "transfer"]
+def _transfer(fidelity: pd.DataFrame) -> list[str]:
+    """Say how often the judge takes a translation for the target class, beside its references."""
     sentences = []
-    for direction, group in transfer.groupby("direction", sort=False):
+    for direction, group in fidelity[fidelity.metric == "transfer"].groupby("direction", sort=False):
         share = group.groupby("method").value.mean()
-        target = direction[-3:]
-        made = [f"{share[m] * 100:.0f} % of {name}'s images" for m, name in NAMES.items() if m in share]
-        if "noise" in share:
-            made.append(f"{share['noise'] * 100:.0f} % of the images sampled from noise")
-        beside = []
-        if "source" in share:
-            beside.append(f"{share['source'] * 100:.0f} % of the untranslated {direction[:3]} images")
-        if "real" in share:
-            beside.append(f"{share['real'] * 100:.0f} % of real {target} images")
+        made = [(name, f"{title}'s images") for name, title in _named(share.index)]
+        made.append(("noise", "the images sampled from noise"))
+        beside = [("source", f"the untranslated {direction[:3]} images"), ("real", f"real {direction[-3:]} images")]
+        made, beside = (
+            [f"{share[name] * 100:.0f} % of {what}" for name, what in of if name in share] for of in (made, beside)
+        )
+        compared = f" (for comparison: {_list(beside)})" if beside else ""
         if made:
-            beside = f" (for comparison: {' and '.join(beside)})" if beside else ""
-            sentences.append(f"The judge takes {_list(made)} for {target}{beside}.")
-    return " ".join(sentences)
+            sentences.append(f"The judge takes {_list(made)} for {direction[-3:]}{compared}.")
+    return sentences
 
 
-def _spaces(fidelity: pd.DataFrame, ran: list[str]) -> str:
-    """Whether the feature spaces agree on the closer method."""
+def _spaces(fidelity: pd.DataFrame) -> list[str]:
+    """Say whether the feature spaces agree on the closest method."""
+    ran = [name for name, _ in _named(fidelity.method)]
     if len(ran) < 2 or fidelity[fidelity.metric == "kid"].features.nunique() < 2:
-        return ""
-    closer = closer_by_space(fidelity, *NAMES)
-    sentences = [
-        f"{direction}, "
-        + ("all feature spaces agree" if row.agree else "the feature spaces DISAGREE")
-        + " on whose KID is lower ("
-        + ", ".join(f"{space}: {NAMES[row[space]]}" for space in closer.columns.drop("agree"))
-        + ")."
-        for direction, row in closer.iterrows()
-    ]
-    return " ".join(sentences)
+        return []
+    sentences, least = [], "lower" if len(ran) == 2 else "lowest"
+    for direction, row in closer_by_space(fidelity, *ran).iterrows():
+        agree = "all feature spaces agree" if row.agree else "the feature spaces DISAGREE"
+        each = ", ".join(f"{space}: {_title(name)}" for space, name in row.drop("agree").items())
+        sentences.append(f"{direction}, {agree} on whose KID is {least} ({each}).")
+    return sentences
 
 
 def _fidelity_table(group: pd.DataFrame) -> str:
-    """Methods × metrics: value and 95 % interval of one cell, or mean and range over several."""
+    """Write methods × metrics: value and 95 % interval of one fold, or mean and range over several."""
     several = len(group[["repeat", "fold"]].drop_duplicates()) > 1
 
-    def cell(values: pd.DataFrame) -> str:
+    def entry(values: pd.DataFrame) -> str:
         if values.value.isna().all():
             return "–"
         low, high = (values.value.min(), values.value.max()) if several else values[["ci_low", "ci_high"]].iloc[0]
@@ -460,75 +341,41 @@ def _fidelity_table(group: pd.DataFrame) -> str:
 
     shown = [metric for metric in FIDELITY if metric in set(group.metric)]
     rows = [
-        [name, *(cell(group[(group.method == method) & (group.metric == metric)]) for metric in shown)]
-        for method, name in METHODS.items()
+        [title, *(entry(group[(group.method == method) & (group.metric == metric)]) for metric in shown)]
+        for method, title in [*_named(group.method), *NO_TRANSLATORS.items()]
         if method in set(group.method)
     ]
-    brackets = "range over cells" if several else "95 % interval"
+    brackets = "range over folds" if several else "95 % interval"
     return _table([f"images ({brackets} in brackets)", *(FIDELITY[metric] for metric in shown)], rows)
 
 
-def _disagreement(comparisons: pd.DataFrame) -> str:
-    """A remark where the better looking images are not the more useful ones."""
-    looks = _kid_tests(comparisons).verdict
-    use = comparisons[(comparisons.question == "RQ1") & (comparisons.metric == PRIMARY)].verdict
-    if len(looks) and len(use) and {looks.iloc[0], use.iloc[0]} == {"better", "worse"}:
-        return "So the generator whose images look more real is not the one whose images are worth more."
-    return ""
+# Words ---------------------------------------------------------------------------------------------------------------
 
 
-def _scores(metrics: pd.DataFrame, facts: dict) -> str:
-    """Conditions × metrics, averaged over trials."""
-    metrics = metrics[metrics.metric.isin(METRICS)]
-    means = metrics.pivot_table(index="condition", columns="metric", values="value", sort=False)
-    shown = [metric for metric in METRICS if metric in means]
-    rows = [[f"`{c}`", *(f"{means.loc[c, m]:.3f}".replace("-", "−") for m in shown)] for c in means.index]
-    note = "Means over cells and seeds, patients as units unless it says images."
-    return f"{note}\n\n{_table(['condition', *(METRICS[m] for m in shown)], rows)}"
+def _rows(table: pd.DataFrame) -> list:
+    return list(table.itertuples(index=False))
 
 
-def _reading(facts: dict) -> str:
-    margin = facts.get("margin", MARGIN)
-    return (
-        "AUROC: how often, of an AFF and an NFF patient, the AFF patient is given the higher probability; 0.5 is "
-        "guessing. KID: a distance between the features of two sets of images, 0 on average where both are of one "
-        f"kind. FID: another, here of the {FID_COMPONENTS} leading directions of the features, so not to be compared "
-        "with published ones. Recalibrated: probabilities moved so that they are right on average for validation "
-        "patients. "
-        "Judge: a network that was trained to tell AFF, NFF and failed drawings, and sorts translations; it has learnt "
-        "from the patients that the generators learnt from, and judges images of others. "
-        "Counterfactual: "
-        "the same simulated patient with the other fracture. Holm: p-values raised for the number of comparisons.\n\n"
-        "The comparisons of RQ1 to RQ3 were declared beforehand, with the AUROC of patients as the primary metric. "
-        "Their p-values are adjusted for all of them, run or not (Holm), those against oversampling in a family of "
-        "their own, those of KID in another. Better or worse means an adjusted p below 0.05. No difference that "
-        f"matters means that the 90 % interval of the AUROC difference lies within ±{margin:g}. Otherwise the data "
-        "cannot decide, which is not the same as no difference. Intervals are 95 % unless it says otherwise, and not "
-        "adjusted. All other metrics and conditions are supporting or descriptive; p-values of the AUPRC are somewhat "
-        "too small where there are few AFF patients (`lib.statistics.simulation`)."
-        f" {facts.get('unlike_published', '')}"
-    ).rstrip()
+def _of_pair(table: pd.DataFrame, question: str, a: str, b: str) -> pd.DataFrame:
+    return table[(table.question == question) & (table.a == a) & (table.b == b)]
 
 
-def _interval(row) -> str:
-    return f"95 % interval {_signed(row.ci_low)} to {_signed(row.ci_high)}"
+def _title(name: str) -> str:
+    return TRANSLATORS[name].title if name in TRANSLATORS else name
 
 
-def _p(p: float) -> str:
-    return f"Holm-adjusted {_p_value(p)}"
+def _named(names) -> list[tuple[str, str]]:
+    """Return name and title of the translators among these names."""
+    return [(name, method.title) for name, method in TRANSLATORS.items() if name in set(names)]
 
 
-def _p_value(p: float) -> str:
-    return f"p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
-
-
-def _round(n: float) -> str:
-    """A number of patients to two digits."""
-    return f"{float(f'{n:.2g}'):,.0f}"
+def _which(a: str, b: str) -> str:
+    """Say which pair is meant, where there are several."""
+    return f" ({_title(a)} against {_title(b)})" if len(TRANSLATORS) > 2 else ""
 
 
 def _than(difference: float) -> str:
-    """'is 0.021 higher than', or 'is the same as' where three decimals show no difference."""
+    """Write 'is 0.021 higher than', or 'is the same as' where three decimals show no difference."""
     if round(difference, 3) == 0:
         return "is, to three decimals, the same as"
     return f"is {abs(difference):.3f} {'higher' if difference > 0 else 'lower'} than"
@@ -551,9 +398,22 @@ def _list(items: list[str]) -> str:
     return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else items[0]
 
 
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
 def _table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows])
+
+
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("lib.report"), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+)
+TEMPLATES.filters |= {
+    "chain": chain, "count": _count, "listed": _list, "signed": _signed, "significant": _significant, "than": _than,
+    "title": _title,
+    "digits": "{:.3f}".format,
+    "line": lambda text: re.sub(r"\s+", " ", text).strip(),
+    "p": lambda p: "p < 0.001" if p < 0.001 else f"p = {p:.3f}",
+    "percent": lambda share: f"{share * 100:.0f} %",
+    "rounded": lambda n: f"{float(f'{n:.2g}'):,.0f}",  # to two digits
+    "sentence": lambda text: text[0].upper() + text[1:],
+    "short": "{:g}".format,
+    "with": lambda condition: WITH.get(condition) or f"images added by {_title(condition)}",
+}  # fmt: skip

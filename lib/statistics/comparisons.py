@@ -1,16 +1,17 @@
 """The declared comparisons: which questions are asked, and what the data say to each.
 
-Every difference is a − b: a is the method in question, b its reference. The tests themselves stand in
-`lib.statistics.inference`.
+Every difference is a − b: a is the method in question, b its reference.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
+from lib.statistics.bootstrap import patient_bootstrap, weighted_metrics
 from lib.statistics.inference import (
     bayes_factor,
     clustered_auc_test,
@@ -18,32 +19,12 @@ from lib.statistics.inference import (
     corrected_t_test,
     holm,
     mcnemar_test,
-    patient_bootstrap,
     rope,
     tost,
-    weighted_metrics,
     with_training_seeds,
 )
 from lib.statistics.metrics import by_patient, recalibrated
 
-# The comparisons that were declared before looking: family of the Holm adjustment, question, a, b. Controls that must
-# show nothing are families of their own: an adjustment would make an alarm harder.
-QUESTIONS = (
-    ("thesis", "RQ1", "cyclediff", "cyclegan"),
-    ("thesis", "RQ2", "cyclegan", "real"),
-    ("thesis", "RQ2", "cyclediff", "real"),
-    ("thesis", "RQ3", "cyclegan", "standard"),
-    ("thesis", "RQ3", "cyclediff", "standard"),
-    ("oversampling", "oversampling", "cyclegan", "oversampling"),
-    ("oversampling", "oversampling", "cyclediff", "oversampling"),
-    ("controls", "control", "oracle", "real"),
-    ("controls", "control", "oracle", "oversampling"),
-    ("controls", "control", "useless", "real"),
-    ("same", "control", "again", "real"),
-    ("copies", "control", "fake", "oversampling"),
-    ("shuffled", "control", "permuted", "chance"),  # chance: a probability of 0.5 for everybody, see `compare`
-)
-DECLARED = Counter(family for family, *_ in QUESTIONS)
 LOWER_IS_BETTER = ("brier", "kid", "fid")
 MARGIN = 0.01  # AUROC differences smaller than this are of no consequence
 MARGINS = {  # the same for the other metrics; a metric without a margin is never called equivalent
@@ -57,24 +38,54 @@ COLUMNS = (
     "test", "statistic", "p", "p_holm", "effect_size", "bf10", "verdict",
 )  # fmt: skip
 TRIAL = ["repeat", "fold", "seed"]
+CONTROLS = (  # family, a, b; what must show nothing stands alone: an adjustment would make an alarm harder
+    ("controls", "oracle", "real"),
+    ("controls", "oracle", "oversampling"),
+    ("controls", "useless", "real"),
+    ("same", "again", "real"),
+    ("copies", "fake", "oversampling"),
+    ("shuffled", "permuted", "chance"),  # chance: a probability of 0.5 for everybody
+)
+
+
+def declared(translators: Iterable[str]) -> pd.DataFrame:
+    """Return the questions that are asked of these translators, fixed before looking.
+
+    RQ1 compares each translator with those before it, RQ2 with real images, RQ3 with standard augmentation.
+
+    Returns
+    -------
+    DataFrame `family` (of the Holm adjustment), `question, a, b`
+    """
+    names = list(translators)
+    rows = [("thesis", "RQ1", a, b) for b, a in combinations(names, 2)]
+    against = {"RQ2": ("thesis", "real"), "RQ3": ("thesis", "standard"), "oversampling": ("oversampling",) * 2}
+    rows += [(family, question, a, b) for question, (family, b) in against.items() for a in names]
+    rows += [(family, "control", a, b) for family, a, b in CONTROLS]
+    return pd.DataFrame(rows, columns=["family", "question", "a", "b"])
+
+
+def in_thesis(questions: pd.DataFrame) -> int:
+    """Return how many comparisons RQ1 to RQ3 make; Holm's first step tests at 0.05 / this."""
+    return int((questions.family == "thesis").sum())
 
 
 def compare(
     predictions: pd.DataFrame,
     metrics: pd.DataFrame,
     splits: pd.DataFrame,
+    questions: pd.DataFrame,
     margin: float = MARGIN,
     draws: int = 10_000,
     seed: int = 0,
     extra: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Every declared comparison (`QUESTIONS`) of which both conditions were run; `permuted` against `chance`, a
-    probability of 0.5 for everybody.
+    """Make every declared comparison of which both conditions were run.
 
-    One cell (a hold-out): `auroc` by DeLong on patients, whose probabilities are averaged over images; `image_auroc`
+    One fold (a hold-out): `auroc` by DeLong on patients, whose probabilities are averaged over images; `image_auroc`
     by the clustered test; both of the mean AUC over seeds, with the spread between them (`with_training_seeds`); the
-    other metrics by patient bootstrap. The results are conditional on the generators that were trained in that cell.
-    Several cells: the corrected t-test on the cells' differences, seeds averaged first, and in support `image_auroc` by
+    other metrics by patient bootstrap. The results are conditional on the generators that were trained in that fold.
+    Several folds: the corrected t-test on the folds' differences, seeds averaged first, and in support `image_auroc` by
     the clustered test on out-of-fold predictions, where every repeat tests the same images once: of predictions
     averaged over seeds and repeats, an ensemble, and with folds pooled that are scored by different networks.
 
@@ -84,14 +95,14 @@ def compare(
     metrics : `condition, repeat, fold, seed, metric, value`, of which the rows "threshold" are used, and
         "recalibration" for `brier`: of probabilities as trained, a Brier score would compare shares of AFF, not images
     splits : `repeat, fold, patient_id, part`; only "train" counts as training patients, the careful side
+    questions : of `declared`
     margin : AUROC differences within ±margin are of no consequence; `MARGINS` says it for the other metrics
     draws, seed : of the bootstrap
-    extra : rows of the same columns from elsewhere (RQ1: metric "kid" or "kid (inception)", cyclediff against
-        cyclegan), a family of their own
+    extra : rows of the same columns from elsewhere (RQ1: metric "kid" or "kid NFF→AFF"), a family of their own
 
     Returns
     -------
-    DataFrame of `COLUMNS`. `n` is the number of cells (corrected t-test), patients, or images (clustered test);
+    DataFrame of `COLUMNS`. `n` is the number of folds (corrected t-test), patients, or images (clustered test);
     `patients` are test patients. `p_holm` is adjusted within family and metric over all pairs that were declared, run
     or not (extra: over its rows). `effect_size` is d_z of the corrected t-test, the difference of d′ for AUCs
     (`auc_effect`), Cohen's h for bootstrapped proportions, else missing; `bf10` belongs to the corrected t-test alone.
@@ -100,17 +111,16 @@ def compare(
     the margin (two one-sided tests at 5 %, not adjusted for multiplicity); else "undecided", as also where nothing
     varies (interval of no width), for then there is nothing to judge by.
     """
-    questions, predictions, patients, scores = _prepared(predictions, metrics, splits)
+    asked, predictions, patients, scores = _prepared(predictions, metrics, splits, questions)
     rows = []
-    for family, question, a, b in questions:
-        images_of_pair, patients_of_pair = _paired(predictions, a, b), _paired(patients, a, b)
-        if len(patients_of_pair[["repeat", "fold"]].drop_duplicates()) > 1:
-            results = _several_folds(images_of_pair, _fold_differences(scores, a, b), splits)
+    for family, question, a, b in asked:
+        of_pair = _paired(patients, a, b)
+        if _several(of_pair):
+            results = _several_folds(_paired(predictions, a, b), _fold_differences(scores, a, b), splits)
         else:
-            results = _one_fold(images_of_pair, patients_of_pair, draws, seed)
-        people = patients_of_pair.patient_id.nunique()
-        rows += [{"family": family, "question": question, "a": a, "b": b, "patients": people, **result}
-                 for result in results]  # fmt: skip
+            results = _one_fold(_paired(predictions, a, b), of_pair, draws, seed)
+        key = {"family": family, "question": question, "a": a, "b": b, "patients": of_pair.patient_id.nunique()}
+        rows += [key | result for result in results]
     table = pd.DataFrame(rows, columns=["family", "ci90_low", "ci90_high", *COLUMNS])
     if extra is not None and len(extra):
         _require(extra, "extra rows", *(c for c in COLUMNS if c not in ("p_holm", "effect_size", "bf10", "verdict")))
@@ -119,50 +129,50 @@ def compare(
     if len(table):
         within = table.metric.where(table.family != "extra", "")
         for (family, _), p in table.groupby(["family", within]).p:
-            not_run = [1.0] * (DECLARED[family] - len(p))
+            not_run = [1.0] * ((questions.family == family).sum() - len(p))
             table.loc[p.index, "p_holm"] = holm([*p, *not_run])[: len(p)]
         table["verdict"] = [_verdict(row, margin) for row in table.itertuples()]
     return table[list(COLUMNS)].astype({"n": int, "patients": int}).reset_index(drop=True)
 
 
 def equivalence(
-    predictions: pd.DataFrame, metrics: pd.DataFrame, splits: pd.DataFrame, margin: float = MARGIN
+    predictions: pd.DataFrame,
+    metrics: pd.DataFrame,
+    splits: pd.DataFrame,
+    questions: pd.DataFrame,
+    margin: float = MARGIN,
 ) -> pd.DataFrame:
-    """Is the AUROC of patients practically the same? Beside each declared comparison that was run, not adjusted.
-
-    Parameters
-    ----------
-    predictions, metrics, splits, margin : as of `compare`
+    """Test whether the AUROC of patients is practically the same, in each comparison of `compare`; not adjusted.
 
     Returns
     -------
     DataFrame `question, a, b, difference, standard_error, df, ci90_low, ci90_high, margin, p_equivalence` (`tost`), and
-    over several cells the probabilities that a is `worse`, `same` (within the margin) or `better` (`rope`), the number
-    of `cells` and their `test_train_ratio`.
+    over several folds the probabilities that a is `worse`, `same` (within the margin) or `better` (`rope`), the number
+    of `folds` of all repeats and their `test_train_ratio`
     """
-    questions, predictions, patients, scores = _prepared(predictions, metrics, splits)
+    asked, _, patients, scores = _prepared(predictions, metrics, splits, questions)
     rows = []
-    for _, question, a, b in questions:
-        patients_of_pair, row = _paired(patients, a, b), {"question": question, "a": a, "b": b}
-        if len(patients_of_pair[["repeat", "fold"]].drop_duplicates()) > 1:
+    for _, question, a, b in asked:
+        of_pair, row = _paired(patients, a, b), {"question": question, "a": a, "b": b, "margin": margin}
+        if _several(of_pair):
             differences = _fold_differences(scores, a, b).auroc
             ratio = _test_train_ratio(splits, differences.index)
-            result, df = corrected_t_test(differences, ratio), len(differences) - 1
-            row |= {"cells": len(differences), "test_train_ratio": ratio}
+            result = corrected_t_test(differences, ratio)
             row |= dict(zip(("worse", "same", "better"), rope(differences, ratio, margin), strict=True))
+            row |= {"folds": len(differences), "df": len(differences) - 1, "test_train_ratio": ratio}
         else:
-            result = _patient_auroc(patients_of_pair)
-            df = result.df
-        kept = result[["difference", "standard_error", "ci90_low", "ci90_high"]]
-        p = tost(result.difference, result.standard_error, margin, df)
-        rows.append({**row, **kept, "df": df, "margin": margin, "p_equivalence": p})
+            result = _patient_auroc(of_pair)
+        p = tost(result.difference, result.standard_error, margin, result.df)
+        rows.append({**result, **row, "p_equivalence": p})
     columns = ["question", "a", "b", "difference", "standard_error", "df", "ci90_low", "ci90_high", "margin",
-               "p_equivalence", "worse", "same", "better", "cells", "test_train_ratio"]  # fmt: skip
+               "p_equivalence", "worse", "same", "better", "folds", "test_train_ratio"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
-def decisions(predictions: pd.DataFrame, metrics: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
-    """Are more decisions right? In support of each declared comparison that was run, not adjusted.
+def decisions(
+    predictions: pd.DataFrame, metrics: pd.DataFrame, splits: pd.DataFrame, questions: pd.DataFrame
+) -> pd.DataFrame:
+    """Test whether more decisions are right, in each comparison of `compare`; in support, not adjusted.
 
     AFF is decided where the probability, averaged over seeds (and repeats), reaches the average threshold. One decision
     a patient: McNemar's exact test; one an image: Durkalski's test with patients as clusters. Both are about these
@@ -174,12 +184,12 @@ def decisions(predictions: pd.DataFrame, metrics: pd.DataFrame, splits: pd.DataF
     DataFrame `question, a, b, unit, n, only_a, only_b` (units that one alone gets right), `difference` of accuracies
     (of images: mean over patients), `test, p`
     """
-    questions, predictions, patients, _ = _prepared(predictions, metrics, splits)
+    asked, predictions, patients, _ = _prepared(predictions, metrics, splits, questions)
     thresholds = patients[["condition", *TRIAL, "threshold"]].drop_duplicates()
     images = predictions.merge(thresholds, on=["condition", *TRIAL])
     rows = []
-    for _, question, a, b in questions:
-        if question == "control" and b == "chance":
+    for _, question, a, b in asked:
+        if b == "chance":
             continue
         for unit, table in (("patients", patients), ("images", images)):
             ids = ["patient_id", "y"] if unit == "patients" else ["image_id", "patient_id", "y"]
@@ -195,8 +205,30 @@ def decisions(predictions: pd.DataFrame, metrics: pd.DataFrame, splits: pd.DataF
     return pd.DataFrame(rows, columns=columns)
 
 
+def across_folds(tests: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
+    """Return comparisons of generators over folds, one row a metric and pair: over several folds a corrected t-test.
+
+    Each fold has generators of its own, so over several folds the difference is one of methods, not of two trainings.
+
+    Parameters
+    ----------
+    tests : rows of `lib.fidelity.measures.kid_comparison` with `repeat` and `fold`
+    splits : `repeat, fold, patient_id, part`
+    """
+    folds = pd.MultiIndex.from_frame(tests[["repeat", "fold"]].drop_duplicates())
+    if len(folds) < 2:
+        return tests.drop(columns=["repeat", "fold"])
+    ratio, rows = _test_train_ratio(splits, folds), []
+    for (metric, a, b), group in tests.groupby(["metric", "a", "b"], sort=False):
+        result = corrected_t_test(group.difference, ratio)[["difference", "ci_low", "ci_high", "statistic", "p"]]
+        patients = group.patients.sum() // group.repeat.nunique()
+        key = {"question": "RQ1", "metric": metric, "a": a, "b": b, "n": len(group), "patients": patients}
+        rows.append({**key, "test": "corrected t", **result})
+    return pd.DataFrame(rows)
+
+
 def same_against_itself(predictions: pd.DataFrame, divisions: int = 200, seed: int = 0) -> pd.Series:
-    """How often does the test of one hold-out find that a method differs from itself?
+    """Count how often the test of one hold-out finds that a method differs from itself.
 
     All trainings on the real images (`real` and `again`), which differ by their seeds alone, are divided at random into
     two groups of equal size, as if they were two methods. Divisions of the same trainings are not independent, so the
@@ -204,7 +236,7 @@ def same_against_itself(predictions: pd.DataFrame, divisions: int = 200, seed: i
 
     Parameters
     ----------
-    predictions : as of `compare`, of one cell
+    predictions : as of `compare`, of one fold
 
     Returns
     -------
@@ -218,25 +250,23 @@ def same_against_itself(predictions: pd.DataFrame, divisions: int = 200, seed: i
     rng, half, p = np.random.default_rng(seed), len(scores) // 2, []
     for _ in range(divisions):
         order = rng.permutation(len(scores))
-        a, b = scores[order[:half]], scores[order[half : 2 * half]]
-        alone = clustered_auc_test(labels, a, b, patients)
-        of_seeds = [clustered_auc_test(labels, *pair, patients).difference for pair in zip(a, b, strict=True)]
-        p.append((alone.p, with_training_seeds(alone, of_seeds).p))
+        alone, widened = _seeds_test(labels, scores[order[:half]], scores[order[half : 2 * half]], patients)
+        p.append((alone.p, widened.p))
     alone, widened = (np.array(p) < 0.05).mean(0)
     return pd.Series({"DeLong alone": alone, "with the spread between seeds": widened, "divisions": divisions})
 
 
-def descriptive_tests(metrics: pd.DataFrame) -> pd.DataFrame:
-    """What pingouin says of the AUROCs: to describe them, not to confirm anything.
+def descriptive_tests(metrics: pd.DataFrame, questions: pd.DataFrame) -> pd.DataFrame:
+    """Return what pingouin says of the AUROCs: to describe them, not to confirm anything.
 
-    Cells share training patients, so that Wilcoxon's and Friedman's p are too small for a claim (`corrected_t_test`).
-    Over several seeds the intraclass correlation says how much of the spread between cells and conditions a single
-    training shows; over at least three cells come the normality of paired differences (Shapiro and Wilk), Wilcoxon's
+    Folds share training patients, so that Wilcoxon's and Friedman's p are too small for a claim (`corrected_t_test`).
+    Over several seeds the intraclass correlation says how much of the spread between folds and conditions a single
+    training shows; over at least three folds come the normality of paired differences (Shapiro and Wilk), Wilcoxon's
     test of them, and Friedman's test of all conditions.
 
     Returns
     -------
-    DataFrame `test, of, statistic, p`; empty where there is one seed and fewer than three cells
+    DataFrame `test, of, statistic, p`; empty where there is one seed and fewer than three folds
     """
     import pingouin
 
@@ -248,56 +278,64 @@ def descriptive_tests(metrics: pd.DataFrame) -> pd.DataFrame:
         complete = trials[trials.target.isin(wide.index)]
         icc = pingouin.intraclass_corr(complete, targets="target", raters="seed", ratings="value").iloc[0]
         rows.append(("intraclass correlation", f"one of {wide.shape[1]} seeds", icc.ICC, icc.pval))
-    cells = aurocs.groupby(["condition", "repeat", "fold"]).value.mean().unstack(0)
-    if len(cells) >= 3:
-        for _, _, a, b in QUESTIONS:
-            if {a, b} <= set(cells) and (cells[a] - cells[b]).std() > 0:
-                d, of = cells[a] - cells[b], f"{a} − {b}"
+    folds = aurocs.groupby(["condition", "repeat", "fold"]).value.mean().unstack(0)
+    if len(folds) >= 3:
+        for a, b in questions[["a", "b"]].itertuples(index=False):
+            if {a, b} <= set(folds) and (folds[a] - folds[b]).std() > 0:
+                d, of = folds[a] - folds[b], f"{a} − {b}"
                 shapiro, wilcoxon = pingouin.normality(d).iloc[0], pingouin.wilcoxon(d).iloc[0]
-                rows += [
-                    ("Shapiro–Wilk", of, shapiro.W, shapiro.pval),
-                    ("Wilcoxon", of, wilcoxon.W_val, wilcoxon.p_val),
-                ]
-        if cells.shape[1] > 2:
-            friedman = pingouin.friedman(cells.reset_index(drop=True)).iloc[0]
+                rows.append(("Shapiro–Wilk", of, shapiro.W, shapiro.pval))
+                rows.append(("Wilcoxon", of, wilcoxon.W_val, wilcoxon.p_val))
+        if folds.shape[1] > 2:
+            friedman = pingouin.friedman(folds.reset_index(drop=True)).iloc[0]
             rows.append(("Friedman", "all conditions", friedman.Q, friedman.p_unc))
     return pd.DataFrame(rows, columns=["test", "of", "statistic", "p"])
 
 
-def _prepared(predictions: pd.DataFrame, metrics: pd.DataFrame, splits: pd.DataFrame) -> tuple:
-    """The questions that can be asked; the predictions they need; those of patients, with thresholds; their scores."""
-    _require(predictions, "predictions", "condition", *TRIAL, "image_id", "patient_id", "label", "probability")
-    _require(metrics, "metrics", "condition", *TRIAL, "metric", "value")
+def _prepared(predictions: pd.DataFrame, metrics: pd.DataFrame, splits: pd.DataFrame, questions: pd.DataFrame) -> tuple:
+    """Return the questions that can be asked, and the predictions, patients and scores that they need.
+
+    `permuted` gets a twin, `chance`, whose probabilities and thresholds are 0.5. Patients come with each trial's
+    `threshold` and with `recalibrated` probabilities; scores have a row for each trial.
+    """
+    trial = ["condition", *TRIAL]
+    _require(predictions, "predictions", *trial, "image_id", "patient_id", "label", "probability")
+    _require(metrics, "metrics", *trial, "metric", "value")
     _require(splits, "splits", "repeat", "fold", "patient_id", "part")
     if unknown := sorted(set(predictions.label) - {"AFF", "NFF"}):
         raise ValueError(f"predictions: unknown label {unknown[0]!r}; labels are AFF and NFF")
     if (invalid := ~predictions.probability.between(0, 1)).any():
         row = predictions[invalid].iloc[0]
         raise ValueError(f"predictions: probability {row.probability} of image {row.image_id} ({row.condition})")
-    if "permuted" in set(predictions.condition):
-        predictions, metrics = _with_chance(predictions, metrics)
-    questions = [question for question in QUESTIONS if set(question[2:]) <= set(predictions.condition)]
-    predictions = predictions[predictions.condition.isin({c for question in questions for c in question[2:]})]
-    patients = _with_thresholds(by_patient(predictions), metrics)
-    for cell, labels in patients.groupby(["repeat", "fold"]).label:
+    if (shuffled := predictions.condition == "permuted").any():
+        thresholds = metrics[(metrics.condition == "permuted") & (metrics.metric == "threshold")]
+        metrics = pd.concat([metrics, thresholds.assign(condition="chance", value=0.5)], ignore_index=True)
+        chance = predictions[shuffled].assign(condition="chance", probability=0.5)
+        predictions = pd.concat([predictions, chance], ignore_index=True)
+    conditions = set(predictions.condition)
+    asked = [question for question in questions.itertuples(index=False) if {question.a, question.b} <= conditions]
+    predictions = predictions[predictions.condition.isin({c for question in asked for c in question[2:]})]
+
+    patients = by_patient(predictions)
+    of_trial = pd.MultiIndex.from_frame(patients[trial])
+    found = {
+        metric: metrics[metrics.metric == metric].set_index(trial).value.reindex(of_trial).to_numpy()
+        for metric in ("threshold", "recalibration")
+    }
+    if (missing := np.isnan(found["threshold"])).any():
+        raise ValueError("metrics lack the threshold of condition {}, repeat {}, fold {}, seed {}".format(
+            *of_trial[missing][0]))  # fmt: skip
+    certain = recalibrated(patients.probability, np.nan_to_num(found["recalibration"]))
+    patients = patients.assign(threshold=found["threshold"], recalibrated=certain)
+    for fold, labels in patients.groupby(["repeat", "fold"]).label:
         if missing := {"AFF", "NFF"} - set(labels):
-            raise ValueError("the test part of repeat {}, fold {} has no {} patient".format(*cell, *missing))
-    scores = pd.DataFrame.from_dict(
-        {trial: _scores_of(group) for trial, group in patients.groupby(["condition", *TRIAL])}, orient="index"
-    )
-    return questions, predictions, patients, scores
-
-
-def _with_chance(predictions: pd.DataFrame, metrics: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Both tables with a condition `chance`: that of `permuted`, but for a probability and threshold of 0.5."""
-    chance = predictions[predictions.condition == "permuted"].assign(condition="chance", probability=0.5)
-    thresholds = metrics[(metrics.condition == "permuted") & (metrics.metric == "threshold")]
-    thresholds = thresholds.assign(condition="chance", value=0.5)
-    return pd.concat([predictions, chance], ignore_index=True), pd.concat([metrics, thresholds], ignore_index=True)
+            raise ValueError("the test part of repeat {}, fold {} has no {} patient".format(*fold, *missing))
+    scores = {trial: _scores_of(group) for trial, group in patients.groupby(trial)}
+    return asked, predictions, patients, pd.DataFrame.from_dict(scores, orient="index")
 
 
 def _scores_of(patients: pd.DataFrame) -> dict[str, float]:
-    """`lib.statistics.metrics.evaluate` of one trial, the fast way."""
+    """Return `lib.statistics.metrics.evaluate` of one trial, the fast way."""
     labels, once = (patients.label == "AFF").astype(int), np.ones((1, len(patients)))
     metrics = weighted_metrics(labels, patients.probability, patients.threshold.iloc[0], once, patients.recalibrated)
     return {metric: float(value[0]) for metric, value in metrics.items()}
@@ -308,20 +346,8 @@ def _require(table: pd.DataFrame, name: str, *columns: str) -> None:
         raise ValueError(f"{name} lack the column {', '.join(missing)}")
 
 
-def _with_thresholds(patients: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    keys = ["condition", *TRIAL]
-    thresholds = metrics.loc[metrics.metric == "threshold", [*keys, "value"]].rename(columns={"value": "threshold"})
-    patients = patients.merge(thresholds, on=keys, how="left", validate="many_to_one")
-    if (missing := patients.threshold.isna()).any():
-        raise ValueError("metrics lack the threshold of condition {}, repeat {}, fold {}, seed {}".format(
-            *patients.loc[missing, keys].iloc[0]))  # fmt: skip
-    shifts = metrics[metrics.metric == "recalibration"].set_index(keys).value
-    shift = shifts.reindex(pd.MultiIndex.from_frame(patients[keys])).fillna(0.0).to_numpy()
-    return patients.assign(recalibrated=recalibrated(patients.probability, shift))
-
-
 def _paired(table: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
-    """`probability_a` and `probability_b` (`threshold_…`) of the same images or patients in the trials both have."""
+    """Return `probability_a` and `probability_b` of the same images or patients in the trials that both have."""
     units = [*TRIAL, *(c for c in ("image_id", "patient_id", "label") if c in table)]
     columns = [*units, *(c for c in ("probability", "recalibrated", "threshold") if c in table)]
     of_a, of_b = (table.loc[table.condition == condition, columns] for condition in (a, b))
@@ -335,13 +361,17 @@ def _paired(table: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
     return paired.assign(y=(paired.label == "AFF").astype(int))
 
 
+def _several(paired: pd.DataFrame) -> bool:
+    return len(paired[["repeat", "fold"]].drop_duplicates()) > 1
+
+
 def _fold_differences(scores: pd.DataFrame, a: str, b: str) -> pd.DataFrame:
-    """Differences of each metric in the cells both ran in, averaged over seeds, which are no replicates."""
+    """Return the differences of each metric in the folds that both ran in, averaged over seeds (no replicates)."""
     return (scores.loc[a] - scores.loc[b]).dropna().groupby(level=[0, 1]).mean()
 
 
-def _several_folds(images, differences, splits) -> list[dict]:
-    """Corrected t-tests of `differences` (one row a cell, one column a metric), and the out-of-fold images."""
+def _several_folds(images: pd.DataFrame, differences: pd.DataFrame, splits: pd.DataFrame) -> list[dict]:
+    """Return corrected t-tests of `differences` (a row a fold, a column a metric), and of the out-of-fold images."""
     ratio = _test_train_ratio(splits, differences.index)
     n, rows = len(differences), []
     for metric in differences:
@@ -357,57 +387,52 @@ def _several_folds(images, differences, splits) -> list[dict]:
     return rows
 
 
-def _one_fold(images, patients, draws: int, seed: int) -> list[dict]:
-    """DeLong on patients, the clustered test on images, and the bootstrap of the other metrics."""
-    primary = _patient_auroc(patients)
-
+def _one_fold(images: pd.DataFrame, patients: pd.DataFrame, draws: int, seed: int) -> list[dict]:
+    """Return DeLong's test of patients, the clustered one of images, and the bootstrap of the other metrics."""
     values = ["probability_a", "probability_b", "recalibrated_a", "recalibrated_b"]
     wide = patients.pivot(index="seed", columns=["patient_id", "y"], values=values)
+    a, b, *certain = (wide[value] for value in values)
     thresholds = patients.groupby("seed")[["threshold_a", "threshold_b"]].first()
-    units = wide["probability_a"].columns
+    of_patients, y = (a.columns.get_level_values(level) for level in ("patient_id", "y"))
     bootstrap = patient_bootstrap(
-        units.get_level_values("y"), wide["probability_a"], wide["probability_b"],
-        thresholds.threshold_a, thresholds.threshold_b, units.get_level_values("patient_id"), draws, seed,
-        (wide["recalibrated_a"], wide["recalibrated_b"]),
-    )  # fmt: skip
+        y, a, b, thresholds.threshold_a, thresholds.threshold_b, of_patients, draws, seed, certain
+    )
+    others = bootstrap.drop(index="auroc").iterrows()
     return [
-        {"metric": "auroc", **primary},
-        _image_auroc(images),
-        *({"metric": metric, "test": "patient bootstrap", "n": primary.n, **row}
-          for metric, row in bootstrap.drop(index="auroc").iterrows()),
-    ]  # fmt: skip
+        {"metric": "auroc", **_patient_auroc(patients)},
+        {"metric": "image_auroc", **_auroc(images, ["image_id", "patient_id", "y"], "clustered AUC")},
+        *({"metric": metric, "test": "patient bootstrap", "n": len(y), **row} for metric, row in others),
+    ]
 
 
 def _patient_auroc(patients: pd.DataFrame) -> pd.Series:
-    """DeLong's test of patients, with the spread between seeds."""
-    # A patient with an AFF and an NFF has two rows here: then it is not DeLong's test, but the clustered one.
-    test = "DeLong, patients" if not patients.duplicated(["seed", "patient_id"]).any() else "clustered AUC, patients"
-    return _auroc(patients, ["patient_id", "y"], test)
-
-
-def _image_auroc(images: pd.DataFrame) -> dict:
-    """The clustered test of images, with the spread between seeds."""
-    return {"metric": "image_auroc", **_auroc(images, ["image_id", "patient_id", "y"], "clustered AUC")}
+    """Test patients by DeLong; where one has an AFF and an NFF, two rows, it is the clustered test."""
+    twice = patients.duplicated(["seed", "patient_id"]).any()
+    return _auroc(patients, ["patient_id", "y"], "clustered AUC, patients" if twice else "DeLong, patients")
 
 
 def _auroc(pairs: pd.DataFrame, unit: list[str], test: str) -> pd.Series:
-    """`clustered_auc_test` of the mean AUC over seeds, `with_training_seeds`; `test` and `n` with it."""
+    """Return the AUC test with the spread between seeds, its name and the number of units."""
     wide = pairs.pivot(index="seed", columns=unit, values=["probability_a", "probability_b"])
-    a, b = wide["probability_a"].to_numpy(), wide["probability_b"].to_numpy()
     units = wide["probability_a"].columns
     labels, patients = units.get_level_values("y"), units.get_level_values("patient_id")
+    _, widened = _seeds_test(labels, *(wide[name].to_numpy() for name in ("probability_a", "probability_b")), patients)
+    return pd.concat([widened, pd.Series({"test": test + " and seeds" * (len(wide) > 1), "n": len(units)})])
+
+
+def _seeds_test(labels, a: np.ndarray, b: np.ndarray, patients) -> tuple[pd.Series, pd.Series]:
+    """Return the clustered test of the mean AUC of (S, n) scores, and the same with the spread between seeds."""
+    alone = clustered_auc_test(labels, a, b, patients)
     of_seeds = [clustered_auc_test(labels, *pair, patients).difference for pair in zip(a, b, strict=True)]
-    result = with_training_seeds(clustered_auc_test(labels, a, b, patients), of_seeds)
-    test += " and seeds" * (len(of_seeds) > 1)
-    return pd.concat([result, pd.Series({"test": test, "n": len(units)})])
+    return alone, with_training_seeds(alone, of_seeds)
 
 
-def _test_train_ratio(splits: pd.DataFrame, cells: pd.MultiIndex) -> float:
-    """Test patients / training patients, averaged over these cells (repeat, fold)."""
+def _test_train_ratio(splits: pd.DataFrame, folds: pd.MultiIndex) -> float:
+    """Return test patients / training patients, averaged over these (repeat, fold)."""
     counts = splits.groupby(["repeat", "fold", "part"]).patient_id.nunique().unstack()
-    counts = counts.reindex(index=cells, columns=["train", "test"])
+    counts = counts.reindex(index=folds, columns=["train", "test"])
     if (missing := counts.isna().any(axis=1)).any():
-        raise ValueError("splits name no train or no test patients of repeat {}, fold {}".format(*cells[missing][0]))
+        raise ValueError("splits name no train or no test patients of repeat {}, fold {}".format(*folds[missing][0]))
     return float((counts.test / counts.train).mean())
 
 
@@ -418,27 +443,3 @@ def _verdict(row, margin: float) -> str:
         return "better" if (row.difference < 0) == (row.metric.split()[0] in LOWER_IS_BETTER) else "worse"
     bound = margin if row.metric in ("auroc", "image_auroc") else MARGINS.get(row.metric, -np.inf)
     return "equivalent" if -bound < row.ci90_low and row.ci90_high < bound else "undecided"
-
-
-def across_folds(tests: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
-    """Comparisons of generators made cell by cell, one row a metric: over several cells, a corrected t-test.
-
-    Each cell has generators of its own, so over several cells the difference is one of methods, not of two trainings.
-
-    Parameters
-    ----------
-    tests : rows of `lib.fidelity.measures.kid_comparison` with `repeat` and `fold`
-    splits : `repeat, fold, patient_id, part`
-    """
-    cells = pd.MultiIndex.from_frame(tests[["repeat", "fold"]].drop_duplicates())
-    if len(cells) == 1:
-        return tests.drop(columns=["repeat", "fold"])
-    ratio, rows = _test_train_ratio(splits, cells), []
-    for (metric, a, b), group in tests.groupby(["metric", "a", "b"], sort=False):
-        result = corrected_t_test(group.difference, ratio)
-        patients = group.patients.sum() // group.repeat.nunique()
-        rows.append(
-            {"question": "RQ1", "metric": metric, "a": a, "b": b, "n": len(group), "patients": patients,
-             "test": "corrected t", **result[["difference", "ci_low", "ci_high", "statistic", "p"]]}
-        )  # fmt: skip
-    return pd.DataFrame(rows)

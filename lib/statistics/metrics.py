@@ -28,27 +28,25 @@ METRICS = {  # as sentences, tables and axes call them
 
 
 def by_patient(predictions: pd.DataFrame) -> pd.DataFrame:
-    """One row a patient: `patient_id`, `label`, and the mean `probability` over that patient's images.
+    """Return one row a patient: `patient_id`, `label`, and the mean `probability` over that patient's images.
 
-    The patient is the unit of inference: images of one patient are not independent. Columns that tell predictions
-    apart (`condition`, `repeat`, `fold`, `seed`) are kept where they are present. A patient with images of both
-    labels (two femurs) counts once for each.
+    Columns that tell predictions apart (`condition`, `repeat`, `fold`, `seed`) are kept where they are present. A
+    patient with images of both labels (two femurs) counts once for each.
     """
     keys = [key for key in ("condition", "repeat", "fold", "seed") if key in predictions]
     return predictions.groupby([*keys, "patient_id", "label"], sort=False, as_index=False).probability.mean()
 
 
 def sensitivity_at_specificity(labels: np.ndarray, probabilities: np.ndarray, specificity: float = 0.9) -> float:
-    """Highest sensitivity among the thresholds whose specificity is at least the given one."""
+    """Return the highest sensitivity of all thresholds whose specificity is at least this."""
     false_positive_rate, sensitivity, _ = sk.roc_curve(labels, probabilities, drop_intermediate=False)
     return float(sensitivity[false_positive_rate <= 1 - specificity + 1e-12].max())
 
 
 def choose_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The threshold of highest balanced accuracy on validation patients, halfway between neighbouring probabilities.
+    """Return the threshold of highest balanced accuracy, the middle one of several.
 
-    Halfway, because a threshold that sits on an observed probability flips that patient at the slightest change.
-    Of equally good thresholds the middle one is taken.
+    It lies halfway between neighbouring probabilities: one on a probability flips that patient at the slightest change.
     """
     false_positive_rate, sensitivity, thresholds = sk.roc_curve(labels, probabilities, drop_intermediate=False)
     gain = sensitivity - false_positive_rate
@@ -59,7 +57,7 @@ def choose_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def evaluate(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, float]:
-    """Every metric of one set of predictions.
+    """Compute every metric of one set of predictions.
 
     Parameters
     ----------
@@ -84,15 +82,10 @@ def evaluate(labels: np.ndarray, probabilities: np.ndarray, threshold: float) ->
 
 
 def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Do probabilities mean what they say? Brier score, and intercept and slope of logit(label) on logit(probability).
+    """Compute Brier score, and intercept and slope of logit(label) on logit(probability).
 
     Cox 1958, doi:10.1093/biomet/45.3-4.562: an intercept of 0 and a slope of 1 are right; a slope below 1 means
     probabilities too far from one half. The intercept is the mean shift at slope 1 (calibration in the large).
-
-    Parameters
-    ----------
-    labels : (n,) 1 for AFF, 0 for NFF; both must occur
-    probabilities : (n,) probability of AFF, 0 … 1
     """
     labels = np.asarray(labels)
     slope = LogisticRegression(C=np.inf, max_iter=1000).fit(_logits(probabilities)[:, None], labels).coef_[0, 0]
@@ -104,13 +97,13 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, floa
 
 
 def calibration_intercept(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """What is to be added to all logits so that the mean probability is the share of AFF; both labels must occur."""
+    """Return what, added to all logits, makes the mean probability the share of AFF; both labels must occur."""
     labels, logits = np.asarray(labels), _logits(probabilities)
     return float(brentq(lambda shift: (expit(logits + shift) - labels).sum(), -50, 50))
 
 
 def recalibrated(probabilities: np.ndarray, shift: np.ndarray | float) -> np.ndarray:
-    """Probabilities with their logits moved by what validation patients asked for (`calibration_intercept`).
+    """Move the logits of probabilities by what validation patients asked for (`calibration_intercept`).
 
     Training on more AFF than there are makes probabilities too high, by design; this takes it away and keeps all ranks.
     """
@@ -118,7 +111,7 @@ def recalibrated(probabilities: np.ndarray, shift: np.ndarray | float) -> np.nda
 
 
 def recalibrated_patients(predictions: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
-    """Mean probability of each patient over images, seeds and cells, as trained and recalibrated trial by trial.
+    """Average each patient's probabilities over images, seeds and folds, as trained and recalibrated trial by trial.
 
     Parameters
     ----------
@@ -126,7 +119,7 @@ def recalibrated_patients(predictions: pd.DataFrame, metrics: pd.DataFrame) -> p
 
     Returns
     -------
-    DataFrame `condition, patient_id, label, probability, recalibrated, aff`; `aff` is 1 for AFF, 0 for NFF
+    DataFrame `condition, patient_id, label, probability, recalibrated, aff` (1 for AFF, 0 for NFF)
     """
     trial = ["condition", "repeat", "fold", "seed"]
     shifts = metrics[metrics.metric == "recalibration"].set_index(trial).value.rename("shift")
@@ -142,7 +135,7 @@ def _logits(probabilities) -> np.ndarray:
 
 
 def net_benefit(labels: np.ndarray, probabilities: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """(T,) net benefit TP/n − FP/n · t/(1 − t) of calling AFF what has a probability of at least t.
+    """Return (T,) net benefit TP/n − FP/n · t/(1 − t) of calling AFF what has a probability of at least t.
 
     Vickers & Elkin 2006, doi:10.1177/0272989X06295361: t is the probability at which one more false alarm is as bad as
     the benefit of one more AFF found is good. Calling nobody AFF has 0.
@@ -155,7 +148,7 @@ def net_benefit(labels: np.ndarray, probabilities: np.ndarray, thresholds: np.nd
 def subgroups(
     predictions: pd.DataFrame, table: pd.DataFrame, columns: tuple[str, ...] = ("view", "side")
 ) -> pd.DataFrame:
-    """AUROC of patients on their images of one view, or one side, alone, by condition; the worst first.
+    """Compute the AUROC of patients on their images of one view, or one side, alone; the worst first.
 
     Parameters
     ----------

@@ -1,14 +1,13 @@
-"""Simulation: do the tests of `lib.statistics.inference` hold their level where the truth is known?
+"""Simulation: do the tests of this room hold their level where the truth is known?
 
 Cohorts of patients with several images each, two learners that are equally good by construction (or not), split as the
-study splits (`lib.data.splits.make_splits`): thresholds come from a validation part, the unit is the patient.
-`WANTED` says
-how often each test should reject, `verdicts` whether it does. Nothing here reads images.
+study splits (`lib.data.splits.make_splits`): thresholds come from a validation part, the unit is the patient. `WANTED`
+says how often each test should reject, `verdicts` whether it does. Nothing here reads images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,19 +15,18 @@ from scipy import stats
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from lib.data.splits import fold_keys, make_splits
+from lib.statistics.bootstrap import patient_bootstrap, weighted_metrics
 from lib.statistics.inference import (
     clustered_auc_test,
     clustered_mcnemar_test,
     corrected_t_test,
     delong_test,
     holm,
-    kid_permutation_test,
     mcnemar_test,
-    patient_bootstrap,
     tost,
-    weighted_metrics,
     with_training_seeds,
 )
+from lib.statistics.kid import kid_permutation_test
 from lib.statistics.metrics import choose_threshold
 from lib.statistics.planning import ratio_of_fold
 
@@ -55,23 +53,19 @@ WANTED = {  # truth, test: between which shares of studies p should be below 0.0
     ("trained again", "DeLong, patients"): (0.065, 1.0),  # takes the networks as given: why seeds are added
     ("trained again", "McNemar, patients"): (0.065, 1.0),  # likewise, and the thresholds: of these networks alone
     ("trained again", "Durkalski, images"): (0.065, 1.0),
-    ("cells", "naive t"): (0.25, 1.0),
-    ("cells", "corrected t"): (0.035, 0.065),
-    ("cells", "any, Holm"): LEVEL,
-    ("cells, a margin apart", "TOST"): LEVEL,
+    ("folds", "naive t"): (0.25, 1.0),
+    ("folds", "corrected t"): (0.035, 0.065),
+    ("folds", "any, Holm"): LEVEL,
+    ("folds, a margin apart", "TOST"): LEVEL,
     ("generators alike", "KID"): (0.02, 0.07),
 }
 
 
 def cohort(patients: int, shift_b: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features, labels and patients of simulated images.
+    """Draw features (n, 15), labels (n,), 1 for AFF, and the patient of each image (n,), in ascending order.
 
     A patient has 1 + Poisson(2.6) images and AFF with probability 0.15; features are normal with a correlation of
     0.6 between images of a patient, and shifted by 0.35 (block B: `shift_b`) where there is AFF.
-
-    Returns
-    -------
-    features (n, 15), labels (n,) 1 for AFF, patient of each image (n,), in ascending order
     """
     patient = np.repeat(np.arange(patients), 1 + rng.poisson(2.6, patients))
     labels = (rng.random(patients) < AFF_SHARE).astype(int)[patient]
@@ -86,20 +80,20 @@ def _features_of(patient: np.ndarray, size: int, rng: np.random.Generator) -> np
 
 
 def p_values_of_cohort(
-    patients: int, repeats: int, folds: int, shift_b: float, rng: np.random.Generator
+    rng: np.random.Generator, patients: int = 1200, repeats: int = 3, folds: int = 5, shift_b: float = SHIFT
 ) -> dict[str, float]:
-    """p of each test that learner B is as good as learner A, from one simulated cohort.
+    """Return p of each test that learner B is as good as learner A, from one simulated cohort.
 
     Both are linear discriminants on the shared features and a block of their own. With `shift_b` = 0.35 the blocks are
-    exchangeable, so the hypothesis is true for every training set. Cells, their validation part and the ratio of test
+    exchangeable, so the hypothesis is true for every training set. Folds, their validation part and the ratio of test
     to training patients are the study's.
     """
     X, y, patient = cohort(patients, shift_b, rng)
     labels = _mean(y, patient)
     splits = _split(labels, repeats, folds, rng)
-    scores, pooled = [], np.zeros((2, len(y)))  # scores: a row a cell, of both learners a metric each
-    for cell in fold_keys(splits):
-        train, validation, test = _parts(splits, cell)
+    scores, pooled = [], np.zeros((2, len(y)))  # scores: a row a fold, of both learners a metric each
+    for fold in fold_keys(splits):
+        train, validation, test = _parts(splits, fold)
         images = [_learner(X, y, np.flatnonzero(train[patient]), block) for block in (A, B)]
         thresholds = [choose_threshold(labels[validation], _mean(p, patient)[validation]) for p in images]
         scores.append(
@@ -117,8 +111,8 @@ def p_values_of_cohort(
     }
 
 
-def p_values_of_fixed(patients: int, rng: np.random.Generator, draws: int = 300) -> dict[str, float]:
-    """p of each test that two equally good classifiers differ, both fixed beforehand, on a test set of new patients.
+def p_values_of_fixed(rng: np.random.Generator, patients: int = 300, draws: int = 300) -> dict[str, float]:
+    """Return p of each test that two equally good classifiers, fixed beforehand, differ on a test set of new patients.
 
     Each is the best rule for the shared features and its block, AFF from the same probability on. This is what the
     tests of a hold-out promise; that a method was trained, and its threshold chosen, they do not see.
@@ -134,8 +128,10 @@ def p_values_of_fixed(patients: int, rng: np.random.Generator, draws: int = 300)
     return {**p, "clustered AUC": clustered_auc_test(y, a, b, patient).p}
 
 
-def p_values_of_seeds(patients: int, seeds: int, rng: np.random.Generator, draws: int = 300) -> dict[str, float]:
-    """p of each test that a learner differs from itself, trained again with other seeds (A/A), on one hold-out.
+def p_values_of_seeds(
+    rng: np.random.Generator, patients: int = 1200, seeds: int = 3, draws: int = 300
+) -> dict[str, float]:
+    """Return p of each test that a learner differs from itself, trained again with other seeds, on one hold-out.
 
     A seed is a bootstrap of the training patients, its threshold chosen on the validation patients; metrics are
     averaged over the seeds of either side, as the study's. The tests with seeds should keep their level; DeLong's alone
@@ -158,8 +154,22 @@ def p_values_of_seeds(patients: int, seeds: int, rng: np.random.Generator, draws
     return _hold_out(y[tested], a, b, t_a, t_b, np.unique(patient[tested], return_inverse=True)[1], rng, draws)
 
 
+def p_values_of_generators(rng: np.random.Generator, patients: int = 60, permutations: int = 399) -> dict[str, float]:
+    """Return p of KID that two generators differ which translate the same images, each with errors of its own."""
+    patient = np.repeat(np.arange(patients), 1 + rng.poisson(2.6, patients))
+    source = _features_of(patient, 16, rng)
+    a, b = (source + 0.5 + 0.5 * _features_of(patient, 16, rng) for _ in range(2))
+    reference = rng.normal(size=(patients, 16)) + 0.7
+    return {"KID": kid_permutation_test(a, b, reference, patient, permutations, int(rng.integers(2**31))).p}
+
+
+def simulated(p_values: Callable[..., dict[str, float]], number: int, seed: int = 0, **sizes) -> pd.DataFrame:
+    """Return p of each test, one row a simulated study: `simulated(p_values_of_seeds, 100, patients=600)`."""
+    return pd.DataFrame([p_values(rng, **sizes) for rng in np.random.default_rng(seed).spawn(number)])
+
+
 def _hold_out(y, a, b, t_a, t_b, patient, rng, draws: int) -> dict[str, float]:
-    """p of the tests of one hold-out.
+    """Return p of the tests of one hold-out.
 
     Parameters
     ----------
@@ -184,33 +194,24 @@ def _hold_out(y, a, b, t_a, t_b, patient, rng, draws: int) -> dict[str, float]:
     }
 
 
-def p_values_of_generators(patients: int, rng: np.random.Generator, permutations: int = 399) -> dict[str, float]:
-    """p that two generators differ which translate the same images, each with errors of its own but alike (KID)."""
-    patient = np.repeat(np.arange(patients), 1 + rng.poisson(2.6, patients))
-    source = _features_of(patient, 16, rng)
-    a, b = (source + 0.5 + 0.5 * _features_of(patient, 16, rng) for _ in range(2))
-    reference = rng.normal(size=(patients, 16)) + 0.7
-    return {"KID": kid_permutation_test(a, b, reference, patient, permutations, int(rng.integers(2**31))).p}
-
-
 def _split(labels: np.ndarray, repeats: int, folds: int, rng: np.random.Generator) -> pd.DataFrame:
     names = pd.Series(np.where(labels == 1, "AFF", "NFF"))
     return make_splits(names, repeats, folds, int(rng.integers(2**31)), validation_share=VALIDATION_SHARE)
 
 
-def _parts(splits: pd.DataFrame, cell: tuple[int, int]) -> list[np.ndarray]:
-    """(patients,) bool of each part of a cell."""
-    of_cell = splits[(splits.repeat == cell[0]) & (splits.fold == cell[1])].sort_values("patient_id")
-    return [(of_cell.part == part).to_numpy() for part in ("train", "validation", "test")]
+def _parts(splits: pd.DataFrame, fold: tuple[int, int]) -> list[np.ndarray]:
+    """Return (patients,) bool of each part of a fold."""
+    rows = splits[(splits.repeat == fold[0]) & (splits.fold == fold[1])].sort_values("patient_id")
+    return [(rows.part == part).to_numpy() for part in ("train", "validation", "test")]
 
 
 def _mean(values: np.ndarray, patient: np.ndarray) -> np.ndarray:
-    """Mean of each patient's images."""
+    """Return the mean of each patient's images."""
     return np.bincount(patient, values) / np.bincount(patient)
 
 
 def _learner(X: np.ndarray, y: np.ndarray, train: np.ndarray, block: slice) -> np.ndarray:
-    """Probability of AFF of every image, from the images `train`."""
+    """Return the probability of AFF of every image, from the images `train`."""
     columns = np.r_[SHARED, block]
     return LinearDiscriminantAnalysis().fit(X[train][:, columns], y[train]).predict_proba(X[:, columns])[:, 1]
 
@@ -220,44 +221,18 @@ def _scores(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> 
     return {metric: float(value[0]) for metric, value in scores.items()}
 
 
-def simulated_cohorts(
-    number: int, patients: int = 1200, repeats: int = 3, folds: int = 5, shift_b: float = SHIFT, seed: int = 0
-) -> pd.DataFrame:
-    """p of each test, one row a simulated cohort (`p_values_of_cohort`)."""
-    return _many(number, seed, lambda rng: p_values_of_cohort(patients, repeats, folds, shift_b, rng))
-
-
-def simulated_seeds(number: int, patients: int = 1200, seeds: int = 3, seed: int = 0) -> pd.DataFrame:
-    """p of each test of the same against the same, one row a simulated cohort (`p_values_of_seeds`)."""
-    return _many(number, seed, lambda rng: p_values_of_seeds(patients, seeds, rng))
-
-
-def simulated_fixed(number: int, patients: int = 300, seed: int = 0) -> pd.DataFrame:
-    """p of each test of two fixed classifiers, one row a test set (`p_values_of_fixed`); 300: a quarter of 1,200."""
-    return _many(number, seed, lambda rng: p_values_of_fixed(patients, rng))
-
-
-def simulated_generators(number: int, patients: int = 60, seed: int = 0) -> pd.DataFrame:
-    """p of the permutation test of KID, one row a pair of generators (`p_values_of_generators`)."""
-    return _many(number, seed, lambda rng: p_values_of_generators(patients, rng))
-
-
-def _many(number: int, seed: int, p_values) -> pd.DataFrame:
-    return pd.DataFrame([p_values(rng) for rng in np.random.default_rng(seed).spawn(number)])
-
-
 def equicorrelated_folds(
-    number: int, cells: int, ratio: float, effects: Sequence[float] = (0.0,), margin: float | None = None, seed: int = 0
+    number: int, n: int, ratio: float, effects: Sequence[float] = (0.0,), margin: float | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """p of the naive and the corrected t-test of cells whose differences correlate as the correction assumes.
+    """Return p of the naive and the corrected t-test of folds whose differences correlate as the correction assumes.
 
     Parameters
     ----------
     number : how many studies
-    cells : of each study
+    n : folds of each study
     ratio : test patients / training patients; ρ = ratio / (1 + ratio), that is 1 / K of K folds without validation
-    effects : true mean of each contrast, in standard deviations as a study would observe them between its cells (what
-        cells have in common does not show in it); contrasts are independent
+    effects : true mean of each contrast, in standard deviations as a study would observe them between its folds (what
+        folds have in common does not show in it); contrasts are independent
     margin : of equivalence, in the same unit
 
     Returns
@@ -266,7 +241,7 @@ def equicorrelated_folds(
     and with a margin "TOST": p that the first contrast lies within it.
     """
     rng = np.random.default_rng(seed)
-    common, own = rng.normal(size=(number, len(effects), 1)), rng.normal(size=(number, len(effects), cells))
+    common, own = rng.normal(size=(number, len(effects), 1)), rng.normal(size=(number, len(effects), n))
     differences = np.sqrt(ratio) * common + own + np.reshape(effects, (-1, 1))  # ρ / (1 − ρ) = ratio
     tests = [[corrected_t_test(d, ratio) for d in study] for study in differences]
     found = {
@@ -280,7 +255,7 @@ def equicorrelated_folds(
 
 
 def rejections(p_values: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
-    """Share of p below alpha in each column, with its exact 95 % interval (Clopper & Pearson 1934)."""
+    """Return the share of p below alpha in each column, with its exact 95 % interval (Clopper & Pearson 1934)."""
     rows = {}
     for test in p_values:
         found = stats.binomtest(int((p_values[test] < alpha).sum()), len(p_values))
@@ -290,26 +265,26 @@ def rejections(p_values: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
 
 
 def all_rejections(number: int, patients: int = 1200, seed: int = 0) -> pd.DataFrame:
-    """`rejections` of every test of the study under each truth, from so many cohorts each.
+    """Return `rejections` of every test of the study under each truth, from so many cohorts each.
 
-    Half as many where one learner is better, whose rate need not be exact. Five times as many cells alone, which cost
+    Half as many where one learner is better, whose rate need not be exact. Five times as many folds alone, which cost
     little: 3 × 5 of five contrasts without effect, or of one whose true effect is the margin of equivalence.
     """
     ratio = ratio_of_fold(5, VALIDATION_SHARE)
     p_values = {
-        "equally good": simulated_cohorts(number, patients, seed=seed),
-        "one is better": simulated_cohorts((number + 1) // 2, patients, shift_b=0.5, seed=seed),
-        "fixed": simulated_fixed(number, patients // 4, seed=seed),
-        "trained again": simulated_seeds(number, patients, seed=seed),
-        "cells": equicorrelated_folds(5 * number, 15, ratio, [0.0] * 5, seed=seed),
-        "cells, a margin apart": equicorrelated_folds(5 * number, 15, ratio, [2.0], margin=2.0, seed=seed)[["TOST"]],
-        "generators alike": simulated_generators(number, seed=seed),
+        "equally good": simulated(p_values_of_cohort, number, seed, patients=patients),
+        "one is better": simulated(p_values_of_cohort, (number + 1) // 2, seed, patients=patients, shift_b=0.5),
+        "fixed": simulated(p_values_of_fixed, number, seed, patients=patients // 4),
+        "trained again": simulated(p_values_of_seeds, number, seed, patients=patients),
+        "folds": equicorrelated_folds(5 * number, 15, ratio, [0.0] * 5, seed=seed),
+        "folds, a margin apart": equicorrelated_folds(5 * number, 15, ratio, [2.0], margin=2.0, seed=seed)[["TOST"]],
+        "generators alike": simulated(p_values_of_generators, number, seed),
     }
     return pd.concat({truth: rejections(p) for truth, p in p_values.items()}, names=["truth"])
 
 
 def verdicts(found: pd.DataFrame, strictly: bool = False) -> pd.DataFrame:
-    """Is every test as `WANTED`?
+    """Say whether every test is as `WANTED`.
 
     Parameters
     ----------

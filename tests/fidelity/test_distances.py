@@ -22,7 +22,7 @@ from lib.fidelity.distances import (
     spaces,
 )
 from lib.fidelity.judge import Judge
-from lib.statistics.inference import kid
+from lib.statistics.kid import kid
 
 
 def normal(n, d, seed, shift=0.0):

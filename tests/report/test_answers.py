@@ -1,21 +1,26 @@
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from lib.report.answers import answer, trained_how, unlike_published
+from lib.data.phantom import Phantom
+from lib.data.splits import make_splits
+from lib.report.answers import answer, facts, trained_how, unlike_published
+from lib.run.folder import NotYet, Run
 from lib.run.weights import save_weights
-from lib.statistics.comparisons import COLUMNS, QUESTIONS
+from lib.statistics.comparisons import COLUMNS, declared
 from lib.statistics.planning import detectable
-from lib.translators import cyclegan
-from lib.translators.cyclediff import settings as cyclediff
+from lib.study import Study
+from lib.translators import cyclediff, cyclegan
+from lib.translators.methods import METHODS as TRANSLATORS
+from lib.translators.methods import Method
 from lib.translators.training import WEIGHTS
 
 FACTS = {
-    "data": "phantom", "profile": "quick", "cells": 1, "test_patients": 120, "test_aff_patients": 18, "seeds": 3,
+    "data": "phantom", "profile": "quick", "folds": 1, "test_patients": 120, "test_aff_patients": 18, "seeds": 3,
     "architecture": "resnet18", "weights": "random",
 }  # fmt: skip
 OUTCOMES = {  # difference, interval, Holm-adjusted p
@@ -36,25 +41,26 @@ def row(question, metric, a, b, verdict, test="DeLong, patients", n=120):
 def comparisons(verdict="undecided", kid=None, without=(), **changes):
     rows = [
         row(question, metric, a, b, verdict, **changes)
-        for _, question, a, b in QUESTIONS
+        for _, question, a, b in declared(TRANSLATORS).itertuples(index=False)
         if not {a, b} & set(without)
         for metric in METRICS
     ]
     if kid:
-        rows.append(row("RQ1", "kid", "cyclediff", "cyclegan", kid, test="KID permutation"))
+        pairs = declared(TRANSLATORS).query("question == 'RQ1'")
+        rows += [row("RQ1", "kid", pair.a, pair.b, kid, test="KID permutation") for pair in pairs.itertuples()]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def fidelity(methods=("cyclegan", "cyclediff", "real", "source"), cells=1):
-    kid = {"cyclegan": 0.021, "cyclediff": 0.054, "noise": 0.2, "real": -0.0011, "source": 0.31}
-    transfer = {"cyclegan": 0.64, "cyclediff": 0.31, "noise": 0.5, "real": 0.92, "source": 0.1}
+def fidelity(methods=("cyclegan", "cyclediff", "real", "source"), folds=1):
+    kid = {"cyclegan": 0.021, "cyclediff": 0.054, "identity": 0.32, "noise": 0.2, "real": -0.0011, "source": 0.31}
+    transfer = {"cyclegan": 0.64, "cyclediff": 0.31, "identity": 0.1, "noise": 0.5, "real": 0.92, "source": 0.1}
     return pd.DataFrame(
         [
-            (method, 0, cell, direction, "judge", metric, values[method] + cell / 100, 0.01, 0.35, 100)
+            (method, 0, fold, direction, "judge", metric, values[method] + fold / 100, 0.01, 0.35, 100)
             for direction in ("NFF→AFF", "AFF→NFF")
             for method in methods
             for metric, values in (("kid", kid), ("transfer", transfer))
-            for cell in range(cells)
+            for fold in range(folds)
         ],
         columns=["method", "repeat", "fold", "direction", "features", "metric", "value", "ci_low", "ci_high", "n"],
     )
@@ -186,7 +192,7 @@ def test_the_better_looking_generator_need_not_be_the_more_useful():
     assert contradiction not in answer(comparisons("undecided", kid="worse"), fidelity(), scores(), FACTS)
 
 
-def test_one_cell_is_conditional_on_its_generators():
+def test_one_fold_is_conditional_on_its_generators():
     text = answer(comparisons(), fidelity(), scores(), FACTS)
     assert "conditional on the trained generators" in text
     assert "simulated radiographs (the phantom)" in text
@@ -194,18 +200,18 @@ def test_one_cell_is_conditional_on_its_generators():
     assert "So few patients with AFF" in text
 
 
-def test_several_cells_and_own_radiographs():
-    facts = {**FACTS, "data": "own radiographs", "profile": "full", "cells": 15, "test_patients": 1200,
+def test_several_folds_and_own_radiographs():
+    facts = {**FACTS, "data": "own radiographs", "profile": "full", "folds": 15, "test_patients": 1200,
              "test_aff_patients": 180, "seeds": 1}  # fmt: skip
     table = comparisons("better", test="corrected t", n=15)
-    text = answer(table, fidelity(cells=3), scores(), facts)
+    text = answer(table, fidelity(folds=3), scores(), facts)
     assert "Data: own radiographs; profile full." in text
     assert "phantom" not in text
     assert "conditional" not in text
     assert "1 seed a condition" in text
     assert "1,200 patients, 180 of them with AFF" in text
-    assert "corrected t-test over 15 cells" in text
-    assert "| CycleGAN | 0.031 (0.021 to 0.041) |" in text  # mean and range of three cells
+    assert "corrected t-test over 15 folds" in text
+    assert "| CycleGAN | 0.031 (0.021 to 0.041) |" in text  # mean and range of three folds
     assert "So few" not in text
 
 
@@ -249,42 +255,45 @@ def test_a_generator_that_does_nothing_is_named():
 
 def test_the_steps_of_an_autoencoder_do_not_count(tmp_path):
     """The published 100,000 steps are without them too."""
-    settings = asdict(replace(cyclediff.PUBLISHED, autoencoder_steps=10, warmup_steps=5, joint_steps=6, batch=2))
+    settings = asdict(cyclediff.Settings(autoencoder_steps=10, warmup_steps=5, joint_steps=6, batch=2))
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"steps": 21, "settings": settings})
-    assert trained_how("CycleDiff", tmp_path).startswith("CycleDiff was trained for 11 steps of 2 images")
+    assert trained_how(TRANSLATORS["cyclediff"], tmp_path / WEIGHTS).startswith(
+        "CycleDiff was trained for 11 steps of 2 images"
+    )
 
 
 def test_one_training_proves_nothing_better_or_worse():
-    text = answer(comparisons("better"), fidelity(), scores(), FACTS | {"seeds": 1, "cells": 1})
+    text = answer(comparisons("better"), fidelity(), scores(), FACTS | {"seeds": 1, "folds": 1})
     assert "yes, it is better, in this one training" in text
     assert "; better)" not in text and "; of one training)" in text
     assert "in this one training" not in answer(comparisons("better"), fidelity(), scores(), FACTS | {"seeds": 3})
 
 
 def test_a_training_that_was_ended_by_hand_is_told_so(tmp_path):
-    settings = asdict(replace(cyclediff.PUBLISHED, autoencoder_steps=10, warmup_steps=5, joint_steps=6, batch=2))
+    settings = asdict(cyclediff.Settings(autoencoder_steps=10, warmup_steps=5, joint_steps=6, batch=2))
     metadata = {"steps": 21, "stopped_at": 18, "settings": settings}
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, metadata)
-    assert trained_how("CycleDiff", tmp_path).startswith("CycleDiff was trained for 8 steps of 2 images")
-    assert "ended by hand; 11 were meant" in trained_how("CycleDiff", tmp_path)
+    assert trained_how(TRANSLATORS["cyclediff"], tmp_path / WEIGHTS).startswith(
+        "CycleDiff was trained for 8 steps of 2 images"
+    )
+    assert "ended by hand; 11 were meant" in trained_how(TRANSLATORS["cyclediff"], tmp_path / WEIGHTS)
 
 
 def test_what_differs_from_the_paper_is_read_from_the_weights(tmp_path):
-    settings = asdict(replace(cyclegan.PUBLISHED, residual=True, width=8))
+    settings = asdict(cyclegan.Settings(residual=True, width=8))
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"steps": 5, "settings": settings})
-    assert unlike_published("CycleGAN", tmp_path) == (
+    assert unlike_published(TRANSLATORS["cyclegan"], tmp_path / WEIGHTS) == (
         "Chosen otherwise than in the paper of CycleGAN, sizes, steps and rates aside: residual = True."
     )
-    assert unlike_published("CycleGAN", tmp_path / "nowhere") == ""
-    changed = {"unet_width": 8, "t_max": 0.25, "joint": "frozen", "cycle": 2.0, "identity": 0.0}
-    settings = asdict(replace(cyclediff.PUBLISHED, diffusion_weights="released", **changed))
-    sampler = asdict(cyclediff.Sampler(sampling_steps=4, start="inverted", start_t=0.25))
+    assert unlike_published(TRANSLATORS["cyclegan"], tmp_path / "nowhere" / WEIGHTS) == ""
+    settings = asdict(cyclediff.Settings(unet_width=8, t_max=0.25, joint="frozen", cycle=2.0, identity=0.0))
+    sampler = asdict(cyclediff.Sampler(steps=4, start_t=0.25))
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"settings": settings, "sampler": sampler})
     said = (
         "Chosen otherwise than in the paper of CycleDiff, sizes, steps and rates aside: diffusion_weights = released, "
         "joint = frozen, t_max = 0.25, cycle = 2, identity = 0, start = inverted, start_t = 0.25."
     )
-    assert unlike_published("CycleDiff", tmp_path) == said
+    assert unlike_published(TRANSLATORS["cyclediff"], tmp_path / WEIGHTS) == said
     facts = FACTS | {"unlike_published": "Chosen otherwise."}
     assert "Chosen otherwise." in section(answer(comparisons("undecided"), fidelity(), scores(), facts), "How to read")
 
@@ -297,7 +306,7 @@ def equal(p=0.3, **more):
         {"question": question, "a": a, "b": b, "difference": -0.006, "standard_error": 0.0153, "df": np.inf,
          "ci90_low": -0.03, "ci90_high": 0.02, "margin": 0.01, "p_equivalence": p,
          "worse": np.nan, "same": np.nan, "better": np.nan, **more}
-        for _, question, a, b in QUESTIONS
+        for _, question, a, b in declared(TRANSLATORS).itertuples(index=False)
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -313,9 +322,9 @@ def test_undecided_comparisons_say_what_would_decide_them():
     assert "To decide it" not in decided
 
 
-def test_several_cells_say_what_more_repeats_would_find():
-    table = equal(worse=0.2, same=0.5, better=0.3, standard_error=0.01, df=14, cells=15, test_train_ratio=0.25)
-    facts = {**FACTS, "cells": 15}
+def test_several_folds_say_what_more_repeats_would_find():
+    table = equal(worse=0.2, same=0.5, better=0.3, standard_error=0.01, df=14, folds=15, test_train_ratio=0.25)
+    facts = {**FACTS, "folds": 15}
     text = section(answer(comparisons("undecided"), fidelity(), scores(), facts, table), "RQ3")
     assert (
         "the probability is 50 % that it does, 30 % that it is a larger gain and 20 % that it is a larger loss" in text
@@ -367,14 +376,14 @@ def test_a_gain_that_is_shown_to_be_tiny_is_not_sold_as_a_gain():
 
 def test_one_training_a_condition_is_said_to_prove_nothing():
     assert "Each classifier was trained once" in answer(comparisons(), fidelity(), scores(), FACTS | {"seeds": 1})
-    assert "trained once" not in answer(comparisons(), fidelity(), scores(), FACTS | {"seeds": 1, "cells": 15})
+    assert "trained once" not in answer(comparisons(), fidelity(), scores(), FACTS | {"seeds": 1, "folds": 15})
 
 
-def test_kid_over_several_cells_counts_cells_and_not_images():
+def test_kid_over_several_folds_counts_folds_and_not_images():
     table = comparisons(kid="worse")
     kid = table.metric == "kid"
     table.loc[kid, ["test", "n", "patients"]] = "corrected t", 15, 1200
-    assert "Over 15 cells, the KID" in section(answer(table, fidelity(cells=15), scores(), FACTS), "RQ1")
+    assert "Over 15 folds, the KID" in section(answer(table, fidelity(folds=15), scores(), FACTS), "RQ1")
 
 
 def test_without_controls_there_is_no_such_section():
@@ -391,3 +400,98 @@ def test_feature_spaces_that_disagree_are_named():
     assert "all feature spaces agree" in section(
         answer(comparisons(), pd.concat([table, same]), scores(), FACTS), "RQ1"
     )
+
+
+# However many methods
+
+
+@pytest.fixture
+def three(monkeypatch):
+    identity = Method("identity", "Identity", cyclegan.CycleGAN, {}, "none: it has no paper", "02_cyclegan")
+    monkeypatch.setitem(TRANSLATORS, "identity", identity)
+
+
+@pytest.mark.parametrize("kid", [None, *OUTCOMES])
+@pytest.mark.parametrize("verdict", OUTCOMES)
+def test_three_methods_are_answered_pair_by_pair(three, verdict, kid):
+    methods = ("cyclegan", "cyclediff", "identity", "real", "source")
+    text = answer(comparisons(verdict, kid), fidelity(methods), scores(), FACTS, equal())
+    assert "## RQ1. Which of CycleGAN, CycleDiff and Identity makes the better synthetic images?" in text
+    rq1 = section(text, "RQ1")
+    for pair in ("CycleDiff against CycleGAN", "Identity against CycleGAN", "Identity against CycleDiff"):
+        assert rq1.count(f"**Likeness to real images ({pair}): ") == 1
+        assert rq1.count(f"**Usefulness to the classifier ({pair}): ") == 1
+    assert "With images added by Identity, the AUROC of patients" in rq1
+    assert "64 % of CycleGAN's images, 31 % of CycleDiff's images and 10 % of Identity's images for AFF" in rq1
+    assert "| Identity | 0.32 (0.01 to 0.35) |" in rq1
+    for question in ("RQ2", "RQ3", "Beyond"):
+        assert section(text, question).count("\n**") == 3
+    if kid == "worse":
+        assert "The KID" not in rq1 and "CycleDiff's images lie closer to real ones." in rq1
+    if {verdict, kid} == {"better", "worse"}:
+        assert "So (Identity against CycleDiff) the generator whose images look more real" in rq1
+    if verdict == "undecided":
+        assert "first step of Holm's adjustment over 9 comparisons" in text
+    prose = "\n".join(line for line in text.splitlines() if not line.startswith(("|", "#")))
+    assert not re.search(r"nan|None|\{|  |\.\.|-\d|\( | \)|,\.|:\.| ;|;;", prose)
+    for line in filter(None, prose.splitlines()):
+        assert line.endswith((".", ":")), line
+
+
+def test_three_methods_and_their_feature_spaces(three):
+    table = fidelity(("cyclegan", "cyclediff", "identity", "real", "source"))
+    other = table[table.metric == "kid"].assign(features="pca", value=lambda rows: -rows.value)
+    text = section(answer(comparisons(), pd.concat([table, other]), scores(), FACTS), "RQ1")
+    assert "NFF→AFF, the feature spaces DISAGREE on whose KID is lowest (judge: CycleGAN, pca: Identity)." in text
+
+
+def test_a_third_method_that_did_not_run_is_named(three):
+    text = answer(comparisons(without=["identity"]), fidelity(), scores(), FACTS)
+    assert "Identity made no images, so there is nothing to compare." in text
+    assert "The condition was not run: `identity`." in section(text, "RQ2")
+
+
+# Facts
+
+
+@pytest.fixture
+def study(tmp_path):
+    cohort = Phantom(patients=40, size=32, aff_share=0.4, seed=1).cohort()
+    splits = make_splits(cohort.patients, 1, 2, 0)
+    return Study(Run(tmp_path / "run"), cohort, splits)
+
+
+def predicted(study):
+    test = study.cohort.table[["image_id", "patient_id", "label"]]
+    shuffled = test.assign(condition="permuted", seed=0, label="AFF")
+    return pd.concat([*(test.assign(condition="real", seed=seed) for seed in (0, 1, 2)), shuffled])
+
+
+def test_facts_are_those_of_the_run(study):
+    with pytest.raises(NotYet, match="05_classifier_trials"):
+        facts(study, predicted(study))
+    study.run.record("classifier", architecture="ResNet-18", weights="a.safetensors (sha256 00), of a, b")
+    study.run.record(profile="smoke")
+    settings = {"steps": 5, "settings": asdict(cyclegan.Settings(residual=True, batch=2))}
+    folder = study.run.path("cyclegan", "r0f0", WEIGHTS)
+    save_weights(folder, {"n": torch.nn.Linear(1, 1)}, settings)
+    found = facts(study, predicted(study), margin=0.02)
+    aff = int((study.cohort.patients == "AFF").sum())
+    assert (found["folds"], found["seeds"], found["test_patients"], found["test_aff_patients"]) == (2, 3, 40, aff)
+    assert (found["data"], found["profile"], found["margin"]) == ("own radiographs", "smoke", 0.02)
+    assert found["training"] == (
+        "CycleGAN was trained for 5 steps of 2 images of each class (published: 200 epochs of single images). "
+        "CycleDiff was not trained."
+    )
+    text = answer(comparisons(), fidelity(), scores(), found)
+    assert "ResNet-18 (initial weights: a.safetensors (sha256 00), of a, b), 3 seeds a condition." in text
+    assert "residual = True." in section(text, "How to read")
+
+
+def test_trainings_that_were_kept_are_told(study):
+    study.run.record("classifier", architecture="ResNet-18", weights="none")
+    told = "Other code than today's made these trainings, and they were kept all the same: "
+    assert told not in answer(comparisons(), fidelity(), scores(), facts(study, predicted(study)))
+    study.run.record("kept", **{"cyclegan/r0f0": "lib.translators.cyclegan", "cyclediff/r0f0": "a loss"})
+    text = answer(comparisons(), fidelity(), scores(), facts(study, predicted(study)))
+    assert f"{told}cyclegan/r0f0 and cyclediff/r0f0. " in text

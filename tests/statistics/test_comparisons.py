@@ -14,8 +14,10 @@ from lib.statistics.comparisons import (
     across_folds,
     compare,
     decisions,
+    declared,
     descriptive_tests,
     equivalence,
+    in_thesis,
     same_against_itself,
 )
 from lib.statistics.inference import (
@@ -31,11 +33,12 @@ from lib.statistics.inference import (
 )
 from lib.statistics.metrics import evaluate, recalibrated
 
+QUESTIONS = declared(["cyclegan", "cyclediff"])
 GAINS = {"real": 0.0, "standard": 0.1, "oversampling": 0.0, "cyclegan": 1.5, "cyclediff": -0.8, "noise": 0.0}
 
 
 def study(gains, repeats=1, folds=1, seeds=2, n=90, noise=0.5, seed=0):
-    """Predictions, thresholds and splits of a made-up study: `gains` move the scores of AFF patients."""
+    """Predictions, thresholds, splits and questions of a made-up study: `gains` move the scores of AFF patients."""
     rng = np.random.default_rng(seed)
     aff = rng.permutation(n) < n / 3
     patient = np.repeat(np.arange(n), 1 + rng.poisson(2, n))
@@ -54,29 +57,56 @@ def study(gains, repeats=1, folds=1, seeds=2, n=90, noise=0.5, seed=0):
                 predictions.append(pd.DataFrame({**trial, "image_id": test, "patient_id": patient[test], "label": label,
                                                  "probability": 1 / (1 + np.exp(0.6 - z))}))  # fmt: skip
                 thresholds.append({**trial, "metric": "threshold", "value": 0.5})
-    return pd.concat(predictions, ignore_index=True), pd.DataFrame(thresholds), pd.concat(splits, ignore_index=True)
+    splits = pd.concat(splits, ignore_index=True)
+    return pd.concat(predictions, ignore_index=True), pd.DataFrame(thresholds), splits, QUESTIONS
 
 
 @pytest.fixture(scope="module")
-def one_cell():
+def one_fold():
     return study(GAINS, seeds=4)
 
 
 @pytest.fixture(scope="module")
-def several_cells():
+def several_folds():
     return study({"real": 0.0, "cyclegan": 1.5}, repeats=2, folds=5, n=200)
 
 
 @pytest.fixture(scope="module")
-def comparisons(one_cell):
-    return compare(*one_cell)
+def comparisons(one_fold):
+    return compare(*one_fold)
+
+
+def test_questions_are_asked_of_however_many_methods_there_are():
+    two, three = declared(["cyclegan", "cyclediff"]), declared(["cyclegan", "cyclediff", "identity"])
+    assert two.head(7).apply(tuple, axis=1).tolist() == [
+        ("thesis", "RQ1", "cyclediff", "cyclegan"),
+        ("thesis", "RQ2", "cyclegan", "real"), ("thesis", "RQ2", "cyclediff", "real"),
+        ("thesis", "RQ3", "cyclegan", "standard"), ("thesis", "RQ3", "cyclediff", "standard"),
+        ("oversampling", "oversampling", "cyclegan", "oversampling"),
+        ("oversampling", "oversampling", "cyclediff", "oversampling"),
+    ]  # fmt: skip
+    assert (in_thesis(two), in_thesis(three), in_thesis(declared(["cyclegan"]))) == (5, 9, 2)
+    pairs = [("cyclediff", "cyclegan"), ("identity", "cyclegan"), ("identity", "cyclediff")]
+    assert three[three.question == "RQ1"][["a", "b"]].apply(tuple, axis=1).tolist() == pairs
+    pd.testing.assert_frame_equal(two.tail(6).reset_index(drop=True), three.tail(6).reset_index(drop=True))
+
+
+def test_three_methods_are_compared_and_adjusted_for_all_nine():
+    gains = {"real": 0.0, "standard": 0.1, "cyclegan": 1.5, "cyclediff": -0.8, "identity": 0.1}
+    questions = declared(["cyclegan", "cyclediff", "identity"])
+    table = compare(*study(gains)[:3], questions, draws=50)
+    auroc = table[table.metric == "auroc"]
+    assert len(auroc) == 9 and auroc.question.tolist() == ["RQ1"] * 3 + ["RQ2"] * 3 + ["RQ3"] * 3
+    assert auroc.p_holm.to_numpy() == pytest.approx(holm(auroc.p))
+    row = pick(compare(*study({"real": 0.0, "cyclegan": 0.5})[:3], questions, draws=50), "RQ2", "cyclegan")
+    assert row.p_holm == pytest.approx(min(9 * row.p, 1))  # eight more were declared
 
 
 def pick(table, question, a, metric="auroc"):
     return table[(table.question == question) & (table.a == a) & (table.metric == metric)].squeeze()
 
 
-def test_comparisons_of_one_cell(comparisons):
+def test_comparisons_of_one_fold(comparisons):
     assert tuple(comparisons.columns) == COLUMNS
     pairs = comparisons[["question", "a", "b"]].drop_duplicates().to_numpy().tolist()
     assert pairs == [
@@ -110,11 +140,11 @@ def test_a_lower_brier_score_is_better(comparisons):
 
 @pytest.mark.parametrize("folds", [1, 5])
 def test_brier_scores_are_compared_after_recalibration(folds):
-    predictions, thresholds, splits = study({"real": 0.0, "cyclegan": 0.5}, folds=folds, seeds=3)
+    predictions, thresholds, splits, _ = study({"real": 0.0, "cyclegan": 0.5}, folds=folds, seeds=3)
     keys = ["condition", "repeat", "fold", "seed"]
     shift = {"real": -0.7, "cyclegan": 0.4}
     moved = thresholds.assign(metric="recalibration", value=thresholds.condition.map(shift))
-    table = compare(predictions, pd.concat([thresholds, moved]), splits, draws=50)
+    table = compare(predictions, pd.concat([thresholds, moved]), splits, QUESTIONS, draws=50)
     patients = predictions.groupby([*keys, "patient_id", "label"]).probability.mean().reset_index()
     certain = recalibrated(patients.probability, patients.condition.map(shift))
     error = (certain - (patients.label == "AFF")) ** 2
@@ -122,12 +152,12 @@ def test_brier_scores_are_compared_after_recalibration(folds):
     expected = (brier["cyclegan"] - brier["real"]).mean()
     assert pick(table, "RQ2", "cyclegan", "brier").difference == pytest.approx(expected)
     assert pick(table, "RQ2", "cyclegan").difference == pytest.approx(
-        pick(compare(predictions, thresholds, splits, draws=50), "RQ2", "cyclegan").difference
+        pick(compare(predictions, thresholds, splits, QUESTIONS, draws=50), "RQ2", "cyclegan").difference
     )
 
 
-def test_one_cell_is_delong_on_patient_means(one_cell, comparisons):
-    predictions, _, _ = one_cell
+def test_one_fold_is_delong_on_patient_means(one_fold, comparisons):
+    predictions, *_ = one_fold
     means = predictions.groupby(["condition", "seed", "patient_id", "label"]).probability.mean()
     a, b = (means[name].unstack("seed").T.to_numpy() for name in ("cyclegan", "real"))
     y = (means["real"].xs(0, level="seed").index.get_level_values("label") == "AFF").astype(int)
@@ -160,9 +190,9 @@ def test_holm_adjusts_within_the_family_and_metric(comparisons):
             assert family.p_holm.to_numpy() == pytest.approx(pingouin.multicomp(family.p, method="holm")[1])
 
 
-def test_several_cells_are_the_corrected_t_test(several_cells):
-    predictions, thresholds, splits = several_cells
-    table = compare(predictions, thresholds, splits)
+def test_several_folds_are_the_corrected_t_test(several_folds):
+    predictions, thresholds, splits, _ = several_folds
+    table = compare(predictions, thresholds, splits, QUESTIONS)
     patients = predictions.groupby(["condition", "repeat", "fold", "seed", "patient_id", "label"]).probability.mean()
     scores = patients.groupby(level=[0, 1, 2, 3]).apply(
         lambda p: roc_auc_score(p.index.get_level_values("label") == "AFF", p)
@@ -181,95 +211,99 @@ def test_several_cells_are_the_corrected_t_test(several_cells):
     assert set(table.metric) == {"image_auroc", *evaluate([0, 1], [0.1, 0.2], 0.5)}
 
 
-def test_repeated_seeds_add_no_evidence(several_cells):
-    predictions, thresholds, splits = several_cells
-    once = compare(predictions, thresholds, splits)
+def test_repeated_seeds_add_no_evidence(several_folds):
+    predictions, thresholds, splits, _ = several_folds
+    once = compare(predictions, thresholds, splits, QUESTIONS)
     more = (pd.concat([t, t.assign(seed=t.seed + 2)], ignore_index=True) for t in (predictions, thresholds))
-    pd.testing.assert_frame_equal(compare(*more, splits), once)
+    pd.testing.assert_frame_equal(compare(*more, splits, QUESTIONS), once)
 
 
 def test_images_tested_more_than_once_a_repeat_are_not_pooled():
-    predictions, thresholds, splits = study({"real": 0, "cyclegan": 1}, repeats=3, folds=2)
-    assert "image_auroc" not in set(compare(predictions, thresholds, splits).metric)  # two folds of five
+    predictions, thresholds, splits, _ = study({"real": 0, "cyclegan": 1}, repeats=3, folds=2)
+    assert "image_auroc" not in set(compare(predictions, thresholds, splits, QUESTIONS).metric)  # two folds of five
 
 
-def test_only_what_was_run_is_compared(one_cell):
-    predictions, thresholds, splits = one_cell
-    some = compare(predictions[predictions.condition.isin(["real", "cyclegan"])], thresholds, splits, draws=50)
+def test_only_what_was_run_is_compared(one_fold):
+    predictions, thresholds, splits, _ = one_fold
+    some = compare(
+        predictions[predictions.condition.isin(["real", "cyclegan"])], thresholds, splits, QUESTIONS, draws=50
+    )
     assert some[["question", "a", "b"]].drop_duplicates().to_numpy().tolist() == [["RQ2", "cyclegan", "real"]]
     assert some.p_holm.to_numpy() == pytest.approx(np.minimum(5 * some.p, 1))  # four more were declared
-    none = compare(predictions[predictions.condition == "real"], thresholds, splits)
+    none = compare(predictions[predictions.condition == "real"], thresholds, splits, QUESTIONS)
     assert tuple(none.columns) == COLUMNS
     assert len(none) == 0
 
 
 def test_equal_and_unvarying_conditions_are_told_apart():
-    predictions, thresholds, splits = study({"real": 0, "cyclegan": 0}, n=1500, noise=0.01)
+    predictions, thresholds, splits, _ = study({"real": 0, "cyclegan": 0}, n=1500, noise=0.01)
     for margin, verdict in ((0.01, "equivalent"), (1e-5, "undecided")):
-        table = compare(predictions, thresholds, splits, margin=margin, draws=50)
+        table = compare(predictions, thresholds, splits, QUESTIONS, margin=margin, draws=50)
         assert pick(table, "RQ2", "cyclegan").verdict == verdict
     same = predictions[predictions.condition == "real"]
     same = pd.concat([same, same.assign(condition="cyclegan")])
-    assert set(compare(same, thresholds, splits, draws=50).verdict) == {"undecided"}
+    assert set(compare(same, thresholds, splits, QUESTIONS, draws=50).verdict) == {"undecided"}
 
 
 def test_a_small_study_is_undecided():
-    predictions, thresholds, splits = study({"real": 0, "cyclegan": 0}, n=30, noise=1)
-    assert pick(compare(predictions, thresholds, splits, draws=50), "RQ2", "cyclegan").verdict == "undecided"
+    predictions, thresholds, splits, _ = study({"real": 0, "cyclegan": 0}, n=30, noise=1)
+    assert pick(compare(predictions, thresholds, splits, QUESTIONS, draws=50), "RQ2", "cyclegan").verdict == "undecided"
 
 
-def test_a_patient_with_both_labels_is_a_cluster(one_cell):
-    predictions, thresholds, splits = one_cell
+def test_a_patient_with_both_labels_is_a_cluster(one_fold):
+    predictions, thresholds, splits, _ = one_fold
     images = predictions[predictions.label == "AFF"].groupby("patient_id").image_id.unique()
     other_femur = images[images.str.len() > 1].iloc[0][0]
     predictions = predictions.assign(label=predictions.label.mask(predictions.image_id == other_femur, "NFF"))
-    row = pick(compare(predictions, thresholds, splits, draws=50), "RQ2", "cyclegan")
+    row = pick(compare(predictions, thresholds, splits, QUESTIONS, draws=50), "RQ2", "cyclegan")
     assert (row.test, row.n, row.patients) == ("clustered AUC, patients and seeds", 91, 90)
 
 
-def test_extra_rows_are_a_family_of_their_own(one_cell):
+def test_extra_rows_are_a_family_of_their_own(one_fold):
     rows = [
         {"question": "RQ1", "metric": metric, "a": "cyclediff", "b": "cyclegan", "n": 60, "patients": 20, "test": "KID",
          "difference": -0.2, "ci_low": -0.3, "ci_high": -0.1, "statistic": -0.2, "p": p}
         for metric, p in (("kid", 0.001), ("kid (inception)", 0.04), ("precision", 0.03))
     ]  # fmt: skip
-    table = compare(*one_cell, draws=50, extra=pd.DataFrame(rows))
+    table = compare(*one_fold, draws=50, extra=pd.DataFrame(rows))
     extra = table.tail(3)
     assert extra.p_holm.tolist() == pytest.approx([0.003, 0.06, 0.06])
     assert extra.verdict.tolist() == ["better", "undecided", "undecided"]  # a lower KID is better
-    pd.testing.assert_frame_equal(table.head(-3), compare(*one_cell, draws=50))
-    no_trials = one_cell[0].iloc[:0]
-    assert compare(no_trials, *one_cell[1:], extra=pd.DataFrame(rows)).verdict.tolist() == extra.verdict.tolist()
+    pd.testing.assert_frame_equal(table.head(-3), compare(*one_fold, draws=50))
+    no_trials = one_fold[0].iloc[:0]
+    assert compare(no_trials, *one_fold[1:], extra=pd.DataFrame(rows)).verdict.tolist() == extra.verdict.tolist()
 
 
-def test_comparisons_refuse_bad_tables(one_cell):
-    predictions, thresholds, splits = one_cell
+def test_comparisons_refuse_bad_tables(one_fold):
+    predictions, thresholds, splits, _ = one_fold
     with pytest.raises(ValueError, match="predictions lack the column label"):
-        compare(predictions.drop(columns="label"), thresholds, splits)
+        compare(predictions.drop(columns="label"), thresholds, splits, QUESTIONS)
     with pytest.raises(ValueError, match="unknown label 'aff'"):
-        compare(predictions.replace({"label": {"AFF": "aff"}}), thresholds, splits)
+        compare(predictions.replace({"label": {"AFF": "aff"}}), thresholds, splits, QUESTIONS)
     with pytest.raises(ValueError, match=r"probability nan of image \d+ \(real\)"):
         missing = predictions.probability.mask(predictions.index == 3)
-        compare(predictions.assign(probability=missing), thresholds, splits)
+        compare(predictions.assign(probability=missing), thresholds, splits, QUESTIONS)
     with pytest.raises(ValueError, match="threshold of condition cyclegan, repeat 0, fold 0, seed 1"):
-        compare(predictions, thresholds[(thresholds.condition != "cyclegan") | (thresholds.seed != 1)], splits)
+        compare(
+            predictions, thresholds[(thresholds.condition != "cyclegan") | (thresholds.seed != 1)], splits, QUESTIONS
+        )
     with pytest.raises(ValueError, match="cyclegan and real in the same trial"):
-        compare(predictions.drop(predictions.index[predictions.condition == "real"][0]), thresholds, splits)
+        compare(predictions.drop(predictions.index[predictions.condition == "real"][0]), thresholds, splits, QUESTIONS)
     with pytest.raises(ValueError, match="test part of repeat 0, fold 0 has no AFF patient"):
-        compare(predictions[predictions.label == "NFF"], thresholds, splits)
+        compare(predictions[predictions.label == "NFF"], thresholds, splits, QUESTIONS)
     with pytest.raises(ValueError, match="have no repeat, fold and seed in common"):
         shifted = (t.assign(seed=t.seed + 9 * (t.condition == "real")) for t in (predictions, thresholds))
-        compare(*shifted, splits)
+        compare(*shifted, splits, QUESTIONS)
 
 
-def test_comparisons_need_the_splits_of_every_cell(several_cells):
-    predictions, thresholds, splits = several_cells
+def test_comparisons_need_the_splits_of_every_fold(several_folds):
+    predictions, thresholds, splits, _ = several_folds
     with pytest.raises(ValueError, match="repeat 1, fold 3"):
-        compare(predictions, thresholds, splits[(splits.repeat != 1) | (splits.fold != 3)])
+        compare(predictions, thresholds, splits[(splits.repeat != 1) | (splits.fold != 3)], QUESTIONS)
 
 
-def test_comparisons_of_generators_across_cells():
-    """One cell passes through; three cells become the corrected t-test of their differences."""
+def test_comparisons_of_generators_across_folds():
+    """One fold passes through; three folds become the corrected t-test of their differences."""
     rows = [
         {"question": "RQ1", "metric": "kid", "a": "cyclediff", "b": "cyclegan", "n": 10, "patients": 5, "difference": d,
          "ci_low": d - 1, "ci_high": d + 1, "test": "permutation", "statistic": d, "p": 0.5, "repeat": 0, "fold": fold}
@@ -290,9 +324,9 @@ def test_comparisons_of_generators_across_cells():
 # Beside the declared comparisons
 
 
-def test_equivalence_is_tost_on_the_same_standard_error(one_cell, several_cells):
-    table = equivalence(*one_cell, margin=0.02).set_index(["question", "a"])
-    expected = compare(*one_cell, margin=0.02)
+def test_equivalence_is_tost_on_the_same_standard_error(one_fold, several_folds):
+    table = equivalence(*one_fold, margin=0.02).set_index(["question", "a"])
+    expected = compare(*one_fold, margin=0.02)
     for row in expected[expected.metric == "auroc"].itertuples():
         found = table.loc[row.question, row.a]
         assert found.difference == pytest.approx(row.difference)
@@ -300,14 +334,14 @@ def test_equivalence_is_tost_on_the_same_standard_error(one_cell, several_cells)
         assert (row.verdict == "equivalent") == (found.p_equivalence < 0.05 and row.p_holm >= 0.05)
     assert table[["worse", "same", "better"]].isna().all(axis=None)
 
-    row = equivalence(*several_cells, margin=0.02).squeeze()
+    row = equivalence(*several_folds, margin=0.02).squeeze()
     assert row.df == 9 and row.worse + row.same + row.better == pytest.approx(1)
     assert row.better > 0.95 and row.p_equivalence > 0.5  # a large true difference
 
 
-def test_decisions_are_those_of_mean_probabilities(one_cell):
-    predictions = one_cell[0]
-    table = decisions(*one_cell).set_index(["question", "a", "unit"])
+def test_decisions_are_those_of_mean_probabilities(one_fold):
+    predictions = one_fold[0]
+    table = decisions(*one_fold).set_index(["question", "a", "unit"])
     mean = predictions.groupby(["condition", "patient_id", "label", "image_id"]).probability.mean()
     right = {}
     for unit, keys in (("images", ["image_id", "patient_id"]), ("patients", ["patient_id"])):
@@ -327,8 +361,8 @@ def test_decisions_are_those_of_mean_probabilities(one_cell):
 
 
 def test_shuffled_labels_are_compared_with_chance():
-    predictions, metrics, splits = study({"real": 0.5, "permuted": -0.6}, n=150)
-    row = compare(predictions, metrics, splits).set_index("metric").loc["auroc"]
+    predictions, metrics, splits, _ = study({"real": 0.5, "permuted": -0.6}, n=150)
+    row = compare(predictions, metrics, splits, QUESTIONS).set_index("metric").loc["auroc"]
     of_permuted = predictions[predictions.condition == "permuted"]
     p = of_permuted.groupby(["seed", "patient_id", "label"]).probability.mean().unstack("seed")
     y = p.index.get_level_values("label") == "AFF"
@@ -338,18 +372,18 @@ def test_shuffled_labels_are_compared_with_chance():
 
 
 def test_descriptive_tests_are_pingouins():
-    _, metrics, _ = study({"real": 0.0, "cyclegan": 0.3, "standard": 0.1}, repeats=1, folds=5, n=200)
-    cells = metrics[["condition", "repeat", "fold", "seed"]].drop_duplicates()
+    _, metrics, *_ = study({"real": 0.0, "cyclegan": 0.3, "standard": 0.1}, repeats=1, folds=5, n=200)
+    trials = metrics[["condition", "repeat", "fold", "seed"]].drop_duplicates()
     rng = np.random.default_rng(0)
-    aurocs = cells.assign(metric="auroc", value=rng.uniform(0.8, 0.9, len(cells)))
-    table = descriptive_tests(aurocs).set_index(["test", "of"])
+    aurocs = trials.assign(metric="auroc", value=rng.uniform(0.8, 0.9, len(trials)))
+    table = descriptive_tests(aurocs, QUESTIONS).set_index(["test", "of"])
     means = aurocs.groupby(["condition", "repeat", "fold"]).value.mean().unstack(0)
     d = means["cyclegan"] - means["real"]
     assert table.p["Shapiro–Wilk", "cyclegan − real"] == pytest.approx(stats.shapiro(d).pvalue)
     assert table.p["Wilcoxon", "cyclegan − real"] == pytest.approx(stats.wilcoxon(d).pvalue)
     assert table.p["Friedman", "all conditions"] == pytest.approx(stats.friedmanchisquare(*means.T.to_numpy()).pvalue)
     assert -1 <= table.statistic["intraclass correlation", "one of 2 seeds"] <= 1
-    assert not len(descriptive_tests(aurocs[(aurocs.fold == 0) & (aurocs.seed == 0)]))
+    assert not len(descriptive_tests(aurocs[(aurocs.fold == 0) & (aurocs.seed == 0)], QUESTIONS))
 
 
 def test_the_same_against_itself_is_found_to_differ_by_delong_alone():

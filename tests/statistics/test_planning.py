@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lib.data.splits import make_splits
-from lib.statistics.comparisons import QUESTIONS, _test_train_ratio
+from lib.statistics.comparisons import _test_train_ratio, declared, in_thesis
 from lib.statistics.planning import (
-    COMPARISONS,
     designs,
     detectable,
     errors_to_detect,
@@ -23,9 +22,9 @@ from lib.statistics.planning import (
     validation_share,
 )
 
-MANY = 10**7  # cells
-PUBLISHED = [(cells, 1 / (folds - 1)) for folds, row in ((5, (5, 15, 25, 50, MANY)), (10, (10, 30, 50, 100, MANY)))
-             for cells in row]  # fmt: skip
+MANY = 10**7  # folds
+PUBLISHED = [(n, 1 / (folds - 1)) for folds, row in ((5, (5, 15, 25, 50, MANY)), (10, (10, 30, 50, 100, MANY)))
+             for n in row]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -46,22 +45,22 @@ def test_detectable_differences_in_standard_deviations():
     found = np.array([detectable(1.0, *design) for design in PUBLISHED])
     published = np.array([2.53, 1.70, 1.58, 1.49, 1.41, 1.45, 1.11, 1.04, 0.99, 0.94])  # rounded up, but for 1.41
     assert found == pytest.approx(published, abs=0.01)
-    assert power(detectable(1.0, 2, 1.0), 1.0, 2, 1.0) == pytest.approx(0.8)  # two cells find little
+    assert power(detectable(1.0, 2, 1.0), 1.0, 2, 1.0) == pytest.approx(0.8)  # two folds find little
     assert detectable(0.02, 25, 0.25) == pytest.approx(0.02 * detectable(1.0, 25, 0.25))
 
 
 @pytest.mark.parametrize(("folds", "ceiling"), [(5, 0.0143), (10, 0.0214)])
-def test_no_number_of_repeats_helps_where_cells_spread_more(folds, ceiling):
+def test_no_number_of_repeats_helps_where_folds_spread_more(folds, ceiling):
     ratio = 1 / (folds - 1)
     assert 0.02 / detectable(1.0, np.inf, ratio) == pytest.approx(ceiling, abs=5e-5)
     assert detectable(1.0, np.inf, ratio) == pytest.approx(detectable(1.0, MANY, ratio), rel=1e-3)
 
 
 def test_power_is_that_of_scipys_noncentral_t():
-    for effect, cells, ratio, alpha in ((1.0, 15, 0.3125, 0.05), (0.5, 5, 0.25, 0.01)):
-        shift, bound = effect / np.sqrt(1 / cells + ratio), stats.t(cells - 1).ppf(1 - alpha / 2)
-        exact = stats.nct(cells - 1, shift).sf(bound) + stats.nct(cells - 1, shift).cdf(-bound)
-        assert power(effect, 1.0, cells, ratio, alpha) == pytest.approx(exact, abs=1e-3)
+    for effect, n, ratio, alpha in ((1.0, 15, 0.3125, 0.05), (0.5, 5, 0.25, 0.01)):
+        shift, bound = effect / np.sqrt(1 / n + ratio), stats.t(n - 1).ppf(1 - alpha / 2)
+        exact = stats.nct(n - 1, shift).sf(bound) + stats.nct(n - 1, shift).cdf(-bound)
+        assert power(effect, 1.0, n, ratio, alpha) == pytest.approx(exact, abs=1e-3)
     assert errors_to_detect(np.inf) == pytest.approx(stats.norm.ppf(0.975) + stats.norm.ppf(0.8), abs=1e-4)
 
 
@@ -78,20 +77,20 @@ def test_probability_to_show_equivalence(margin, spread, five, ten):
 def test_the_ratio_is_that_of_the_study_s_test():
     labels = pd.Series(["AFF"] * 100 + ["NFF"] * 400, [f"P{i:03}" for i in range(500)])
     splits = make_splits(labels, 2, 5, seed=0, validation_share=0.2)
-    cells = pd.MultiIndex.from_frame(splits[["repeat", "fold"]].drop_duplicates())
-    assert ratio_of_fold(5, 0.2) == 0.3125 == pytest.approx(_test_train_ratio(splits, cells))
+    folds = pd.MultiIndex.from_frame(splits[["repeat", "fold"]].drop_duplicates())
+    assert ratio_of_fold(5, 0.2) == 0.3125 == pytest.approx(_test_train_ratio(splits, folds))
     assert validation_share(splits) == pytest.approx(0.2)
     assert ratio_of_fold(5) == 1 / 4
 
 
 def test_designs_are_comparable_and_know_holm():
     """Ten folds of a pilot of ten, and of one of five: the spread grows by √2, whatever the pilot was."""
-    five, ten = designs(0.02, 0.02, 5, 0.01, 1.0), designs(0.02, 0.02 * np.sqrt(2), 10, 0.01, 1.0)
+    five, ten = (designs(0.02, 0.02, 5, 0.01, 1.0, 5), designs(0.02, 0.02 * np.sqrt(2), 10, 0.01, 1.0, 5))
     pd.testing.assert_frame_equal(five, ten)
     row = five.loc["3 × 10"]
     assert row.spread == pytest.approx(0.02 * np.sqrt(2))
     assert row.power == power(0.02, row.spread, 30, ratio_of_fold(10, 0.2))
-    assert COMPARISONS == len([q for q in QUESTIONS if q[0] == "thesis"]) == 5
+    assert in_thesis(declared(["cyclegan", "cyclediff"])) == 5
     assert row.power_holm == power(0.02, row.spread, 30, ratio_of_fold(10, 0.2), alpha=0.01)
     assert (five.power_holm < five.power).all()
     assert detectable(1, MANY, 0.25, alpha=0.01) / detectable(1, MANY, 0.25) == pytest.approx(1.22, abs=0.005)
@@ -100,11 +99,11 @@ def test_designs_are_comparable_and_know_holm():
 @settings(max_examples=5, deadline=None)
 @given(effect=st.floats(0.005, 0.05), spread=st.floats(0.005, 0.05))
 def test_more_repeats_and_larger_effects_never_hurt(effect, spread):
-    table = designs(effect, spread, 5, 0.01, 2.0)
+    table = designs(effect, spread, 5, 0.01, 2.0, 5)
     for folds in (5, 10):
         rows = table.loc[[f"{repeats} × {folds}" for repeats in (1, 3, 5, 10)]]
         assert (np.diff(rows.power) >= -1e-9).all() and (np.diff(rows.detectable) <= 1e-12).all()
-    assert (table.hours == 2 * table.cells).all()
+    assert (table.hours == 2 * table.folds).all()
     assert power(2 * effect, spread, 15, 0.25) >= power(effect, spread, 15, 0.25)
 
 
@@ -122,7 +121,8 @@ def test_hours_are_those_of_the_manifest_and_the_trials():
     manifest = {"notebooks": {"01_data_exploration": {"seconds": 999}, "02_cyclegan": {"seconds": 3600},
                               "03_cyclediff": {"seconds": 7200}, "04_synthesis": {"seconds": 1800}}}  # fmt: skip
     metrics = pd.DataFrame({"metric": ["seconds", "auroc", "seconds"], "value": [1000.0, 0.9, 800.0]})
-    assert hours_of_fold(manifest, metrics, cells=2) == pytest.approx((3600 + 7200 + 1800 + 1800) / 2 / 3600)
+    notebooks = ["02_cyclegan", "03_cyclediff", "04_synthesis"]
+    assert hours_of_fold(manifest, notebooks, metrics, folds=2) == pytest.approx((3600 + 7200 + 1800 + 1800) / 2 / 3600)
 
 
 def test_the_pilot_is_this_run():

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from lib.data.cohort import Cohort
-from lib.fidelity.reader_study import begun_or, next_number, record, sheet
-from lib.statistics import readers
+from lib.fidelity.reader_study import begun_or, next_number, outdated, read_answers, record, sheet
 from lib.statistics.readers import accuracy, agreement, confusion, fleiss_kappa, images_needed
 
 
@@ -65,9 +64,9 @@ def test_answers_stay_with_the_images_they_were_given_on(tmp_path, study, capsys
 
 
 def test_a_generator_trained_again_is_found_out(study):
-    assert readers.outdated(study, SYNTHETIC) == []
+    assert outdated(study, SYNTHETIC) == []
     again = Cohort(SYNTHETIC["cyclegan"].table, 255 - SYNTHETIC["cyclegan"].pixels)
-    assert readers.outdated(study, SYNTHETIC | {"cyclegan": again}) == ["cyclegan"]
+    assert outdated(study, SYNTHETIC | {"cyclegan": again}) == ["cyclegan"]
 
 
 def test_a_reader_goes_on_where_he_stopped(tmp_path, study):
@@ -79,26 +78,26 @@ def test_a_reader_goes_on_where_he_stopped(tmp_path, study):
     record(path, "b", 1, 1.0, **given)
     assert next_number(path, "a", study) == 3 and next_number(path, "b", study) == 2
     record(path, "a", 2, 1.0, **(given | {"origin": "synthetic"}))
-    table = readers.read_answers(path)
+    table = read_answers(path)
     assert len(table) == 4 and table.query("reader == 'a' and number == 2").origin.item() == "synthetic"
     with pytest.raises(ValueError, match="origin: 'perhaps' is none of real, synthetic"):
         record(path, "a", 5, 1.0, **(given | {"origin": "perhaps"}))
-    assert len(readers.read_answers(path)) == 4
+    assert len(read_answers(path)) == 4
 
 
 def test_one_who_knows_and_one_who_guesses(tmp_path, study):
     path = tmp_path / "answers.csv"
     answer_all(path, study, "knows", lambda row: row.origin)
     answer_all(path, study, "guesses", lambda row: "real" if row.number % 2 else "synthetic", lambda row: "NFF")
-    answers = readers.read_answers(path)
-    found = accuracy(answers, study)
+    answers = read_answers(path)
+    found = accuracy(answers, study.table)
     assert found.loc["knows", ["n", "right", "accuracy", "label_accuracy"]].tolist() == [40, 40, 1, 1]
     assert found.loc["knows", "p"] == pytest.approx(2 * 0.5**40)
     assert found.loc["knows", "ci_low"] == pytest.approx(0.025 ** (1 / 40))  # Clopper & Pearson, closed form
     assert found.loc["guesses", "label_accuracy"] == 0.5
-    table = confusion(answers[answers.reader == "knows"], study)
+    table = confusion(answers[answers.reader == "knows"], study.table)
     assert table["taken for real"].to_dict() == {key: float(key[0] == "real") for key in table.index}
-    agreed = agreement(answers, study).set_index(["who", "question"]).kappa
+    agreed = agreement(answers, study.table).set_index(["who", "question"]).kappa
     assert agreed["knows, a second time", "origin"] == 1
     assert np.isnan(agreed["guesses, a second time", "label"])
     assert agreed["guesses and knows", "origin"] == pytest.approx(agreed["all readers", "origin"], abs=0.1)
@@ -112,7 +111,7 @@ def test_equivalence_needs_more_than_no_difference():
         answers = table.assign(reader="a", origin="real", plausibility=3, confidence=3)[
             ["reader", "number", "origin", "label", "plausibility", "confidence"]
         ]
-        return accuracy(answers, Cohort(table, np.zeros((n, 2, 2), np.uint8))).iloc[0]
+        return accuracy(answers, table).iloc[0]
 
     few, many = study_of(20), study_of(400)
     assert few.accuracy == many.accuracy == 0.5 and few.p == many.p == 1

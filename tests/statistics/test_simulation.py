@@ -12,11 +12,12 @@ from lib.statistics.simulation import (
     all_rejections,
     cohort,
     equicorrelated_folds,
+    p_values_of_cohort,
+    p_values_of_fixed,
+    p_values_of_generators,
+    p_values_of_seeds,
     rejections,
-    simulated_cohorts,
-    simulated_fixed,
-    simulated_generators,
-    simulated_seeds,
+    simulated,
     verdicts,
 )
 
@@ -40,11 +41,11 @@ def test_cohorts_have_patients_with_several_alike_images():
 
 
 @pytest.mark.parametrize(
-    ("cells", "ratio", "naive"),
+    ("n", "ratio", "naive"),
     [(5, 1 / 4, 0.138), (15, 1 / 4, 0.342), (25, 1 / 4, 0.451), (100, 1 / 9, 0.570), (15, 0.3125, None)],
 )
-def test_the_corrected_t_keeps_its_level_where_its_assumption_holds(cells, ratio, naive):
-    found = rejections(equicorrelated_folds(800, cells, ratio))["rejected"]
+def test_the_corrected_t_keeps_its_level_where_its_assumption_holds(n, ratio, naive):
+    found = rejections(equicorrelated_folds(800, n, ratio))["rejected"]
     assert found["corrected t"] == pytest.approx(0.05, abs=0.022)
     if naive:  # closed form: t inflated by √(1 + n · ratio)
         assert found["naive t"] == pytest.approx(naive, abs=0.05)
@@ -68,7 +69,7 @@ def test_equivalence_is_claimed_of_methods_a_margin_apart_in_5_percent():
     assert alike["TOST"] == pytest.approx(power_of_equivalence(1.5, 1.0, 15, 0.3125), abs=0.045)
 
 
-def test_cells_are_the_study_s(monkeypatch):
+def test_folds_are_the_study_s(monkeypatch):
     made, make_splits = [], simulation.make_splits
 
     def recorded(*arguments, **options):
@@ -76,22 +77,22 @@ def test_cells_are_the_study_s(monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(simulation, "make_splits", recorded)
-    simulated_cohorts(1, patients=400, repeats=1)
+    simulated(p_values_of_cohort, 1, patients=400, repeats=1)
     assert set(made[0].part) == {"train", "validation", "test"}
-    cells = pd.MultiIndex.from_frame(made[0][["repeat", "fold"]].drop_duplicates())
-    assert _test_train_ratio(made[0], cells) == pytest.approx(ratio_of_fold(5, 0.2), rel=0.02)
+    folds = pd.MultiIndex.from_frame(made[0][["repeat", "fold"]].drop_duplicates())
+    assert _test_train_ratio(made[0], folds) == pytest.approx(ratio_of_fold(5, 0.2), rel=0.02)
 
 
 def test_simulated_studies_are_repeatable_and_tell_a_better_learner():
-    none = simulated_cohorts(12, patients=200, repeats=1)
-    pd.testing.assert_frame_equal(none.head(2), simulated_cohorts(2, patients=200, repeats=1).head(2))
+    none = simulated(p_values_of_cohort, 12, patients=200, repeats=1)
+    pd.testing.assert_frame_equal(none.head(2), simulated(p_values_of_cohort, 2, patients=200, repeats=1).head(2))
     assert none["corrected t"].nunique() == 12 and (none["corrected t"] > 0.05).sum() >= 9
-    strong = simulated_cohorts(3, patients=300, repeats=2, shift_b=1.5)
+    strong = simulated(p_values_of_cohort, 3, patients=300, repeats=2, shift_b=1.5)
     assert (strong["clustered AUC"] < 0.01).all() and (strong["corrected t"] < 0.05).all()
 
 
 def test_fixed_classifiers_are_told_apart_at_the_level():
-    found = rejections(simulated_fixed(200))["rejected"]
+    found = rejections(simulated(p_values_of_fixed, 200))["rejected"]
     for test in ("DeLong, patients", "clustered AUC", "McNemar, patients", "Durkalski, images"):
         assert 0 < found[test] <= chance(0.06, 200), test
     for metric in METRICS:
@@ -99,7 +100,7 @@ def test_fixed_classifiers_are_told_apart_at_the_level():
 
 
 def test_another_training_of_the_same_is_found_to_differ_without_the_spread_between_seeds():
-    found = rejections(simulated_seeds(100, patients=600, seeds=3))["rejected"]
+    found = rejections(simulated(p_values_of_seeds, 100, patients=600, seeds=3))["rejected"]
     for test in ("DeLong, patients and seeds", *(f"bootstrap, {metric}" for metric in METRICS)):
         assert found[test] <= chance(0.06, 100), test
     assert found["DeLong, patients"] > found["DeLong, patients and seeds"]
@@ -108,7 +109,7 @@ def test_another_training_of_the_same_is_found_to_differ_without_the_spread_betw
 
 
 def test_exchangeable_generators_differ_at_the_level():
-    p = simulated_generators(200, patients=40)["KID"]
+    p = simulated(p_values_of_generators, 200, patients=40)["KID"]
     assert 0 < (p < 0.05).mean() <= chance(0.05, 200)
     assert stats.kstest(p, "uniform").pvalue > 0.001
 
@@ -123,11 +124,11 @@ def test_verdicts_allow_for_chance():
     """No rejection of 10 does not speak against 2 %, of 1,000 it does; what is not in `WANTED` is left out."""
     found = pd.concat({
         "equally good": rejections(pd.DataFrame({"corrected t": [0.5] * 10, "naive t": [0.5] * 10})),
-        "cells": rejections(pd.DataFrame({"corrected t": [0.5] * 1000, "unheard of": [0.5] * 1000})),
+        "folds": rejections(pd.DataFrame({"corrected t": [0.5] * 1000, "unheard of": [0.5] * 1000})),
     })  # fmt: skip
     table = verdicts(found)
     assert table["as wanted"].to_dict() == {
-        ("equally good", "corrected t"): True, ("equally good", "naive t"): True, ("cells", "corrected t"): False,
+        ("equally good", "corrected t"): True, ("equally good", "naive t"): True, ("folds", "corrected t"): False,
     }  # fmt: skip
     assert table.wanted["equally good", "corrected t"] == "0.02 to 0.065"
 

@@ -10,28 +10,27 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 from sklearn.metrics.pairwise import polynomial_kernel
 
-from lib.statistics.inference import (
-    _kernel,
+from lib.statistics.bootstrap import (
     _resample,
-    bayes_factor,
     bca_constants,
     bca_p,
     bca_quantiles,
+    patient_bootstrap,
+    weighted_metrics,
+)
+from lib.statistics.inference import (
+    bayes_factor,
     clustered_auc_test,
     clustered_mcnemar_test,
     corrected_t_test,
     delong_test,
-    kid,
-    kid_jackknife,
-    kid_permutation_test,
     mcnemar_test,
-    patient_bootstrap,
     rope,
     seed_differences,
     tost,
-    weighted_metrics,
     with_training_seeds,
 )
+from lib.statistics.kid import _kernel, kid, kid_jackknife, kid_permutation_test
 from lib.statistics.metrics import evaluate
 
 quick = settings(deadline=None, max_examples=40)
@@ -74,7 +73,7 @@ def test_corrected_t_of_correctr():
 
 
 def test_corrected_t_of_scikit_learns_example():
-    # "Statistical comparison of models using grid search": 10 × 10 cells; its p is one-sided
+    # "Statistical comparison of models using grid search": 10 × 10 folds; its p is one-sided
     d = with_moments(100, 0.01, 0.00146667)
     result = corrected_t_test(d, 10 / 90)
     assert result.statistic == pytest.approx(0.7503, abs=1e-4)
@@ -140,7 +139,7 @@ def test_corrected_t_changes_sign_with_the_pair_and_not_with_the_scale(differenc
 
 
 def test_corrected_t_keeps_its_level_where_the_naive_one_does_not():
-    # 5 × 5 cells, equicorrelated with ρ = 1/K: the naive test's type-I error is 0.451
+    # 5 × 5 folds, equicorrelated with ρ = 1/K: the naive test's type-I error is 0.451
     rng = np.random.default_rng(0)
     d = rng.normal(size=(2000, 25)) * np.sqrt(0.8) + rng.normal(size=(2000, 1)) * np.sqrt(0.2)
     corrected = np.mean([corrected_t_test(row, 1 / 4).p < 0.05 for row in d[:250]])
@@ -630,7 +629,7 @@ def test_the_naive_t_is_the_corrected_one_inflated(repeats, folds, rate):
 
 @pytest.mark.parametrize(("cells", "folds", "effective", "bf01"), [(25, 5, 3.45, 4.7), (100, 10, 8.26, 9.0)])
 def test_a_naive_bayes_factor_makes_much_of_nothing(cells, folds, effective, bf01):
-    """As many cells taken for independent would support "no effect" twice as well, or more."""
+    """As many folds taken for independent would support "no effect" twice as well, or more."""
     n_effective = 1 / (1 / cells + 1 / (folds - 1))
     assert n_effective == pytest.approx(effective, abs=5e-3)
     naive = 1 / pingouin.bayesfactor_ttest(0, cells, paired=True)
