@@ -1,4 +1,4 @@
-"""Reporting: every item says what the run's files say, and a missing file is a gap."""
+"""Checklists: every item says what the run's results say, and a missing one is a gap."""
 
 import json
 import shutil
@@ -7,13 +7,17 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import expit, logit
 
 from lib.data.phantom import Phantom
 from lib.data.splits import make_splits
-from lib.report import reporting
-from lib.report.reporting import ITEMS, as_markdown, last_change, reporting_table
+from lib.report import checklists
+from lib.report.checklists import ITEMS, as_markdown, checklist, last_change
 from lib.run.folder import Run
+from lib.statistics.metrics import subgroups
 from lib.statistics.planning import detectable
+
+TRIAL = ["condition", "repeat", "fold", "seed"]
 
 
 @pytest.fixture
@@ -27,7 +31,7 @@ def run(tmp_path):
         "device": "cpu",
         "parameters": {"margin": 0.02},
         "versions": {"python": "3.12.1", "torch": "2.14.1"},
-        "weights": {"classifier": "ResNet-18, random"},
+        "classifier": {"architecture": "ResNet-18", "weights": "random"},
     }
     (run.folder / "manifest.json").write_text(json.dumps(manifest))
     cohort = Phantom(patients=40, size=32, aff_share=0.4, seed=1).cohort()
@@ -40,17 +44,18 @@ def run(tmp_path):
 
     write("audit.csv", check=["patients in two parts", "images that change when prepared alone"], where=["r0f0", "all"],
           compared=[40, 8], found=[0, 0], example=["", ""], passed=[True, True])  # fmt: skip
-    write("tables/05_conditions.csv", condition=["real", "cyclegan"], NFF=[60, 60], AFF=[15, 60],
+    write("trials/conditions.csv", condition=["real", "cyclegan"], NFF=[60, 60], AFF=[15, 60],
           **{"weight of an AFF": [1.0, 1.0]})  # fmt: skip
-    write("tables/05_budgets.csv", condition=["real", "cyclegan"], trials=[2, 2], steps=[120, 120],
-          images_seen=[3840, 3840], validations=[4, 4], seconds=[20.0, 21.0])  # fmt: skip
-    write("tables/05_calibration.csv", condition=["real", "real", "permuted"], brier=[0.2, 0.1, 0.9],
-          probabilities=["as trained", "recalibrated", "as trained"], intercept=[-1.0, 0.0, 0.0],
-          slope=[0.9, 0.8, -0.1])  # fmt: skip
-    write("tables/05_subgroups.csv", condition=["permuted", "fake@0.5", "real"], column=["view"] * 3, patients=[9] * 3,
-          value=["lateral"] * 3, aff_patients=[3] * 3, auroc=[0.4, 0.5, 0.777])  # fmt: skip
-    write("tables/04_memorisation.csv", method=["cyclegan"], distance=["pixels"], planted=[0.0], copies=[0.012])
-    write("trials/metrics.csv", condition=["real", "permuted"], metric=["threshold"] * 2, value=[0.37, 0.91])
+    write("fidelity/memorisation.csv", method=["cyclegan"], distance=["pixels"], planted=[0.0], copies=[0.012])
+    values = {"threshold": 0.37, "recalibration": -0.4, "steps": 120, "images_seen": 3840, "validations": 4}
+    rows = [("real", 0, 0, 0, metric, value) for metric, value in values.items()]
+    rows += [("permuted", 0, 0, 0, metric, value) for metric, value in (values | {"threshold": 0.91}).items()]
+    write("trials/metrics.csv", **dict(zip([*TRIAL, "metric", "value"], zip(*rows, strict=True), strict=True)))
+    images, rng = cohort.table[["image_id", "patient_id", "label"]], np.random.default_rng(0)
+    probability = np.clip((images.label == "AFF") * 0.2 + rng.uniform(0.1, 0.7, len(images)), 0, 1)
+    trials = [images.assign(condition=name, repeat=0, fold=0, seed=0, probability=probability)
+              for name in ("real", "permuted", "fake@0.5")]  # fmt: skip
+    pd.concat(trials).to_csv(run / "trials" / "predictions.csv", index=False)
     write("statistics/equivalence.csv", question=["RQ2", "control"], standard_error=[0.02, 0.5], df=[np.inf, 4])
     write("statistics/comparisons.csv", question=["RQ2", "RQ2"], metric=["auroc", "auprc"],
           test=["DeLong, patients", "patient bootstrap"], verdict=["undecided", "better"])  # fmt: skip
@@ -58,18 +63,24 @@ def run(tmp_path):
 
 
 def said(run):
-    return reporting_table(run).set_index("item")["this run"]
+    return checklist(run).set_index("item")["this run"]
 
 
 def test_items_hold_the_values_of_the_run(run):
     text = said(run)
+    predictions = pd.read_csv(run / "trials" / "predictions.csv").query("condition == 'real'")
+    low = subgroups(predictions, pd.read_csv(run / "cohort" / "table.csv")).iloc[0]
+    patients = predictions.groupby(["patient_id", "label"]).probability.mean().reset_index()
+    moved = expit(logit(patients.probability) - 0.4)
+    brier = {"as trained": patients.probability, "recalibrated": moved}
+    brier = {kind: ((p - (patients.label == "AFF")) ** 2).mean() for kind, p in brier.items()}
     expected = {
         "question, family, primary metric and margin fixed beforehand": [
             "±0.02",
             "7 comparisons in 2 families",
             "lib/statistics/comparisons.py",
         ],
-        "partition and its level": ["2 cells", "stratified by label", "patients in two parts: 0"],
+        "partition and its level": ["2 folds", "stratified by label", "patients in two parts: 0"],
         "sample size and precision": ["standard error of an AUROC difference 0.020", "0.056", "0.068"],
         "class imbalance": ["real 0.25, cyclegan 1.00"],
         "preprocessing fitted on training alone": ["0 of 8"],
@@ -79,10 +90,8 @@ def test_items_hold_the_values_of_the_run(run):
         "metrics and thresholds": ["thresholds 0.37 to 0.37"],
         "uncertainty and tests": ["DeLong, patients", "0 of 1 declared"],
         "calibration, subgroups, failures": [
-            "as trained: Brier score 0.200 to 0.200",
-            "recalibrated: Brier score 0.100 to 0.100",
-            "0.80 to 0.80",
-            "view lateral under real (AUROC 0.777)",
+            *(f"{kind}: Brier score {value:.3f} to {value:.3f}" for kind, value in brier.items()),
+            f"view {low.value} under real (AUROC {low.auroc:.3f})",
         ],
         "reproducibility": ["abcdef1234", "seed 7", "Python 3.12.1", "PyTorch 2.14.1", "cpu"],
     }
@@ -90,14 +99,15 @@ def test_items_hold_the_values_of_the_run(run):
         assert all(part in text[item] for part in parts), (item, text[item])
     gaps = text[text.str.startswith("gap:")]
     assert list(gaps.index) == ["reference standard, annotators", "external validation"]
-    assert f"{len(ITEMS) - 2} of {len(ITEMS)} items are filled, 2 are gaps." in as_markdown(reporting_table(run))
+    assert f"{len(ITEMS) - 2} of {len(ITEMS)} items are filled, 2 are gaps." in as_markdown(checklist(run))
 
 
 @pytest.mark.parametrize(
     ("missing", "item"),
-    [("audit.csv", "leakage audit"), ("tables/05_budgets.csv", "model, initialisation, budgets, selection"),
+    [("audit.csv", "leakage audit"), ("trials/metrics.csv", "model, initialisation, budgets, selection"),
      ("synthetic", "provenance of synthetic images"), ("statistics/comparisons.csv", "uncertainty and tests"),
-     ("tables/05_subgroups.csv", "calibration, subgroups, failures"), ("cohort", "characteristics of each part")],
+     ("trials/predictions.csv", "calibration, subgroups, failures"), ("trials/conditions.csv", "class imbalance"),
+     ("fidelity/memorisation.csv", "provenance of synthetic images"), ("cohort", "characteristics of each part")],
 )  # fmt: skip
 def test_what_a_run_did_not_write_is_a_gap(run, missing, item):
     assert not said(run)[item].startswith("gap:")
@@ -107,14 +117,15 @@ def test_what_a_run_did_not_write_is_a_gap(run, missing, item):
 
 
 def test_unequal_budgets_and_leaks_are_not_hidden(run):
-    budgets = pd.read_csv(run / "tables" / "05_budgets.csv")
-    budgets.assign(steps=[120, 240]).to_csv(run / "tables" / "05_budgets.csv", index=False)
+    metrics = pd.read_csv(run / "trials" / "metrics.csv")
+    more = metrics.value.mask((metrics.metric == "steps") & (metrics.condition == "permuted"), 240)
+    metrics.assign(value=more).to_csv(run / "trials" / "metrics.csv", index=False)
     audit = pd.read_csv(run / "audit.csv")
     audit.assign(found=[3, 0], passed=[False, True]).to_csv(run / "audit.csv", index=False)
     text = said(run)
     assert "NOT equal" in text["model, initialisation, budgets, selection"]
     assert "patients in two parts: 3" in text["partition and its level"] and "1 of 2" in text["leakage audit"]
-    assert np.all(reporting_table(run).notna())
+    assert np.all(checklist(run).notna())
 
 
 def test_outside_git_the_commit_is_a_gap(run):
@@ -126,7 +137,7 @@ def test_outside_git_the_commit_is_a_gap(run):
 
 
 def test_the_declaration_is_dated_by_git(tmp_path, monkeypatch):
-    monkeypatch.setattr(reporting, "ROOT", tmp_path)
+    monkeypatch.setattr(checklists, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert last_change("plan.py") == "unknown"
 
@@ -165,18 +176,22 @@ def test_what_was_not_audited_is_not_claimed(run):
 
 
 def test_controls_alone_describe_nothing(run):
-    for name in ("calibration", "subgroups"):
-        path = run / "tables" / f"05_{name}.csv"
-        table = pd.read_csv(path)
-        table[table.condition != "real"].to_csv(path, index=False)
+    path = run / "trials" / "predictions.csv"
+    table = pd.read_csv(path)
+    table[table.condition != "real"].to_csv(path, index=False)
     assert said(run)["calibration, subgroups, failures"] == "gap: no condition but controls was run"
 
 
-def test_differences_to_be_found_allow_for_few_cells(run):
-    """Five cells, 0.02 of standard error: t with 4 degrees of freedom, not 2.8 standard errors."""
+def test_differences_to_be_found_allow_for_few_folds(run):
+    """Five folds, 0.02 of standard error: t with 4 degrees of freedom, not 2.8 standard errors."""
     table = pd.DataFrame({"question": ["RQ2"], "standard_error": [0.02], "df": [4.0]})
     table.to_csv(run / "statistics" / "equivalence.csv", index=False)
     ratio = 1 / 4
     expected = detectable(0.02 / np.sqrt(1 / 5 + ratio), 5, ratio)
     assert expected > 1.2 * 2.8 * 0.02
     assert f"{expected:.3f} to {expected:.3f}" in said(run)["sample size and precision"]
+
+
+def test_items_do_not_read_what_was_written_for_print(run):
+    assert not (run / "tables").exists()
+    assert said(run).str.startswith("gap:").sum() == 2
