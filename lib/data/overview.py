@@ -21,3 +21,9 @@ def by_kind(cohort: Cohort) -> pd.DataFrame:
     found = [kind for kind in KINDS if kind in cohort.table]
     counts = {kind: pd.crosstab(cohort.table[kind], cohort.table.label) for kind in found}
     return pd.concat(counts, names=["", ""]).reindex(columns=LABELS, fill_value=0)
+
+
+def examples(cohort: Cohort, most: int = 6) -> list[int]:
+    """Choose rows of images read from files: the one with most writing, the most cropped one, and some others."""
+    extreme = [cohort.table[name].idxmax() for name in ("writing", "cropped")]
+    return list(dict.fromkeys([*extreme, *range(0, len(cohort), max(len(cohort) // most, 1))]))[:most]

@@ -114,6 +114,11 @@ def change_in_zone(a: np.ndarray, b: np.ndarray, table: pd.DataFrame) -> np.ndar
         return (change * zone_rows(table, a.shape[1])).sum(1) / change.sum(1)
 
 
+def mean_change(translated: Cohort, source: Cohort) -> float:
+    """Average how much a translation changes a pixel, in shares of the grey scale."""
+    return abs(translated.pixels[:].astype(float) - source.pixels[:]).mean() / np.iinfo(source.pixels.dtype).max
+
+
 def blurred(pixels: np.ndarray) -> np.ndarray:
     """Blur (N, H, W) pixels with σ = 1/128 of the height: too mild to hide a fracture."""
     sigma = max(pixels.shape[1] / 128, 0.5)  # less than half a pixel would be no blur

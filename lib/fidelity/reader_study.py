@@ -68,6 +68,15 @@ def sheet(real: Cohort, synthetic: dict[str, Cohort], each: int, repeats: int, s
     return Cohort(shown.table.assign(**numbers), shown.pixels)
 
 
+def begin(real: Cohort, synthetic: dict[str, Cohort], most: int, seed: int, folder: Path) -> Cohort:
+    """Draw a sheet of as many images of each method and class as there are, `most` at the most, half of them twice.
+
+    A study that has begun in the folder goes on with its own.
+    """
+    each = min(real.table.label.value_counts().min() // len(synthetic), most)
+    return begun_or(sheet(real, synthetic, each, repeats=max(each // 2, 1), seed=seed), folder)
+
+
 def begun_or(images: Cohort, folder: Path) -> Cohort:
     """The sheet of a study that has begun in the folder: answers belong to its images; else these, saved there."""
     if not len(read_answers(folder / "answers.csv")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -40,3 +40,9 @@ class Tryout:
     def table(self, model, variants: Sequence[dict[str, object]]) -> pd.DataFrame:
         """Measure a model with each variant of its sampler: the variant's fields, then what was measured."""
         return pd.DataFrame([{**variant, **self.measure(model.with_sampler(**variant))} for variant in variants])
+
+    def compare(self, models: Mapping[tuple, object], names: Sequence[str]) -> pd.DataFrame:
+        """Measure several models; their keys stand in the columns of these names."""
+        return pd.DataFrame(
+            [{**dict(zip(names, key, strict=True)), **self.measure(model)} for key, model in models.items()]
+        )

@@ -6,7 +6,7 @@ of its output, where the way back reads it. Then the cycle is nearly perfect, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,8 @@ from lib.data.cohort import Cohort
 from lib.data.pixels import blocks
 from lib.fidelity.measures import mean_by_patient
 from lib.run.randomness import generator
+from lib.study import Fold
+from lib.translators.methods import METHODS
 from lib.translators.translator import Translator
 
 CLEAN, SUSPECT = "unchanged", "noise 2/255"
@@ -101,3 +103,18 @@ def radial_spectrum(pixels: np.ndarray) -> pd.Series:
     mean = np.bincount(ring.ravel(), power.ravel()) / counts
     rings = np.arange(1, size // 2 + 1)
     return pd.Series(mean[rings], pd.Index(rings / size, name="frequency"), name="power")
+
+
+def look(fold: Fold, methods: Iterable[str], sources: Cohort) -> tuple[dict[str, pd.DataFrame], dict[str, pd.Series]]:
+    """Ask each method for its `cycle_errors`, and for the `radial_spectrum` of its translations to AFF.
+
+    Parameters
+    ----------
+    sources : NFF images
+    """
+    errors, spectra = {}, {}
+    for method in methods:
+        model = METHODS[method].translator.load(fold.folder(method))
+        errors[method] = cycle_errors(model, sources)
+        spectra[method] = radial_spectrum(model.translate(sources, "AFF").pixels)
+    return errors, spectra

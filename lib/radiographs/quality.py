@@ -50,3 +50,26 @@ def quality(cohort: Cohort, pairs: pd.DataFrame) -> pd.DataFrame:
     flags = pd.DataFrame(found)
     table = pd.concat([cohort.table.image_id, numbers[list(MEASURES)], flags], axis=1)
     return table.assign(suspicions=flags.sum(axis=1))
+
+
+def spread(checked: pd.DataFrame) -> pd.DataFrame:
+    """Describe each measure over all images: mean, extremes and percentiles, a row a measure."""
+    described = checked[list(MEASURES)].describe(percentiles=[0.05, 0.5, 0.95]).T
+    return described.drop(columns=["count", "std"]).rename_axis("measure")
+
+
+def counts(checked: pd.DataFrame) -> pd.DataFrame:
+    """Count the images that are suspected of each thing: `images`, a row a suspicion."""
+    return _flags(checked).sum().rename("images").rename_axis("suspected").to_frame()
+
+
+def worst(checked: pd.DataFrame, most: int) -> pd.Series:
+    """Choose the most suspicious images: row of the cohort → id and suspicions, a line each."""
+    found = checked[checked.suspicions > 0].sort_values("suspicions", ascending=False, kind="stable").head(most)
+    flags = _flags(found)
+    lines = ["\n".join([image, *flags.columns[flags.loc[row]]]) for row, image in found.image_id.items()]
+    return pd.Series(lines, found.index, dtype=object)
+
+
+def _flags(checked: pd.DataFrame) -> pd.DataFrame:
+    return checked.drop(columns=[*MEASURES, "image_id", "suspicions"])

@@ -13,7 +13,6 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from lib.data.splits import counts_by_part
 from lib.fidelity.controls import is_control
 from lib.run.files import ROOT
 from lib.run.folder import NotYet, Run
@@ -67,7 +66,7 @@ class Results:
 
     @property
     def counts(self) -> pd.DataFrame:
-        return counts_by_part(self.study.cohort, self.study.splits)
+        return self.study.counts_by_part()
 
 
 def checklist(run: Run) -> pd.DataFrame:

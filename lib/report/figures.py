@@ -158,6 +158,12 @@ def image_rows(rows: Mapping[str, np.ndarray], column_titles: Sequence[str] = ()
     return fig
 
 
+def first_of(rows: Mapping[str, Cohort], most: int = 8) -> dict[str, Cohort]:
+    """Cut rows to the same number of images, as many as the shortest has."""
+    n = min(most, *map(len, rows.values()))
+    return {name: images.first(n) for name, images in rows.items()}
+
+
 def loss_panels(history: pd.DataFrame) -> list[list[str]]:
     """Return the losses of a history that share a panel: those that differ only in domain or generator."""
     losses = history.drop(columns=["step", "stage", "learning_rate"], errors="ignore").fillna(0).any()

@@ -215,6 +215,12 @@ def save_preview(
         np.save(path, pixels)
 
 
+def previews(folder: Path) -> dict[str, np.ndarray]:
+    """Read the previews of a training: "step 500" → (N, H, W), in order."""
+    files = sorted((folder / "previews").glob("[!.]*.npy"))
+    return {f"step {int(file.stem):,}": np.load(file) for file in files}
+
+
 # Averages, history, checks -------------------------------------------------------------------------------------------
 
 

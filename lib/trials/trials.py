@@ -197,9 +197,19 @@ def confident_errors(network, threshold: float, test: Cohort, probabilities: np.
     ]
 
 
-def read_errors(fold: Fold, name: str, seed: int) -> list[dict]:
-    """Return the `confident_errors` of one finished trial."""
-    return json.loads(trial_path(fold, name, seed).read_text(encoding="utf-8"))["errors"]
+def errors_of(fold: Fold, name: str, seed: int) -> tuple[Cohort, np.ndarray, list[str]]:
+    """Read the `confident_errors` of one finished trial: the images, their maps, label and probability of each."""
+    errors = json.loads(trial_path(fold, name, seed).read_text(encoding="utf-8"))["errors"]
+    images = fold.test.find([error["image_id"] for error in errors])
+    titles = [f"{error['label']}, p = {error['probability']:.2f}" for error in errors]
+    return images, np.array([error["map"] for error in errors]), titles
+
+
+def read(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read the predictions and metrics that `run_trials` has written."""
+    predictions = run.require("trials/predictions.csv", NOTEBOOK)
+    predictions = pd.read_csv(predictions, dtype={"image_id": str, "patient_id": str}, keep_default_na=False)
+    return predictions, pd.read_csv(run.require("trials/metrics.csv", NOTEBOOK))
 
 
 def learning_curve_of(run: Run, folders: Sequence[str], conditions: Sequence[str]) -> pd.DataFrame:

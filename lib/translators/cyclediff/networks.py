@@ -14,7 +14,7 @@ from torch import nn
 from lib.run.weights import count_multiply_adds, count_parameters
 from lib.translators.cyclediff.autoencoders import Autoencoders
 from lib.translators.cyclediff.process import c_in, precondition
-from lib.translators.cyclediff.settings import Settings
+from lib.translators.cyclediff.settings import PUBLISHED, Settings
 from lib.translators.cyclediff.unet import LinearAttention, UNet
 from lib.translators.networks import (
     PatchGAN,
@@ -159,3 +159,9 @@ def sizes(s: Settings, image_size: int) -> pd.DataFrame:
             for name, (network, *inputs) in calls.items()
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("network")
+
+
+def beside_published(s: Settings, image_size: int) -> pd.DataFrame:
+    """Set the `sizes` of these settings beside those of the paper at 256 px."""
+    found = {f"here, {image_size} px": sizes(s, image_size), "published, 256 px": sizes(PUBLISHED, 256)}
+    return pd.concat(found, names=["setting"])

@@ -123,6 +123,15 @@ class Settings(FromParameters):
             raise ValueError("joint='frozen' keeps the U-Nets as the warm-up left them: warmup_steps must not be 0")
 
     @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each loss, by its letter in eq. 13."""
+        named = zip(
+            "123456", ("diffusion", "adversarial", "cycle", "identity", "perceptual", "contrastive"), strict=True
+        )
+        found = {f"λ{number} {name}": getattr(self, name) for number, name in named}
+        return found | ({"λ1 diffusion": 0.0} if self.joint == "frozen" else {})
+
+    @property
     def stages(self) -> dict[str, int]:
         """The steps of each stage that is trained, by field."""
         names = ("autoencoder_steps",) * (self.autoencoder == "kl") + ("warmup_steps", "joint_steps")
