@@ -45,7 +45,7 @@ from jupyter_client.manager import AsyncKernelManager
 from lib.radiographs.table import RadiographsError, read_csv
 from lib.report import pages
 from lib.run.files import ROOT, from_root, shown, without_paths, write_text
-from lib.run.fingerprint import code_files
+from lib.run.fingerprint import code_hash
 from lib.run.folder import WHERE, Damaged, Run
 from lib.run.locks import LOCK, Busy, sole_writer
 
@@ -275,14 +275,14 @@ def fingerprint(notebook: Notebook, parameters: dict, before: list[str | None], 
     of the notebooks before it. Prose does not count, nor do parameters that say only where to train (`WHERE`)."""
     parameters = {name: value for name, value in parameters.items() if name not in WHERE}
     try:
-        files = code_files(notebook.code)
+        code = code_hash(notebook.code)
     except SyntaxError:  # the notebook will say so itself
-        files = []
+        code = notebook.code
     tables = [from_root(value) for name, value in parameters.items() if name.endswith("_csv") and value]
     decided = [run / file for name, file in BY_HAND.items() if run and name == notebook.name and (run / file).exists()]
-    content = [file.read_bytes() for file in files + tables + decided]
+    content = [file.read_bytes() for file in tables + decided]
     pictures = [file_state(path) for table in tables for path in named_files(table)]
-    parts = [notebook.code, json.dumps(parameters, sort_keys=True), repr(before), repr(pictures)]
+    parts = [code, json.dumps(parameters, sort_keys=True), repr(before), repr(pictures)]
     digests = [hashlib.sha256(part).hexdigest() for part in [*(part.encode() for part in parts), *content]]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 

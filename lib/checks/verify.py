@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from safetensors import deserialize
 
+from lib.run.checkpoints import SET_ASIDE
+
 TIMES = ("seconds", "hours")  # columns of time, and values of a column `metric`
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
@@ -29,6 +31,7 @@ def compare_runs(a: Path, b: Path) -> pd.DataFrame:
     rows = []
     for kind, (pattern, compare, *_) in KINDS.items():
         files = {path.relative_to(run).as_posix() for run in (a, b) for path in run.glob(pattern)}
+        files = {file for file in files if f"/{SET_ASIDE}" not in file}  # no longer the run's
         for file in sorted(file for file in files if not file.endswith("tasks.csv")):  # who did what, and when
             missing = [run.name for run in (a, b) if not (run / file).exists()]
             row = (0, 1, np.nan, f"missing in {missing[0]}") if missing else compare(a / file, b / file)

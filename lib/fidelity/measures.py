@@ -24,8 +24,9 @@ from lib.data.pixels import blocks
 from lib.fidelity import synthesis
 from lib.fidelity.distances import Space, distances, inception_available, spaces
 from lib.fidelity.judge import Judge, zones
+from lib.run.checkpoints import differences, set_aside
 from lib.run.files import from_root, write_text, write_together
-from lib.run.fingerprint import source_hash
+from lib.run.fingerprint import name_of, source_hash
 from lib.run.randomness import generator
 from lib.run.tasks import Machines, Task, run_tasks
 from lib.statistics.kid import kid, kid_jackknife, kid_permutation_test
@@ -306,12 +307,16 @@ def measure_fold(fold: Fold, inception: str) -> None:
     homes, judge = _homes(fold), fold.folder("judge")
     inputs = {name: json.loads((home / synthesis.INPUTS).read_text(encoding="utf-8")) for name, home in homes.items()}
     inputs |= {"judge": _sha256(judge / WEIGHTS), "phantom": repr(fold.phantom)}
-    inputs |= {"inception": inception, "source": source_hash(__name__), "images": [*map(cohort_hashes, fold.parts)]}
+    inputs |= {"inception": inception, "images": [*map(cohort_hashes, fold.parts)]}
+    inputs |= {"code": name_of(measure_fold), "source": source_hash(measure_fold)}
     if (file := from_root(inception)).is_file():
         inputs |= {"inception_sha256": _sha256(file)}
     text, place = json.dumps(inputs, indent=1), fold.run / "fidelity"
-    if (known := place / f"{fold.name}.json").exists() and known.read_text(encoding="utf-8") == text:
-        return
+    if (known := place / f"{fold.name}.json").exists():
+        if (there := known.read_text(encoding="utf-8")) == text:
+            return
+        files = (f"{fold.name}.csv", f"{fold.name}_kid.csv", f"{fold.name}.json")
+        set_aside(place, files, differences(json.loads(there), inputs), {})
     images, judge = {name: Cohort.load(home) for name, home in homes.items()}, Judge.load(judge)
     noise = images.pop(NOISE, None)
     tables = {".csv": fidelity_table(fold, images, judge, noise, inception)}

@@ -21,8 +21,9 @@ from lib.data.hashes import cohort_hashes
 from lib.data.pixels import blocks
 from lib.fidelity import controls
 from lib.fidelity.curation import VERDICTS, without_rejected
+from lib.run.checkpoints import differences, set_aside
 from lib.run.files import write_text, written
-from lib.run.fingerprint import source_hash
+from lib.run.fingerprint import name_of, source_hash
 from lib.run.hardware import arithmetic
 from lib.run.progress import no_progress, progress
 from lib.run.randomness import generator
@@ -136,12 +137,12 @@ def synthesise(fold: Fold, method: str, ratio: float, seed: int) -> Cohort:
             "useless": partial(controls.useless, sources),
             "oracle": partial(controls.oracle, sources, hidden, phantom, seed),
         }[method]
-        if _unfinished(home, inputs):
+        if _unfinished(home, inputs, synthesise):
             make().save(home)
         return Cohort.load(home)
     of = trained(method)
     weights = fold.folder(of.name) / WEIGHTS
-    if _unfinished(home, inputs | {"weights": _sha256(weights)}):
+    if _unfinished(home, inputs | {"weights": _sha256(weights)}, synthesise):
         model = of.translator.load(weights.parent)
         if method == NOISE:
             table = model.noise_table(needed, "AFF", seed)
@@ -167,7 +168,7 @@ def translate_test(fold: Fold, method: str) -> Cohort:
     test, of = fold.test, METHODS[method]
     home, weights = fold.folder("synthetic", method) / "test", fold.folder(method) / WEIGHTS
     inputs = {"method": method, "sources": cohort_hashes(test), "weights": _sha256(weights)}
-    if _unfinished(home, inputs):
+    if _unfinished(home, inputs, translate_test):
         model = of.translator.load(weights.parent)
         ways = [(test.select(label="NFF"), "AFF"), (test.select(label="AFF"), "NFF")]
         tables, makers = zip(*(_translations(model, method, *way) for way in ways), strict=True)
@@ -185,13 +186,15 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def _unfinished(home: Path, inputs: dict) -> bool:
-    """Return whether a set is to be made, or made on, from these inputs; what was made from others is removed."""
-    text = json.dumps(inputs | {"source": source_hash(__name__), "arithmetic": arithmetic()}, indent=1)
-    path, table = home / INPUTS, home / "table.csv"
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        table.unlink(missing_ok=True)
-        shutil.rmtree(home / CHUNKS, ignore_errors=True)
+def _unfinished(home: Path, inputs: dict, by: Callable) -> bool:
+    """Return whether a set is to be made, or made on, from these inputs; one of others is set aside."""
+    inputs = inputs | {"code": name_of(by), "source": source_hash(by), "arithmetic": arithmetic()}
+    text, path, table = json.dumps(inputs, indent=1), home / INPUTS, home / "table.csv"
+    there = path.read_text(encoding="utf-8") if path.exists() else "{}"
+    if there != text:
+        took = table.stat().st_mtime - path.stat().st_mtime if path.exists() and table.exists() else 0
+        names = ("table.csv", "pixels.npy", CHUNKS, INPUTS)
+        set_aside(home, names, differences(json.loads(there), inputs), {"seconds": took})
         write_text(path, text)
     elif table.exists():
         shutil.rmtree(home / CHUNKS, ignore_errors=True)  # of a process that was killed at its very end

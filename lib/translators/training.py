@@ -7,7 +7,6 @@ function of (seed, step): a training that goes on from its checkpoint draws what
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
@@ -23,7 +22,6 @@ from lib.data.cohort import LABELS, Cohort, to_pixels
 from lib.data.images import Images
 from lib.run.checkpoints import Checkpoint
 from lib.run.files import write_text, written
-from lib.run.fingerprint import source_hash
 from lib.run.progress import progress
 from lib.run.randomness import batch_rows, flipped, torch_generator
 from lib.run.rank import Rank
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
     from lib.translators.translator import Translator
 
 WEIGHTS = "weights.safetensors"
+RESULTS = (WEIGHTS, "history.csv", "previews")  # what a training leaves beside its checkpoint
 
 
 # The loop ------------------------------------------------------------------------------------------------------------
@@ -143,12 +142,12 @@ def loop(
     """
     s, rank, first, steps = model.settings, training.rank, training.accelerator.is_main_process, training.steps
     ends, start, history = set(accumulate(s.stages.values())), training.translates_from, History()
-    inputs = model.metadata | {"source_hash": source_hash(type(model).__module__)}
-    checkpoint = Checkpoint(folder / "checkpoint.pt", inputs, training.objects() | {"history": history})
+    objects, code = training.objects() | {"history": history}, [model.fit, type(model)]
+    checkpoint = Checkpoint(folder / "checkpoint.pt", model.metadata, objects, code, RESULTS)
     done = checkpoint.load()
-    rank.check_same(inputs | {"steps done": done})
+    rank.check_same(checkpoint.inputs | {"steps done": done})
     if not done and first:
-        remove_results(folder)  # of an earlier training
+        checkpoint.make_room()
 
     with progress(steps, done, desc=model.name) as bar:
         for step in range(done, steps):
@@ -187,13 +186,6 @@ def loop(
         model.save(folder)
     training.accelerator.wait_for_everyone()
     return history.frame()
-
-
-def remove_results(folder: Path) -> None:
-    """Delete what an earlier training left, but for its checkpoint: for a training that starts from step 0."""
-    for name in (WEIGHTS, "history.csv"):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "previews", ignore_errors=True)
 
 
 def preview_due(step: int, steps: int, previews: int) -> bool:

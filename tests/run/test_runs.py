@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from lib.run import files, hardware
-from lib.run.fingerprint import code_files
 from lib.run.folder import WHERE, Damaged, NotYet, Run
 from lib.run.hardware import environment
 from lib.run.progress import duration
@@ -81,32 +80,6 @@ def test_differing_parameters_with_both_values(tmp_path):
     assert one.differing(one) == {}
     by_hand.record("weights", classifier="random")
     assert one.differing(by_hand) == by_hand.differing(one) == {}
-
-
-def test_code_files_follow_every_form_of_import(tmp_path):
-    lib = tmp_path / "lib"
-    (lib / "deep").mkdir(parents=True)
-    sources = {
-        "__init__.py": "",
-        "a.py": "from lib import b",
-        "b.py": "def f():\n    from .c import something",
-        "c.py": "import numpy",
-        "deep/__init__.py": "from .inner import x",
-        "deep/inner.py": "from ..d import y\nfrom . import sister",
-        "deep/sister.py": "",
-        "d.py": "import lib.a",
-        "unused.py": "",
-    }
-    for name, source in sources.items():
-        (lib / name).write_text(source)
-
-    def names(source):
-        return {str(file.relative_to(lib)) for file in code_files(source, tmp_path)} - {"__init__.py"}
-
-    assert names("import numpy as np, os.path") == set()
-    assert names("import lib.c") == {"c.py"}
-    assert names("from lib.a import thing") == {"a.py", "b.py", "c.py"}
-    assert names("from lib import deep") == {name for name in sources if name != "unused.py"} - {"__init__.py"}
 
 
 def test_the_environment_names_versions_and_machine():

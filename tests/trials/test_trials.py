@@ -305,11 +305,12 @@ def test_the_most_confident_errors_are_kept_with_what_spoke_for_them(one_fold):
     target = (predictions.label == "AFF").astype(int)
     wrong = predictions[(predictions.probability >= threshold) != (target == 1)]
     distance = abs(wrong.probability - (wrong.label == "AFF")).sort_values(ascending=False)
-    errors = trials.read_errors(one_fold.fold(), "real", 0)
-    assert len(errors) == min(len(wrong), trials.ERRORS) > 0
-    found = [abs(error["probability"] - (error["label"] == "AFF")) for error in errors]
-    np.testing.assert_allclose(found, distance.iloc[: len(errors)])
-    assert all(np.min(error["map"]) >= 0 and np.max(error["map"]) <= 1 for error in errors)
+    images, maps, titles = trials.errors_of(one_fold.fold(), "real", 0)
+    assert len(images) == len(maps) == len(titles) == min(len(wrong), trials.ERRORS) > 0
+    found = wrong.set_index("image_id").loc[images.table.image_id]
+    np.testing.assert_allclose(abs(found.probability - (found.label == "AFF")), distance.iloc[: len(images)])
+    assert titles[0] == f"{found.label.iloc[0]}, p = {found.probability.iloc[0]:.2f}"
+    assert maps.min() >= 0 and maps.max() <= 1
 
 
 def test_finished_trials_are_skipped_until_their_inputs_change(one_fold, trained_with):

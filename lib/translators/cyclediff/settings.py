@@ -125,10 +125,8 @@ class Settings(FromParameters):
     @property
     def weights(self) -> dict[str, float]:
         """The weight of each loss, by its letter in eq. 13."""
-        named = zip(
-            "123456", ("diffusion", "adversarial", "cycle", "identity", "perceptual", "contrastive"), strict=True
-        )
-        found = {f"λ{number} {name}": getattr(self, name) for number, name in named}
+        names = ("diffusion", "adversarial", "cycle", "identity", "perceptual", "contrastive")
+        found = {f"λ{number} {name}": getattr(self, name) for number, name in enumerate(names, 1)}
         return found | ({"λ1 diffusion": 0.0} if self.joint == "frozen" else {})
 
     @property
