@@ -23,7 +23,7 @@ def check_choices(parameters: dict[str, object], executor: str = "local") -> Non
     n = values.get("num_processes", 1)
     if n < 1:
         raise Mistake(f"parameter num_processes: {n}; at least one process must work")
-    if not {"conditions", "methods", "learning_curve", "num_processes"} & set(values):
+    if n == 1 and not {"conditions", "methods", "learning_curve"} & set(values):
         return
     from lib.fidelity.controls import CONTROL_GENERATORS  # these load torch
     from lib.translators.methods import GENERATORS, METHODS

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -187,15 +188,49 @@ def tail(traceback: list[str], lines: int = 12) -> str:
     return "\n".join(plain("\n".join(traceback)).rstrip().splitlines()[-lines:])
 
 
-def run_notebook(step: Step, label: str, run: Run, pages: ModuleType) -> bool:
-    """Execute one notebook, write its page and record what came of it; whether it finished.
-
-    It counts as finished when its page is there: a run that is killed just before executes it again.
+def run_notebooks(
+    steps: Iterable[Step],
+    selected: list[Notebook],
+    total: int,
+    run: Run,
+    pages: ModuleType,
+    facts: Callable[[], dict],
+) -> bool:
+    """Execute or skip each selected notebook; whether all have finished.
 
     Parameters
     ----------
-    label : what its lines in the terminal begin with
+    steps : up to the last selected notebook, each planned when it is reached
+    total : how many notebooks the study has
     pages : `lib.report.pages`, which this room does not know
+    facts : what the manifest says of the run, asked for once and only where a notebook is executed
+    """
+    described = False
+    for number, step in enumerate(steps, 1):
+        label = f"{number}/{total}  {step.notebook.title}"
+        if step.notebook not in selected:
+            if step.record and step.reasons:
+                print(f"{label}  has changed since it was run; going on with what it made then")
+            continue
+        if not step.reasons:
+            print(f"{label}  unchanged, skipped  ({step.record['seconds']:.0f} s when it ran)")
+            continue
+        if not described:
+            run.record(**facts())
+            described = True
+        if not run_notebook(step, label, run, pages):
+            return False
+    page, manifest = run / "notebooks" / "index.html", run / "manifest.json"
+    if not page.exists() or page.stat().st_mtime_ns < manifest.stat().st_mtime_ns:  # an earlier call ended in between
+        pages.index(run)
+    return True
+
+
+def run_notebook(step: Step, label: str, run: Run, pages: ModuleType) -> bool:
+    """Execute one notebook, write its page and record what came of it; whether it finished.
+
+    It counts as finished when its page is there: a run that is killed just before executes it again. `label` begins its
+    lines in the terminal.
     """
     notebook, defaults = step.notebook, step.notebook.parameters
     copy = run.path("notebooks", notebook.path.name)
@@ -237,8 +272,17 @@ def run_notebook(step: Step, label: str, run: Run, pages: ModuleType) -> bool:
         if "error" in record:
             print(f"\npartly executed copy: {shown(copy)}", file=sys.stderr)
     run.record("notebooks", **{notebook.name: record})
+    record_kept(run)
     pages.index(run)
     return record["state"] == "finished"
+
+
+def record_kept(run: Run) -> None:
+    """Record the trainings that were kept though other code made them: path → what differs."""
+    from lib.run import checkpoints  # loads torch
+
+    if (trainings := checkpoints.kept(run.folder)) or "kept_trainings" in run.manifest:
+        run.record(kept_trainings=trainings)
 
 
 def remove_leftovers(folder: Path) -> None:

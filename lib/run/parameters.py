@@ -125,7 +125,7 @@ def within_repository(csv: Path) -> str:
 
 
 def typed(name: str, text: str, default):
-    """Return what the command line's text means: itself where the default is text, else YAML (`3`, `true`, `[0, 1]`)."""
+    """Return what the command line's text means: itself where the default is text, else YAML (`3`, `[0, 1]`)."""
     if isinstance(default, str):
         return text
     try:
@@ -135,7 +135,7 @@ def typed(name: str, text: str, default):
 
 
 def cast(name: str, value, default):
-    """Return a value in the type of the default: whole numbers may stand for floats, and so may `1e-4`, text to YAML."""
+    """Return a value in the type of the default: 3 may stand for a float, and so may `1e-4`, which is text to YAML."""
     kind = type(default)
     if default is None or (type(value) is kind and kind is not list):
         return value

@@ -43,9 +43,7 @@ def check_names(seldom: Mapping[str, object], prefix: str, *kinds: type) -> None
     known = [field.name for kind in kinds for field in fields(kind)]
     for name in seldom:
         if name not in known:
-            raise ValueError(
-                f"{prefix}{SETTINGS} has no {name!r}{nearest(name, known)}; there are {', '.join(known)}"
-            )
+            raise ValueError(f"{prefix}{SETTINGS} has no {name!r}{nearest(name, known)}; there are {', '.join(known)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
