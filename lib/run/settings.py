@@ -99,7 +99,9 @@ def settings_of(prefix: str) -> dict[str, tuple[object, str]]:
                 continue
             for field in kind.body:
                 if isinstance(field, ast.AnnAssign) and field.value is not None:
-                    found[field.target.id] = (_default(field, path), meanings.get(field.end_lineno, ""))
+                    lines = range(field.lineno, field.end_lineno + 1)
+                    meaning = next((meanings[line] for line in lines if line in meanings), "")
+                    found[field.target.id] = (_default(field, path), meaning)
     return found
 
 

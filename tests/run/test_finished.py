@@ -141,7 +141,9 @@ def test_a_training_that_was_begun_is_refused_other_parameters_as_a_finished_one
     before = snapshot(study)
     capsys.readouterr()
     assert again(study, "--run", "b") == 2
-    message = "runs/b was begun with how = 'error' (02_second), now it is 'no': take another --run NAME, or make 02_second"
+    message = (
+        "runs/b was begun with how = 'error' (02_second), now it is 'no': take another --run NAME, or make 02_second"
+    )
     assert message in capsys.readouterr().err
     assert snapshot(study) == before
     write(study / "notebooks", "02_second", cells)

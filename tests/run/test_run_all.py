@@ -1,7 +1,10 @@
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from types import ModuleType
 
 import papermill
 import pytest
@@ -9,6 +12,7 @@ from nbformat.v4 import new_code_cell
 from toy_study import again, command, manifest, snapshot, states, write
 
 import run_all
+from lib.run import checkpoints
 from lib.run.locks import HOLDER, sole_writer
 
 # One run
@@ -193,3 +197,82 @@ def test_two_runs_side_by_side(study, capsys):
     assert page.count('<img alt="Nothing in it."') == 2 and 'src="http' not in page
     assert command(study, "--compare", "a", "c") == 2
     assert "there is no run 'c'; there are a, b" in capsys.readouterr().err
+
+
+def test_the_study_is_the_notebooks():
+    assert list(run_all.STUDY) == [path.stem for path in sorted(run_all.NOTEBOOKS.glob("*.ipynb"))]
+    assert set(run_all.BY_HAND) <= set(run_all.STUDY)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--list"], ["-p", "cyclegan_stepz", "1"], ["--executor", "sge"]])
+def test_what_runs_nothing_loads_no_torch(tmp_path, arguments):
+    code = (
+        "import pathlib, sys, run_all\n"
+        f"try: run_all.main({arguments}, runs_folder=pathlib.Path({str(tmp_path)!r}))\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=run_all.ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+TELLS = """
+import json, os
+from lib.run.folder import Run
+told = {name: os.environ.get(name) for name in ("LIB_MACHINES", "LIB_OTHER_TRAINING")}
+Run(run_dir).record(told=told)
+"""
+
+
+def test_kernels_are_told_who_trains_and_what_to_do_with_other_trainings(study, monkeypatch):
+    cells = [new_code_cell('run_dir = "runs/quick"', metadata={"tags": ["parameters"]}), new_code_cell(TELLS)]
+    write(study / "notebooks", "03_third", cells)
+    assert again(study) == 0
+    told, here = manifest(study)["told"], {"partition": "", "account": "", "minutes": 240, "gpus": 1}
+    assert json.loads(told["LIB_MACHINES"]) == {"executor": "local"} | here
+    assert told["LIB_OTHER_TRAINING"] is None
+    write(study / "notebooks", "03_third", [*cells, new_code_cell("1")])
+    assert again(study, "--keep-trained") == 0
+    assert manifest(study)["told"]["LIB_OTHER_TRAINING"] == "keep"
+    monkeypatch.setattr(shutil, "which", lambda program: f"/usr/bin/{program}")
+    slurm = ["--executor", "slurm", "--slurm-partition", "gpu", "--slurm-account", "thesis", "--slurm-minutes", "480",
+             "--slurm-gpus", "0"]  # fmt: skip
+    assert again(study, "--only", "03", "--force", *slurm) == 0
+    told, there = manifest(study)["told"], {"partition": "gpu", "account": "thesis", "minutes": 480, "gpus": 0}
+    assert json.loads(told["LIB_MACHINES"]) == {"executor": "slurm"} | there
+    assert re.fullmatch(r"anew \d+\.\d+", told["LIB_OTHER_TRAINING"])
+    assert again(study, *slurm) == 0  # where it trains changes nothing
+
+
+def test_an_executor_without_a_cluster_touches_nothing(study, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    before = snapshot(study)
+    assert again(study, "--executor", "slurm") == 2
+    assert "--executor slurm: there is no sbatch here" in capsys.readouterr().err
+    assert snapshot(study) == before
+
+
+def test_kept_and_other_trainings_are_recorded_and_listed(study, capsys, monkeypatch):
+    kept = {"model/r0f0/checkpoint": "source: 1 then, 2 now"}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "kept", lambda run: kept)
+        assert again(study, "--only", "02", "--force") == 0
+        assert manifest(study)["kept_trainings"] == kept
+        assert again(study, "--list") == 0
+    assert (
+        "Kept, though other code made it:\n    model/r0f0/checkpoint  source: 1 then, 2 now" in capsys.readouterr().out
+    )
+    assert again(study, "--only", "02", "--force") == 0
+    assert manifest(study)["kept_trainings"] == {}
+
+
+def test_only_a_finished_run_is_published(study, capsys, monkeypatch):
+    published = ModuleType("lib.report.publish")
+    published.publish = lambda folder: folder / "figures"
+    monkeypatch.setitem(sys.modules, "lib.report.publish", published)
+    assert command(study, "--publish", "a") == 0
+    assert "runs/a/figures" in capsys.readouterr().out
+    assert command(study, "--publish", "b") == 2
+    assert "there is no run 'b'; there are a" in capsys.readouterr().err
+    assert again(study, "-p", "how", "error", "--only", "02", "--force") == 1
+    assert command(study, "--publish", "a") == 2
+    assert "runs/a is not finished (02_second is failed), so there is nothing to publish" in capsys.readouterr().err
