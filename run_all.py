@@ -14,11 +14,9 @@ or another process writes the run (nothing is touched).
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -48,9 +46,11 @@ BY_HAND = {"05_classifier_trials": "synthetic/verdicts.csv", "06_statistics": "r
 def main(arguments: list[str] | None = None, notebooks_folder: Path = NOTEBOOKS, runs_folder: Path = RUNS) -> int:
     """Do what the command line asks for and return the exit status."""
     options = command_line().parse_args(arguments)
-    name = f"{options.verify}-verify" if options.verify else options.run or options.profile
+    name = f"{options.verify}-verify" if options.verify else options.publish or options.run or options.profile
     folder = runs_folder / name
-    ThisPython.environment = environment(options)
+    machines = {name.removeprefix("slurm_"): value for name, value in vars(options).items() if "slurm_" in name}
+    other_training = "anew" if options.force else "keep" if options.keep_trained else ""
+    ThisPython.tell({"executor": options.executor} | machines, other_training)
     try:
         notebooks = read_notebooks(notebooks_folder)
         if options.compare:
@@ -123,12 +123,9 @@ def run_them(
     """Execute or skip each selected notebook; whether all have finished."""
     from lib.report import pages
 
-    def facts() -> dict:
-        seed = parameters.get("seed")
-        return {"profile": profile, "parameters": parameters, "seed": seed, **describe_environment()}
-
+    about = {"profile": profile, "parameters": parameters, "seed": parameters.get("seed")}
     planned = steps(notebooks[: notebooks.index(selected[-1]) + 1], selected, parameters, run.folder, force)
-    return run_notebooks(planned, selected, len(notebooks), run, pages, facts)
+    return run_notebooks(planned, selected, len(notebooks), run, pages, lambda: about | describe_environment())
 
 
 def steps(notebooks, selected, parameters: dict, folder: Path, force: bool = False) -> Iterator[Step]:
@@ -152,16 +149,6 @@ def check(notebooks, selected, parameters: dict, folder: Path, options: argparse
 
     check_request(notebooks, selected, parameters, folder, options.profile, options.force, bool(options.only))
     check_choices(parameters, options.executor)
-
-
-def environment(options: argparse.Namespace) -> dict[str, str]:
-    """Return what kernels are told: who trains (`lib.run.tasklist`), and what to do with a training that does not fit
-    (`lib.run.checkpoints`)."""
-    machines = {name.removeprefix("slurm_"): value for name, value in vars(options).items() if "slurm_" in name}
-    told = {"LIB_MACHINES": json.dumps({"executor": options.executor} | machines)}
-    if options.force or options.keep_trained:
-        told["LIB_OTHER_TRAINING"] = "keep" if options.keep_trained else f"anew {time.time()}"  # what began before now
-    return told
 
 
 def compare(first: str, second: str, runs: Path) -> int:
@@ -194,7 +181,10 @@ def publish(name: str, notebooks: list[Notebook], runs: Path) -> int:
 
     check_runs(runs, name)
     check_finished(notebooks, runs / name, "publish")
-    print(f"published: {shown(publish(runs / name))}")
+    try:
+        print(f"published: {shown(publish(runs / name))}")
+    except (ValueError, FileExistsError) as error:
+        raise Mistake(str(error)) from error
     return 0
 
 

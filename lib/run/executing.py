@@ -33,6 +33,8 @@ from lib.run.notebooks import Notebook
 from lib.run.parameters import changed
 from lib.run.settings import unlike
 
+MACHINES, OTHER_TRAINING = "LIB_MACHINES", "LIB_OTHER_TRAINING"  # environment variables of kernels
+FORCED = ".forced"  # file of a run: since when its trainings are made anew, until all are
 CLEAR_LINE = "\r\x1b[2K"
 
 
@@ -57,6 +59,14 @@ class ThisPython(AsyncKernelManager):
     )
     lock: int | None = None  # descriptor of the run's lock, which a kernel holds on where this process is killed
     environment: ClassVar[dict[str, str]] = {}  # variables beside those above
+
+    @classmethod
+    def tell(cls, machines: dict[str, object], other_training: str) -> None:
+        """Say to kernels who trains, as `lib.run.tasks.Machines` reads it, and what becomes of trainings that no longer
+        fit, as `lib.run.checkpoints` does: "", "keep" or "anew"."""
+        cls.environment = {MACHINES: json.dumps(machines)}
+        if other_training:
+            cls.environment[OTHER_TRAINING] = other_training
 
     async def start_kernel(self, **options) -> None:
         if self.lock is not None and os.name == "posix":
@@ -205,7 +215,11 @@ def run_notebooks(
     pages : `lib.report.pages`, which this room does not know
     facts : what the manifest says of the run, asked for once and only where a notebook is executed
     """
-    described = False
+    described, forced = False, run / FORCED
+    if ThisPython.environment.get(OTHER_TRAINING) == "anew":
+        if not forced.exists():
+            write_text(forced, str(time.time()))
+        ThisPython.environment[OTHER_TRAINING] += f" {forced.read_text(encoding='utf-8')}"
     for number, step in enumerate(steps, 1):
         label = f"{number}/{total}  {step.notebook.title}"
         if step.notebook not in selected:
@@ -223,6 +237,7 @@ def run_notebooks(
     page, manifest = run / "notebooks" / "index.html", run / "manifest.json"
     if not page.exists() or page.stat().st_mtime_ns < manifest.stat().st_mtime_ns:  # an earlier call ended in between
         pages.index(run)
+    forced.unlink(missing_ok=True)
     return True
 
 

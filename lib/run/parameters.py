@@ -63,7 +63,8 @@ def choose_parameters(notebooks: list[Notebook], profile: dict, given: list[tupl
     Returns
     -------
     dict
-        The parameters of the notebooks' cells; dictionaries of settings hold every field that no cell names.
+        The parameters of the notebooks' cells, without `run_dir`; dictionaries of settings hold all fields that no cell
+        names.
     """
     cells = defaults(notebooks)
     dictionaries = {name: settings_behind(name, cells) for name in cells if prefix_of(name, cells[name]) is not None}
@@ -90,7 +91,7 @@ def choose_parameters(notebooks: list[Notebook], profile: dict, given: list[tupl
             if not from_root(value).is_file():
                 raise Mistake(f"parameter {name}: there is no file {value}")
             values[name] = within_repository(from_root(value))
-    return {name: gathered(name, values, dictionaries) for name in cells}
+    return {name: gathered(name, values, dictionaries) for name in cells if name != "run_dir"}
 
 
 def gathered(name: str, values: dict[str, object], dictionaries: dict[str, dict]) -> object:

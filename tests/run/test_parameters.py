@@ -198,6 +198,6 @@ def test_names_of_a_run_from_before_there_were_dictionaries_are_the_same(toy):
     """They were parameters of the cells."""
     values = chosen(toy)
     old, new = Run(toy / "runs/old"), Run(toy / "runs/new")
-    old.record(parameters={name: value for name, value in settings.flat(values).items() if name != "run_dir"})
-    new.record(parameters={name: value for name, value in values.items() if name != "run_dir"})
+    old.record(parameters=settings.flat(values))
+    new.record(parameters=values)
     assert old.differing(new) == {}
