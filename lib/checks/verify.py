@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from safetensors import deserialize
 
+from lib.run.checkpoints import SET_ASIDE
+
 TIMES = ("seconds", "hours")  # columns of time, and values of a column `metric`
 TEXTS = ("answers.md",)
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
@@ -32,6 +34,7 @@ def compare_runs(a: Path, b: Path) -> pd.DataFrame:
     for pattern, kind in KINDS.items():
         found = {path.relative_to(run).as_posix() for run in (a, b) for path in run.rglob(f"[!.]{pattern}")}
         found = {name for name in found if not name.endswith("tasks.csv")}  # who did what, and when
+        found = {name for name in found if f"/{SET_ASIDE}" not in name}  # no longer the run's
         files |= dict.fromkeys(sorted(found), kind)
     rows = []
     for file, kind in files.items():

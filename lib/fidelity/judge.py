@@ -25,7 +25,6 @@ from lib.data.images import Images
 from lib.data.phantom import FAILURES, Phantom
 from lib.data.pixels import OnDisk, joined
 from lib.run.checkpoints import Checkpoint
-from lib.run.fingerprint import source_hash
 from lib.run.hardware import accelerator
 from lib.run.progress import progress
 from lib.run.randomness import batch_rows, flipped, generator, torch_generator
@@ -176,12 +175,13 @@ class Judge:
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=4e-3, total_steps=steps, pct_start=0.2)
         history = History()
         inputs = {"settings": self.settings, "steps": steps, "batch": batch, "seed": seed, "phantom": repr(phantom),
-                  "data": cohort_hash(cohort), "source": source_hash(__name__)}  # fmt: skip
+                  "data": cohort_hash(cohort)}  # fmt: skip
         objects = {"network": network, "optimiser": optimiser, "schedule": schedule, "history": history}
-        checkpoint = Checkpoint(Path(folder) / "checkpoint.pt", inputs, objects)
+        path = Path(folder) / "checkpoint.pt"
+        checkpoint = Checkpoint(path, inputs, objects, code=[self.fit], results=["judge.safetensors"])
         start = checkpoint.load()
         if not start:
-            (Path(folder) / "judge.safetensors").unlink(missing_ok=True)  # of an earlier training
+            checkpoint.make_room()
 
         if start < steps:
             pixels, drawn = examples(cohort, seed, phantom)

@@ -26,8 +26,9 @@ from lib.data.splits import PARTS, fold_keys, fold_name
 from lib.fidelity.distances import Space, distances, spaces
 from lib.fidelity.judge import Judge, zones
 from lib.fidelity.synthesis import INPUTS, TRANSLATORS
+from lib.run.checkpoints import differences, set_aside
 from lib.run.files import from_root, write_together
-from lib.run.fingerprint import source_hash
+from lib.run.fingerprint import name_of, source_hash
 from lib.run.randomness import generator
 from lib.run.tasklist import Task
 from lib.statistics.inference import kid, kid_jackknife, kid_permutation_test
@@ -325,12 +326,16 @@ def measure_fold(
     inputs = {method: json.loads((home / INPUTS).read_text(encoding="utf-8")) for method, home in homes.items()}
     inputs |= {"judge": hashlib.sha256(weights.read_bytes()).hexdigest()[:16], "phantom": repr(phantom)}
     training, validation, test = parts = [cohort.part(splits, *cell, part) for part in PARTS]
-    inputs |= {"inception": inception, "source": source_hash(__name__), "images": [*map(cohort_hashes, parts)]}
+    inputs |= {"inception": inception, "images": [*map(cohort_hashes, parts)]}
+    inputs |= {"code": name_of(measure_fold), "source": source_hash(measure_fold)}
     if (file := from_root(inception)).is_file():
         inputs |= {"inception_sha256": hashlib.sha256(file.read_bytes()).hexdigest()[:16]}
     text, place = json.dumps(inputs, indent=1), Path(folder, "fidelity")
-    if (known := place / f"{name}.json").exists() and known.read_text(encoding="utf-8") == text:
-        return
+    if (known := place / f"{name}.json").exists():
+        if (there := known.read_text(encoding="utf-8")) == text:
+            return
+        unlike, files = differences(json.loads(there), inputs), (f"{name}.csv", f"{name}_kid.csv", f"{name}.json")
+        set_aside(place, files, unlike, {})
     images, judge = {method: Cohort.load(home) for method, home in homes.items()}, Judge.load(weights.parent)
     noise, counterfactual = images.pop("noise", None), phantom.counterfactual(test) if phantom else None
     table = fidelity_table(images, training, validation, test, judge, counterfactual, noise, inception)

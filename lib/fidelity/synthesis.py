@@ -22,8 +22,9 @@ from lib.data.phantom import Phantom
 from lib.data.pixels import blocks
 from lib.data.splits import fold_keys, fold_name
 from lib.fidelity import controls
+from lib.run.checkpoints import differences, set_aside
 from lib.run.files import write_text, written
-from lib.run.fingerprint import source_hash
+from lib.run.fingerprint import name_of, source_hash
 from lib.run.hardware import arithmetic
 from lib.run.progress import no_progress, progress
 from lib.run.randomness import generator
@@ -109,11 +110,11 @@ def synthesise(
             "useless": partial(controls.useless, sources),
             "oracle": partial(controls.oracle, sources, hidden, phantom, seed),
         }[method]
-        if _unfinished(home, inputs):
+        if _unfinished(home, inputs, synthesise):
             make().save(home)
         return Cohort.load(home)
     weights = Path(folder, "cyclediff" if method == "noise" else method, fold_name(*cell), WEIGHTS)
-    if _unfinished(home, inputs | {"weights": _sha256(weights.read_bytes())}):
+    if _unfinished(home, inputs | {"weights": _sha256(weights.read_bytes())}, synthesise):
         if method == "noise":
             model = CycleDiff.load(weights.parent)
             table = model.noise_table(needed, "AFF", seed)
@@ -140,7 +141,7 @@ def translate_test(folder: Path, method: str, cell: tuple[int, int], cohort: Coh
     test = cohort.part(splits, *cell, "test")
     home, weights = _home(folder, method, cell) / "test", Path(folder, method, fold_name(*cell), WEIGHTS)
     inputs = {"method": method, "sources": cohort_hashes(test), "weights": _sha256(weights.read_bytes())}
-    if _unfinished(home, inputs):
+    if _unfinished(home, inputs, translate_test):
         model = TRANSLATORS[method].load(weights.parent)
         ways = [(test.select(label="NFF"), "AFF"), (test.select(label="AFF"), "NFF")]
         tables = [sources.provenance(to, method, _trained_on(weights)) for sources, to in ways]
@@ -198,13 +199,15 @@ def _translations(model, sources: Cohort, to: str) -> Iterator[Chunk]:
     return (partial(model.translate, few, to, batch=CHUNK) for _, few in sources.blocks(CHUNK))
 
 
-def _unfinished(home: Path, inputs: dict) -> bool:
-    """Whether a set of images is to be made, or made on, from these inputs; what was made from others is removed."""
-    text = json.dumps(inputs | {"source": source_hash(__name__), "arithmetic": arithmetic()}, indent=1)
-    path, table = home / INPUTS, home / "table.csv"
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        table.unlink(missing_ok=True)
-        shutil.rmtree(home / CHUNKS, ignore_errors=True)
+def _unfinished(home: Path, inputs: dict, by: Callable) -> bool:
+    """Whether a set of images is to be made, or made on, from these inputs; one of others is set aside."""
+    inputs = inputs | {"code": name_of(by), "source": source_hash(by), "arithmetic": arithmetic()}
+    text, path, table = json.dumps(inputs, indent=1), home / INPUTS, home / "table.csv"
+    there = path.read_text(encoding="utf-8") if path.exists() else "{}"
+    if there != text:
+        took = table.stat().st_mtime - path.stat().st_mtime if path.exists() and table.exists() else 0
+        names = ("table.csv", "pixels.npy", CHUNKS, INPUTS)
+        set_aside(home, names, differences(json.loads(there), inputs), {"seconds": took})
         write_text(path, text)
     elif table.exists():
         shutil.rmtree(home / CHUNKS, ignore_errors=True)  # of a process that was killed at its very end

@@ -26,7 +26,7 @@ from PIL import Image
 from lib.data.cohort import LABELS, TO_SOURCE
 from lib.radiographs.decoding import Radiograph, is_dicom, read_dataset, read_dicom, reason
 from lib.radiographs.geometry import Picture
-from lib.radiographs.preparing import CODE, over_cores
+from lib.radiographs.preparing import code, over_cores
 from lib.radiographs.table import EXCLUDED, OPTIONAL, RadiographsError, read_csv
 from lib.radiographs.writing import text_lines, without_text
 from lib.run.files import write_text, written
@@ -105,7 +105,7 @@ def import_folder(
         raise RadiographsError(f"--labels {labels} lies in the output folder, where nobody's number is to be: move it")
     key, labelled, linkage = read_key(key_file, out), read_labels(labels), linkage_of(key_file, out)
     known = {row["id"]: row for row in _read_private(linkage)}
-    made = f"{size} px{', writing hidden' * hide_text}, code {hashlib.sha256(CODE).hexdigest()[:8]}"
+    made = f"{size} px{', writing hidden' * hide_text}, code {code()[:8]}"
     pictures, source = out / "images", str(folder.resolve())
     files = {_file_id(key, folder, file): file for file in walk(folder)}
     gone = [id for id, row in known.items() if row["folder"] == source and id not in files]

@@ -19,12 +19,13 @@ from lib.radiographs.decoding import Radiograph, read_image
 from lib.radiographs.geometry import Picture, field_of_view, tilt
 from lib.radiographs.measures import measures
 from lib.radiographs.writing import text_lines, without_text
+from lib.run.fingerprint import source_hash
 
-# Part of a cached image's key: images prepared by older code are prepared again.
-CODE = b"".join(
-    Path(__file__).with_name(f"{name}.py").read_bytes()
-    for name in ("decoding", "geometry", "writing", "measures", "preparing")
-)
+
+@functools.cache
+def code() -> str:
+    """Return the part of a cached image's key by which images of other code are prepared again."""
+    return source_hash(_prepared_or_error)
 
 
 @dataclass(frozen=True)
@@ -180,5 +181,5 @@ def _entry(path: Path, size: int, how: Preparation, cache: str | Path | None) ->
     if cache is None:
         return None
     stat = path.stat()
-    key = hashlib.sha256(repr((str(path), stat.st_size, stat.st_mtime_ns, size, how)).encode() + CODE).hexdigest()
+    key = hashlib.sha256(repr((str(path), stat.st_size, stat.st_mtime_ns, size, how, code())).encode()).hexdigest()
     return Path(cache, key)

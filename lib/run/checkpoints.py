@@ -1,4 +1,8 @@
-"""run.checkpoints"""
+"""Checkpoints: trainings that go on where they were killed, and what becomes of those that no longer fit.
+
+Nothing that took long is deleted. A training that was made by other code or with other settings is set aside in its
+folder, `before-YYYYMMDD-HHMMSS/`, unless `LIB_OTHER_TRAINING` says otherwise (`other_training`).
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,24 @@ import json
 import os
 import time
 import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
+import pandas as pd
 import torch
 
-from lib.run.files import shown, written
+from lib.run.files import shown, write_text, written
+from lib.run.fingerprint import name_of, source_hash
+from lib.run.progress import duration
 
 EVERY = (120.0, 285.0)  # seconds between two checkpoints, at least and at most
+OTHER_TRAINING = "LIB_OTHER_TRAINING"  # environment variable: "" (the default), "keep" or "anew", see `other_training`
+SOURCE = "source"  # among a result's inputs: the fingerprint of its code
+RECORD = "training.json"  # in a checkpoint's archive: all but the tensors
+SET_ASIDE = "before-"  # what folders of trainings that no longer fit begin with
+MACHINE = ("precision", "arithmetic")  # inputs that follow from the computer
+MISSING = "missing"  # in differences: what one of the two lacks
 
 
 class Checkpoint:
@@ -24,15 +39,31 @@ class Checkpoint:
     Parameters
     ----------
     path : the file; the one before has `.before` in its name
-    inputs : what the training's result depends on: settings, seed, data hash, source hash. A checkpoint made from other
-        inputs is not continued.
+    inputs : what the training's result depends on: settings, seed, data hash; `steps` among them says when it is
+        finished. `self.inputs` also holds the fingerprint of the code.
     objects : by name, whatever has `state_dict` and `load_state_dict` (networks, optimisers, EMA, history)
+    code : functions that train, as for `lib.run.fingerprint.source_hash`
+    results : names of files and folders that the training leaves beside the checkpoint
+    made_before : inputs that follow from earlier results, so that nobody can set them as they were
     """
 
-    def __init__(self, path: Path, inputs: dict, objects: dict):
-        self.path, self.inputs, self.objects = Path(path), json.dumps(inputs), objects
+    def __init__(
+        self,
+        path: Path,
+        inputs: dict,
+        objects: dict,
+        code: Sequence[str | Callable] = (),
+        results: Sequence[str] = (),
+        made_before: Sequence[str] = (),
+    ):
+        self.path, self.objects, self.results, self.made_before = Path(path), objects, results, made_before
+        self.inputs = json.loads(json.dumps(inputs | ({SOURCE: source_hash(*code)} if code else {})))
+        self.code = [name_of(thing) for thing in code]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.step, self.saved_at, self.every = 0, time.monotonic(), EVERY[0]
+        self.begun_with, self.seconds, self.started = self.inputs, 0.0, int(time.time())
+        self.unlike: dict[str, tuple] = {}  # in what another training differs that lies here
+        self.other: dict = {}  # the record of that training
 
     @staticmethod
     def files(path: Path) -> tuple[Path, Path]:
@@ -41,29 +72,37 @@ class Checkpoint:
 
     @classmethod
     def remove(cls, path: Path) -> None:
+        """Delete the checkpoint of a training whose result is written."""
         for file in cls.files(path):
             file.unlink(missing_ok=True)
 
     def load(self) -> int:
         """Restore the objects and return the number of steps done: 0 where there is nothing to continue.
 
+        Nothing is moved or deleted yet: several processes may be reading. `make_room` does, called by one of them.
+
         Raises
         ------
         ValueError
-            Where there is a checkpoint of the same training by another number of processes.
+            Where a training lies here that may neither go on nor be set aside: see `goes_on`.
         """
         for path in filter(Path.exists, self.files(self.path)):
             try:
                 state = read_whole(path)
             except ValueError as error:
                 print(f"WARNING: {error}; the checkpoint before is used, where there is one.")
+                self.unlike = {"checkpoint": ("torn", "needed")}
                 continue
-            if state["inputs"] != self.inputs:
-                self._refuse_or_tell(path, json.loads(state["inputs"]), json.loads(self.inputs), state["step"])
+            self.other = {name: value for name, value in state.items() if name != "objects"}
+            past = json.loads(state["inputs"])
+            self.unlike = differences(past, self.inputs)
+            finished = state["step"] >= past.get("steps", float("inf"))
+            if not goes_on(self.path, self.unlike, self.inputs, finished, self.made_before, state.get("started", 0)):
                 return 0  # and the one before is older than what those inputs have left here
-            for name, thing in self.objects.items():
-                thing.load_state_dict(state["objects"][name])
-            self.step = state["step"]
+            self._restore(state["objects"])
+            self.step, self.begun_with = state["step"], past
+            self.seconds, self.started = state.get("seconds", 0.0), state.get("started", 0)
+            self.saved_at = time.monotonic()
             if state["threads"] != torch.get_num_threads() and not torch.cuda.is_available():
                 print(
                     f"WARNING: {shown(path)} was made by {state['threads']} threads, and goes on with "
@@ -73,16 +112,21 @@ class Checkpoint:
             break
         return self.step
 
-    @staticmethod
-    def _refuse_or_tell(path: Path, past: dict, now: dict, step: int) -> None:
-        unlike = sorted(name for name in past.keys() | now.keys() if past.get(name) != now.get(name))
-        if unlike == ["processes"]:
-            n = past.get("processes", 1)
+    def _restore(self, objects: dict) -> None:
+        try:
+            for name, thing in self.objects.items():
+                thing.load_state_dict(objects[name])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
             raise ValueError(
-                f"{shown(path)} was made by {n} process{'es' if n > 1 else ''}, and this would be another training, "
-                f"from its first step: set num_processes to {n}, or delete the file"
-            )
-        print(f"{shown(path)} (step {step:,}) is of another training ({', '.join(unlike)}): this one starts anew.")
+                f"{shown(self.path)} does not fit what the code now builds ({type(error).__name__}: {error}): run "
+                "without --keep-trained to set it aside, or check out the commit that it was made with"
+            ) from error
+
+    def make_room(self) -> None:
+        """Set aside what another training has left here; call it, in one process, where `load` returned 0."""
+        files = [*self.files(self.path), kept_file(self.path)]
+        names = [*(file.name for file in files), *self.results]
+        set_aside(self.path.parent, names, self.unlike or {"checkpoint": (MISSING, "needed")}, self.other)
 
     def due(self) -> bool:
         """Whether it is time to save: after two minutes, or later where saving takes more than a sixtieth of that."""
@@ -97,18 +141,22 @@ class Checkpoint:
             Where it cannot be written: the message says which step is kept.
         """
         start, (path, before) = time.monotonic(), self.files(self.path)
+        record = {"step": step, "inputs": json.dumps(self.begun_with), "threads": torch.get_num_threads()}
+        seconds = round(self.seconds + start - self.saved_at, 1)
+        record |= {"code": self.code, "started": self.started, "seconds": seconds}
         state = {name: thing.state_dict() for name, thing in self.objects.items()}
         try:
             with written(path) as part:
-                torch.save(
-                    {"step": step, "inputs": self.inputs, "objects": state, "threads": torch.get_num_threads()}, part
-                )
+                torch.save(record | {"objects": state}, part)
+                with zipfile.ZipFile(part, "a") as archive:  # below the folder of the others, or torch refuses it
+                    top = next(iter(archive.namelist()), "training").split("/")[0]
+                    archive.writestr(f"{top}/{RECORD}", json.dumps(record))
                 if path.exists():
                     os.replace(path, before)
         except OSError as error:
             kept = f"step {self.step:,} is kept, and the same again goes on from there"
             raise OSError(f"{error}; {kept}") from error
-        self.step, self.saved_at = step, time.monotonic()
+        self.step, self.seconds, self.saved_at = step, seconds, time.monotonic()
         self.every = min(max(60 * (self.saved_at - start), EVERY[0]), EVERY[1])
 
 
@@ -124,3 +172,223 @@ def read_whole(path: Path) -> dict:
         except Exception as error:  # nearly any, where what is read is not what was written
             torn = error
     raise ValueError(f"{shown(path)} is torn ({torn})")
+
+
+def read_record(path: Path) -> dict:
+    """Return what a checkpoint tells of its training, without its tensors: `step, inputs, code, started, seconds`.
+
+    Raises
+    ------
+    ValueError
+        Where it tells nothing: it is torn, or of an older version of the code.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith(f"/{RECORD}"))
+            return json.loads(archive.read(name))
+    except (StopIteration, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{shown(path)} tells nothing of its training") from error
+
+
+# What no longer fits --------------------------------------------------------------------------------------------------
+
+
+def other_training() -> tuple[str, float]:
+    """Return what to do with trainings that do not fit, and since when: what `LIB_OTHER_TRAINING` says.
+
+    "" sets aside and trains anew where code differs, or a finished training's settings; a half-done training with other
+    settings is refused. "keep" (`run_all.py --keep-trained`) goes on with what was made by other code. "anew"
+    (`--force`) sets everything aside that began before the time behind it (`begin_anew`), or everything.
+    """
+    mode, _, since = os.environ.get(OTHER_TRAINING, "").partition(" ")
+    if mode not in ("", "keep", "anew"):
+        raise ValueError(f"{OTHER_TRAINING}={mode!r}: there are '', 'keep' and 'anew'")
+    return mode, float(since or "inf")
+
+
+def begin_anew() -> str:
+    """Return the value of `LIB_OTHER_TRAINING` that sets aside what began before now, but nothing that begins now."""
+    return f"anew {int(time.time())}"
+
+
+def differences(past: dict, now: dict) -> dict[str, tuple]:
+    """Return the inputs in which two trainings differ: dotted name → (then, now)."""
+
+    def flat(values: dict, above: str = "") -> dict:
+        found = {}
+        for name, value in values.items():
+            found |= flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+        return found
+
+    past, now = flat(json.loads(json.dumps(past))), flat(json.loads(json.dumps(now)))
+    names = sorted(past.keys() | now.keys())
+    both = {name: (past.get(name, MISSING), now.get(name, MISSING)) for name in names}
+    unlike = {name: values for name, values in both.items() if values[0] != values[1]}
+    return {
+        name: values
+        for name, values in unlike.items()  # `steps` beside `settings.steps` says nothing more
+        if not any(other.endswith(f".{name}") and values == unlike[other] for other in unlike)
+    }
+
+
+def goes_on(
+    path: Path,
+    unlike: dict[str, tuple],
+    inputs: dict,
+    finished: bool,
+    made_before: Sequence[str] = (),
+    started: float = 0,
+) -> bool:
+    """Whether a training that lies here goes on, or its result is taken, though it differs from what is asked for.
+
+    Otherwise it is to be set aside, and the training begins. Where it goes on by "keep", a file beside it says so, and
+    it need not be asked again.
+
+    Parameters
+    ----------
+    path : of the checkpoint or result
+    unlike : `differences`; what one of the two lacks, no user has set: it differs in code
+    inputs : those that are asked for now
+
+    Raises
+    ------
+    ValueError
+        Where only the number of processes differs; and where a half-done training has other settings, seed or cohort,
+        with each value then and now.
+    """
+    mode, since = other_training()
+    if mode == "anew" and started < since:
+        unlike.setdefault("asked", ("there", "anew"))
+        return False
+    code = {name for name, values in unlike.items() if name.startswith(SOURCE) or MISSING in values} - {"processes"}
+    chosen = {name: unlike[name] for name in unlike if name not in code and name.split(".")[0] not in made_before}
+    if list(chosen) == ["processes"] and (len(unlike) == 1 or mode == "keep"):
+        n = 1 if unlike["processes"][0] == MISSING else unlike["processes"][0]
+        raise ValueError(
+            f"{shown(path)} was made by {n} process{'es' if n > 1 else ''}, and this would be another training, "
+            f"from its first step: set num_processes to {n}, or delete the file"
+        )
+    refused = chosen.keys() - (MACHINE if mode == "keep" else ())
+    if refused and (mode == "keep" or not finished):
+        raise ValueError(
+            f"{shown(path)} is of a {'finished' if finished else 'half-done'} training with other settings ("
+            f"{said(chosen)}): set them as then, take another run folder, or set it aside with run_all.py --force "
+            f"(by hand: {OTHER_TRAINING}=anew)"
+        )
+    if not unlike:
+        return True
+    if (file := kept_file(path)).exists() and json.loads(file.read_text(encoding="utf-8"))["inputs"] == inputs:
+        return True
+    if mode == "keep" and set(unlike) <= {*code, *MACHINE}:
+        print(f"{shown(path)} is kept, though it was made by other code ({said(unlike)}).")
+        write_text(file, json.dumps({"differs": unlike, "inputs": inputs}, indent=1))
+        return True
+    return False
+
+
+def said(unlike: dict[str, tuple]) -> str:
+    """Return differences as messages name them."""
+    return "; ".join(f"{name}: {then} then, {now} now" for name, (then, now) in unlike.items())
+
+
+def set_aside(folder: Path, names: Sequence[str], unlike: dict[str, tuple], record: dict) -> Path | None:
+    """Move a result that no longer fits into `before-YYYYMMDD-HHMMSS/` of its folder, and say what that costs.
+
+    Parameters
+    ----------
+    names : files and folders of the result; those that are there are moved
+    unlike : in what it differs from what is asked for, see `differences`; written beside it
+    record : what is known of it: `step, inputs, seconds`
+
+    Returns
+    -------
+    The new folder; None where there was nothing to move
+    """
+    there = [name for name in names if (folder / name).exists()]
+    if not there:
+        return None
+    place = folder / f"{SET_ASIDE}{datetime.now():%Y%m%d-%H%M%S}"
+    while any((place / name).exists() for name in there):
+        place = place.with_name(f"{place.name}-")
+    about = {name: record.get(name) for name in ("step", "seconds", "code")} | {"differs": unlike}
+    about["inputs"] = json.loads(record["inputs"]) if isinstance(record.get("inputs"), str) else record.get("inputs")
+    write_text(place / f"{Path(there[0]).stem}.why.json", json.dumps(about, indent=1))
+    for name in there:
+        os.replace(folder / name, place / name)
+    seconds = whole_seconds(record)
+    took = f"; making it anew takes about {duration(seconds)}, as it did then" if seconds else ""
+    print(f"{shown(folder / there[0])} no longer fits ({said(unlike)}) and is set aside in {place.name}{took}.")
+    return place
+
+
+def whole_seconds(record: dict) -> float:
+    """Return how long all steps of a training take, from what those took that were done; 0 where it is not known."""
+    inputs = record.get("inputs") or {}
+    steps = (json.loads(inputs) if isinstance(inputs, str) else inputs).get("steps")
+    share = steps / record["step"] if steps and record.get("step") else 1
+    return record.get("seconds", 0.0) * share
+
+
+def kept_file(path: Path) -> Path:
+    """Return the file that says that a checkpoint or result is kept though other code made it."""
+    return path.with_suffix(".kept.json")
+
+
+# What a run holds -----------------------------------------------------------------------------------------------------
+
+
+def _results(run: Path) -> Iterator[tuple[Path, dict]]:
+    """Checkpoints of a run, and results in JSON that name their code; what is set aside is left out."""
+    for path in sorted([*run.rglob("*.pt"), *run.rglob("*.json")]):
+        if path.name.startswith(".") or any(part.startswith(SET_ASIDE) for part in path.relative_to(run).parts):
+            continue
+        try:
+            if path.suffix == ".json":
+                content = json.loads(path.read_text(encoding="utf-8"))
+                if isinstance(content, dict) and "code" in content and "kept" not in path.suffixes:
+                    yield path, content
+            elif not path.stem.endswith(".before"):
+                yield path, read_record(path)
+        except ValueError:
+            yield path, {}
+
+
+def trainings(run: Path) -> pd.DataFrame:
+    """Return what took a run's time, and whether it fits the code as it is now; no tensor is read.
+
+    Returns
+    -------
+    DataFrame, one row a checkpoint, trial, set of images or measurement: `path` (from the run's folder), `state`
+        ("finished", "half-done", "torn"), `step`, `steps`, `seconds` (spent so far), `anew` (seconds for all steps; NaN
+        where unknown), `then` and `now` (fingerprints), `fits` and `kept`
+    """
+    rows = []
+    for path, record in _results(Path(run)):
+        inputs = record.get("inputs") or {}
+        inputs = json.loads(inputs) if isinstance(inputs, str) else inputs
+        then, code = inputs.get(SOURCE, record.get(SOURCE)), record.get("code", ())
+        code = [code] if isinstance(code, str) else code
+        try:
+            now = source_hash(*code) if code else None
+        except ValueError:  # a function of another name
+            now = None
+        step, steps = record.get("step"), inputs.get("steps")
+        state = "finished" if path.suffix == ".json" or step == steps else "half-done" if record else "torn"
+        file = kept_file(path)
+        kept = file.exists() and json.loads(file.read_text(encoding="utf-8"))["inputs"].get(SOURCE) == now
+        rows.append(
+            {"path": path.relative_to(run).as_posix(), "state": state, "step": step, "steps": steps,
+             "seconds": record.get("seconds"), "anew": whole_seconds(record) or None, "then": then, "now": now,
+             "fits": kept or then == now, "kept": kept}
+        )  # fmt: skip
+    columns = ["path", "state", "step", "steps", "seconds", "anew", "then", "now", "fits", "kept"]
+    return pd.DataFrame(rows, columns=columns).astype({"seconds": float, "anew": float})
+
+
+def kept(run: Path) -> dict[str, str]:
+    """Return what a run has kept though other code made it: path from the run's folder → what differs."""
+    files = [path for path in sorted(Path(run).rglob("*.kept.json"))]
+    files = [path for path in files if not any(part.startswith(SET_ASIDE) for part in path.parts)]
+    content = {path: json.loads(path.read_text(encoding="utf-8")) for path in files}
+    names = {path: path.relative_to(run).as_posix().removesuffix(".kept.json") for path in files}
+    return {names[path]: said(about["differs"]) for path, about in content.items()}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from lib.run.files import ROOT
 
-MUTE = ("lib.run.locks", "lib.run.progress")  # calls of these count as little as their code
+MUTE = ("lib.run.locks", "lib.run.progress", "lib.translators.training.save_preview")  # their calls do not count either
 QUIET = (  # modules and definitions that change no number
     *MUTE,
     *(f"lib.run.{name}" for name in ("checkpoints", "files", "fingerprint", "folder", "local", "slurm", "tasklist")),
@@ -44,10 +44,14 @@ def source_hash(*things: str | Callable, root: Path = ROOT) -> str:
         name alone stands for all that it defines. An inherited method needs its class beside it.
     root : the folder that holds `lib`
     """
-    reach = _Reach(root)
-    for name in map(name_of, things):
-        reach.start(name)
-    return reach.digest()
+    names = tuple(map(name_of, things))
+    digest, files = _found.get((names, root), ("", {}))
+    if not digest or any(_state(path) != state for path, state in files.items()):
+        reach = _Reach(root)
+        for name in names:
+            reach.start(name)
+        digest, _ = _found[names, root] = reach.digest(), reach.files
+    return digest
 
 
 def code_hash(source: str, root: Path = ROOT) -> str:
@@ -66,6 +70,18 @@ def code_hash(source: str, root: Path = ROOT) -> str:
 def name_of(thing: str | Callable) -> str:
     """Return the name of a function or class as `source_hash` takes it: "lib.trials.trials:run_trial"."""
     return thing if isinstance(thing, str) else f"{thing.__module__}:{thing.__qualname__}"
+
+
+_found: dict[tuple, tuple[str, dict[Path, tuple[int, int]]]] = {}  # digests, with the files that they follow from
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Time and size of a file; None where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
 
 
 # What is left of code -------------------------------------------------------------------------------------------------
@@ -184,10 +200,15 @@ class Unit:
     files: set[str] = field(default_factory=set)
 
     @classmethod
-    def of(cls, nodes: list[ast.AST], foreign: set[str], owner: str = "") -> Unit:
+    def of(cls, nodes: list[ast.AST], foreign: set[str], owner: str = "", data: frozenset[str] = frozenset()) -> Unit:
+        """Make a unit; `owner` is the class that a method belongs to, `data` what its `self` holds besides methods."""
         unit = cls(owner + "".join(f"\n{ast.unparse(node)}" for node in nodes))
         for node in nodes:
             unit._collect(node, frozenset(), foreign)
+        for one in (one for node in nodes for one in ast.walk(node) if data and isinstance(one, ast.Attribute)):
+            if not (isinstance(one.value, ast.Name) and one.value.id == "self" and one.attr in data):
+                data -= {one.attr}  # named of something else, too
+        unit.attributes -= data
         return unit
 
     def _collect(self, node: ast.AST, local: frozenset[str], foreign: set[str]) -> None:
@@ -296,7 +317,11 @@ class Module:
                     methods.setdefault(one.name, []).append(one)
             it.body = [one for one in it.body if not isinstance(one, FUNCTIONS)] or [ast.Pass()]
             bases = [ast.unparse(base).split("[")[0] for base in it.bases]
-            units = {key: Unit.of(those, self.foreign, name) for key, those in methods.items()}
+            everything = ast.walk(ast.Module([*it.body, *(one for those in methods.values() for one in those)], []))
+            stored = (one for one in everything if isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Store))
+            data = {one.attr for one in stored if isinstance(one.value, ast.Name) and one.value.id == "self"}
+            data = frozenset((data | _bound(it.body)) - methods.keys())
+            units = {key: Unit.of(those, self.foreign, name, data) for key, those in methods.items()}
             return Definition(Unit.of([it], self.foreign), bases, units)
         return Definition(Unit.of(statements, self.foreign, name))
 
@@ -306,7 +331,8 @@ def _within(name: str, those: tuple[str, ...]) -> bool:
 
 
 @functools.lru_cache(maxsize=256)
-def _read(path: Path, name: str, mtime_ns: int, size: int) -> Module:
+def _read(path: Path, name: str, state: tuple[int, int]) -> Module:
+    """The module in a file, parsed once for each state of the file."""
     parts = tuple(name.split("."))
     package = parts if path.name == "__init__.py" else parts[:-1]
     return Module(name, path.read_text(encoding="utf-8"), path.parent, package, _within(name, (SPEAKS,)))
@@ -321,6 +347,7 @@ class _Reach:
     def __init__(self, root: Path):
         self.root = root
         self.modules: dict[str, Module | None] = {}
+        self.files: dict[Path, tuple[int, int] | None] = {}  # their states
         self.parts: set[str] = set()  # digests of the code that counts
         self.seen: set[tuple[str, str, bool]] = set()
         self.called: set[str] = set()  # attributes named anywhere in it
@@ -348,8 +375,8 @@ class _Reach:
             self.modules[name], stem = None, self.root.joinpath(*name.split("."))
             for path in (stem.with_suffix(".py"), stem / "__init__.py"):
                 if path.is_file():
-                    stat = path.stat()
-                    self.modules[name] = _read(path, name, stat.st_mtime_ns, stat.st_size)
+                    self.files[path] = _state(path)
+                    self.modules[name] = _read(path, name, self.files[path])
         return self.modules[name]
 
     def all_of(self, module: Module) -> None:
@@ -395,6 +422,7 @@ class _Reach:
                 self.define(*target)
         for file in sorted(unit.files):
             for path in (module.folder / file, module.folder / "templates" / file):
+                self.files[path] = _state(path)
                 if path.is_file():
                     edges.append(f"{file} = {hashlib.sha256(path.read_bytes()).hexdigest()}")
         self.parts.add(_hash("\n".join([unit.text, *sorted(set(edges))])))

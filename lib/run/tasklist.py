@@ -8,6 +8,7 @@ became of each stands in a file of its own, and all together in a table.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -20,18 +21,22 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
-from lib.run.files import ROOT, from_root, without_paths, write_text, written
+from lib.run.files import from_root, without_paths, write_text, written
+from lib.run.fingerprint import source_hash
 from lib.run.locks import Busy, sole_writer
 from lib.run.progress import progress
 
 OPEN = ("waiting", "running")
 STATES = (*OPEN, "done", "failed")
 COLUMNS = ("state", "attempts", "job", "started", "seconds", "memory_mb", "log", "error")
+LARGE = 2**20  # bytes from which an array's digest stands for it in a task's key
 SHORT = ["state", "attempts", "seconds", "memory_mb"]
 
 
@@ -51,12 +56,49 @@ class Task:
     result: Path
     needs: tuple[Path, ...] = ()
 
-    def key(self, code: bytes) -> str:
-        """Sixteen hexadecimal digits that change with the code, with what it is given and with what it needs."""
-        digest = hashlib.sha256(code + pickle.dumps(self))
+    def key(self, arithmetic: str, arrays: dict[int, tuple[np.ndarray, str]]) -> str:
+        """Return sixteen hexadecimal digits that change with its code, with what it is given and with what it needs.
+
+        Parameters
+        ----------
+        arithmetic : see `Machines.arithmetic`
+        arrays : by `id`, large arrays that other tasks were given, and their digests; filled
+        """
+        digest = hashlib.sha256(arithmetic.encode() + source_hash(*callables(self.do)).encode())
+        digest.update(_Short.dumps(self, arrays))
         for path in self.needs:
             digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"-")
         return digest.hexdigest()[:16]
+
+
+class _Short(pickle.Pickler):
+    """Pickles with digests in the place of large arrays, each made once for all tasks that are given the array."""
+
+    def __init__(self, file, arrays: dict[int, tuple[np.ndarray, str]]):
+        super().__init__(file)
+        self.arrays = arrays
+
+    def persistent_id(self, thing) -> str | None:
+        if type(thing) is not np.ndarray or thing.dtype.hasobject or thing.nbytes < LARGE:
+            return None
+        if id(thing) not in self.arrays:  # held as long as its number stands for it
+            digest = hashlib.sha256(f"{thing.dtype.str} {thing.shape}".encode())
+            digest.update(np.ascontiguousarray(thing).data.cast("B"))
+            self.arrays[id(thing)] = thing, digest.hexdigest()
+        return self.arrays[id(thing)][1]
+
+    @classmethod
+    def dumps(cls, thing, arrays: dict[int, tuple[np.ndarray, str]]) -> bytes:
+        cls(file := io.BytesIO(), arrays).dump(thing)
+        return file.getvalue()
+
+
+def callables(do: Callable) -> list[Callable]:
+    """Return the functions and classes of `lib` that a task calls: its own, and those that it is given."""
+    if isinstance(do, partial):
+        return [one for part in (do.func, *do.args, *do.keywords.values()) for one in callables(part)]
+    named = callable(do) and hasattr(do, "__qualname__")
+    return [do] if named and (do.__module__ or "").startswith("lib.") else []
 
 
 class TasksFailed(RuntimeError):
@@ -125,8 +167,8 @@ class TaskList:
 
     def __init__(self, folder: Path, pieces: dict[str, Task], machines: Machines):
         self.folder, self.pieces = Path(folder), pieces
-        code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted((ROOT / "lib").rglob("*.py")))).digest()
-        self.keys = {name: piece.key(code + machines.arithmetic.encode()) for name, piece in pieces.items()}
+        arrays: dict[int, tuple[np.ndarray, str]] = {}
+        self.keys = {name: piece.key(machines.arithmetic, arrays) for name, piece in pieces.items()}
 
     @property
     def name(self) -> str:

@@ -33,7 +33,6 @@ from lib.data.cohort import LABELS, Cohort
 from lib.data.hashes import cohort_hash, patients_hash
 from lib.run.checkpoints import Checkpoint
 from lib.run.files import write_text
-from lib.run.fingerprint import source_hash
 from lib.run.hardware import accelerator
 from lib.run.progress import progress
 from lib.run.randomness import batch_rows, flipped, torch_generator
@@ -53,12 +52,12 @@ from lib.translators.networks import (
 )
 from lib.translators.training import (
     EMA,
+    RESULTS,
     WEIGHTS,
     History,
     Watch,
     check_finite,
     preview_due,
-    remove_results,
     save_preview,
 )
 from lib.translators.translator import check_size, domains, translated
@@ -181,20 +180,21 @@ class CycleGAN:
         self.metadata |= {"processes": share.processes} if share.processes > 1 else {}
         self.metadata |= {"seed": seed, "steps": s.steps, "image_size": cohort.size}
         self.metadata |= {"cohort_hash": cohort_hash(cohort), "patients_hash": patients_hash(cohort)}
-        inputs = self.metadata | {"source_hash": source_hash(__name__)}
         checkpoint = Checkpoint(
             folder / "checkpoint.pt",
-            inputs,
+            self.metadata,
             objects={
                 "G": self.G, "F": self.F, "D_X": D_X, "D_Y": D_Y, "G_average": G_average, "F_average": F_average,
                 "optimiser_G": optimiser_G, "optimiser_D": optimiser_D, "pool_X": pool_X, "pool_Y": pool_Y,
                 "history": history,
             },
+            code=[self.fit],
+            results=RESULTS,
         )  # fmt: skip
         done = checkpoint.load()
-        share.check_same(inputs | {"steps done": done})
+        share.check_same(checkpoint.inputs | {"steps done": done})
         if not done and machine.is_main_process:
-            remove_results(folder)  # of an earlier training
+            checkpoint.make_room()
 
         def draw(images: torch.Tensor, step: int, domain: int) -> torch.Tensor:
             rows = batch_rows(len(images), s.batch, step, seed, 10 + domain)

@@ -9,7 +9,6 @@ checkpoint draws the same batches, flips, noise and times as one that was not, w
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from lib.data.cohort import Cohort, to_pixels
 from lib.run.files import written
 
 WEIGHTS = "weights.safetensors"
+RESULTS = (WEIGHTS, "history.csv", "previews")  # what a training leaves beside its checkpoint
 # Averages and history ------------------------------------------------------------------------------------------------
 
 
@@ -103,13 +103,6 @@ Watch = Callable[[History, Path], bool]  # the losses so far and the training's 
 
 
 # Checkpoints and weights ---------------------------------------------------------------------------------------------
-
-
-def remove_results(folder: Path) -> None:
-    """Delete what an earlier training left, but for its checkpoint: for a training that starts from step 0."""
-    for name in (WEIGHTS, "history.csv"):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "previews", ignore_errors=True)
 
 
 def preview_due(step: int, steps: int, previews: int) -> bool:

@@ -22,7 +22,6 @@ from lib.data.hashes import cohort_hash
 from lib.data.images import Images
 from lib.run.checkpoints import Checkpoint
 from lib.run.files import from_root
-from lib.run.fingerprint import source_hash
 from lib.run.hardware import accelerator
 from lib.run.randomness import batch_rows, torch_generator
 from lib.run.weights import read_weights
@@ -299,12 +298,13 @@ def train(
             "description": description,
             "training": cohort_hash(training),
             "validation": cohort_hash(validation),
-            "source": source_hash(__name__),
         }
         objects = {"network": network, "optimizer": optimizer, "schedule": schedule}
         objects |= {"history": history, "best": best, "spent": spent}
-        saved = Checkpoint(checkpoint, inputs, objects)
+        saved = Checkpoint(checkpoint, inputs, objects, code=[train], made_before=["training", "validation"])
         start = saved.load()
+        if not start:
+            saved.make_room()
 
     images, validation_images = Images(training.pixels), Images(validation.pixels)
     targets, validation_targets = (

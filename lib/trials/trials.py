@@ -22,9 +22,9 @@ from lib.data.cohort import Cohort
 from lib.data.hashes import cohort_hash
 from lib.data.leaks import check_parts
 from lib.data.splits import PARTS, fold_keys, fold_name
-from lib.run.checkpoints import Checkpoint
+from lib.run.checkpoints import Checkpoint, differences, goes_on, kept_file, set_aside
 from lib.run.files import from_root, write_text, write_together
-from lib.run.fingerprint import source_hash
+from lib.run.fingerprint import name_of, source_hash
 from lib.run.folder import Run
 from lib.run.hardware import arithmetic
 from lib.run.tasklist import Machines, Task
@@ -161,14 +161,18 @@ def run_trial(
         "training": cohort_hash(training),
         "validation": cohort_hash(validation),
         "test": cohort_hash(test),
-        "source": source_hash(__name__),
+        "source": source_hash(run_trial),
         "arithmetic": arithmetic(),
     }
     checkpoint, start = path.with_suffix(".pt"), time.perf_counter()
-    if path.exists() and json.loads(path.read_text(encoding="utf-8"))["inputs"] == inputs:
-        Checkpoint.remove(checkpoint)  # of a process that was killed when it had written the result
-        return
-    path.unlink(missing_ok=True)
+    if path.exists():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        unlike = differences(there["inputs"], inputs)
+        images = ("training", "validation", "test")
+        if goes_on(path, unlike, inputs, finished=True, made_before=images, started=path.stat().st_mtime):
+            Checkpoint.remove(checkpoint)  # of a process that was killed when it had written the result
+            return
+        set_aside(path.parent, [path.name, kept_file(path).name], unlike, there)
     trained = classifier.train(
         training, validation, settings, seed, aff_weight=aff_weight, standard=condition.standard, checkpoint=checkpoint
     )
@@ -176,6 +180,8 @@ def run_trial(
     labels, of_patients = patient_probabilities(test, probabilities)
     result = {
         "inputs": inputs,
+        "code": name_of(run_trial),
+        "seconds": time.perf_counter() - start,
         "classifier": trained.description,
         "images": {"NFF": int((training.targets == 0).sum()), "AFF": int((training.targets == 1).sum())},
         "metrics": {

@@ -17,7 +17,6 @@ from lib.data.hashes import cohort_hash, patients_hash
 from lib.data.images import Images
 from lib.run.checkpoints import Checkpoint
 from lib.run.files import write_text
-from lib.run.fingerprint import source_hash
 from lib.run.hardware import accelerator
 from lib.run.progress import progress
 from lib.run.randomness import torch_generator
@@ -26,7 +25,7 @@ from lib.translators.cyclediff.networks import Denoisers, Networks
 from lib.translators.cyclediff.process import Denoise, diffuse, generate, invert, time_grid
 from lib.translators.cyclediff.settings import Sampler, Settings
 from lib.translators.cyclediff.train import Training
-from lib.translators.training import WEIGHTS, History, Watch, preview_due, remove_results, save_preview
+from lib.translators.training import RESULTS, WEIGHTS, History, Watch, preview_due, save_preview
 from lib.translators.translator import check_sources, domains, translated
 
 
@@ -100,12 +99,12 @@ class CycleDiff:
         self.metadata |= {"processes": share.processes} if share.processes > 1 else {}
         self.metadata |= {"seed": seed, "steps": steps, "image_size": cohort.size, "perceptual": training.perceptual}
         self.metadata |= {"cohort_hash": cohort_hash(cohort), "patients_hash": patients_hash(cohort)}
-        inputs = self.metadata | {"source_hash": source_hash(__name__)}
-        checkpoint = Checkpoint(folder / "checkpoint.pt", inputs, training.objects() | {"history": history})
+        objects = training.objects() | {"history": history}
+        checkpoint = Checkpoint(folder / "checkpoint.pt", self.metadata, objects, code=[self.fit], results=RESULTS)
         done = checkpoint.load()
-        share.check_same(inputs | {"steps done": done})
+        share.check_same(checkpoint.inputs | {"steps done": done})
         if not done and machine.is_main_process:
-            remove_results(folder)  # of an earlier training
+            checkpoint.make_room()
 
         bar = progress(steps, done, desc=self.name)
         for step in range(done, steps):
