@@ -26,7 +26,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def no_links_left(tmp_path_factory):
-    """Tables in temporary folders are reached by links in data/ (`run_all.within_repository`)."""
+    """Tables in temporary folders are reached by links in data/ (`lib.run.parameters.within_repository`)."""
     yield
     for path in (ROOT / "data").iterdir():
         if path.is_symlink() and path.readlink().is_relative_to(tmp_path_factory.getbasetemp()):

@@ -1,18 +1,18 @@
 """The run: a folder that knows its parameters, versions, seeds, hardware, what is finished and what it took.
 
-Nothing here knows papermill, and only `environment` loads torch, so every other file may use it.
+Nothing here knows papermill or loads torch, so every other file may use it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from lib.run.files import cannot_write, from_root, shown, write_text
 from lib.run.locks import HOLDER, Busy, held_by, holder
-
-WHERE = ("executor", "slurm_partition", "slurm_gpus", "slurm_minutes", "slurm_account")  # parameters: no result follows
+from lib.run.settings import flat, prefix_of, settings_of, unlike
 
 
 class NotYet(FileNotFoundError):
@@ -106,20 +106,17 @@ class Run:
         Busy
             Where another process holds the run, and did not start this one.
         ValueError
-            Where the run was made with other parameters; those that say only where to train (`WHERE`) may differ.
+            Where the run was made with other parameters. Those that the notebook does not know any more may differ.
         """
         if os.environ.get(HOLDER) != str(self.folder.resolve()) and (owner := holder(self.folder)) is not None:
             raise Busy(held_by(self.folder, owner))
-        past = self.manifest.get("notebooks", {}).get(notebook, {}).get("parameters", {})
-        unlike = [
-            f"{name} = {values[name]!r} (there {old!r})"
-            for name, old in past.items()
-            if name not in WHERE and values.get(name) != old
-        ]
-        if unlike:
+        past = flat(self.manifest.get("notebooks", {}).get(notebook, {}).get("parameters", {}))
+        now = {name: value for name, value in flat(filled(values)).items() if name in past}
+        other = [f"{name} = {now[name]!r} (there {past[name]!r})" for name in unlike(past, now) if name in now]
+        if other:
             folder, name = shown(self.folder), self.folder.name
             raise ValueError(
-                f"{folder} was made with other parameters, and would be overwritten: {', '.join(unlike)}. Set them as "
+                f"{folder} was made with other parameters, and would be overwritten: {', '.join(other)}. Set them as "
                 f"there, or work on a copy: `cp -r {folder} {folder}-mine && rm {folder}-mine/manifest.json`, and "
                 f'run_dir = "runs/{name}-mine"'
             )
@@ -136,16 +133,25 @@ class Run:
         write_text(self.folder / "manifest.json", text + "\n")
 
     def differing(self, other: Run, ignoring: tuple[str, ...] = ()) -> dict[str, tuple]:
-        """Parameters that have another value in another run: name → (here, there), None where a run lacks the name.
+        """Return parameters with another value in another run: name → (here, there), None where a run lacks the name.
 
-        Parameters that say only where to train (`WHERE`) are left out. Notebooks run by hand leave no parameters in the
-        manifest: then nothing is known to differ.
+        Settings of a method count each for itself. Notebooks run by hand leave no parameters in the manifest: then
+        nothing is known to differ.
         """
-        here, there = (run.manifest.get("parameters") for run in (self, other))
+        here, there = (flat(run.manifest.get("parameters", {})) for run in (self, other))
         if not here or not there:
             return {}
-        names = sorted((here.keys() | there.keys()) - {*ignoring, *WHERE})
-        return {name: (here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)}
+        return {name: (here.get(name), there.get(name)) for name in unlike(here, there) if name not in ignoring}
+
+
+def filled(values: Mapping[str, object]) -> dict[str, object]:
+    """Complete the dictionaries of settings among parameters with the defaults of all fields that they leave out."""
+    full = dict(values)
+    for name, value in values.items():
+        if (prefix := prefix_of(name, value)) is not None:
+            settings = settings_of(prefix).items()
+            full[name] = {one: default for one, (default, _) in settings if prefix + one not in values} | value
+    return full
 
 
 def _plain(value):

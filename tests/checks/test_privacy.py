@@ -24,7 +24,7 @@ from lib.checks.privacy import Identifiers, main, words
 from lib.radiographs.importing import pseudonym
 from lib.run.files import ROOT
 from lib.run.folder import Run
-from run_all import within_repository
+from lib.run.parameters import within_repository
 
 PERSON = {
     "PatientName": "Meyerbeer^Giacomo", "PatientID": "4711082", "PatientBirthDate": "17910905",

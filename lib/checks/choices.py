@@ -1,0 +1,46 @@
+"""Choices: parameters that a notebook would refuse after hours of training, refused beforehand."""
+
+from __future__ import annotations
+
+import shutil
+
+from lib.run.files import from_root
+from lib.run.notebooks import Mistake
+from lib.run.settings import flat, nearest
+
+
+def check_choices(parameters: dict[str, object], executor: str = "local") -> None:
+    """Refuse an executor, processes, conditions, methods and run folders that cannot work.
+
+    Raises
+    ------
+    Mistake
+        With the parameter, its value and what there is instead.
+    """
+    if executor == "slurm" and not shutil.which("sbatch"):
+        raise Mistake("--executor slurm: there is no sbatch here; start this on a machine of the Slurm cluster")
+    values = flat(parameters)
+    n = values.get("num_processes", 1)
+    if n < 1:
+        raise Mistake(f"parameter num_processes: {n}; at least one process must work")
+    if n == 1 and not {"conditions", "methods", "learning_curve"} & set(values):
+        return
+    from lib.fidelity.controls import CONTROL_GENERATORS  # these load torch
+    from lib.translators.methods import GENERATORS, METHODS
+    from lib.trials.conditions import condition
+
+    for name in (f"{method}_batch" for method in METHODS):
+        if values.get(name, n) % n:
+            raise Mistake(f"parameter num_processes: {n} processes cannot share {name} = {values[name]} evenly")
+    try:
+        for name in values.get("conditions", ()):
+            condition(name)
+    except ValueError as error:
+        raise Mistake(f"parameter conditions: {error}") from error
+    known = [*GENERATORS, *CONTROL_GENERATORS]
+    for name in values.get("methods", ()):
+        if name not in known:
+            raise Mistake(f"parameter methods: unknown {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+    for folder in values.get("learning_curve", ()):
+        if not (from_root(folder) / "trials" / "metrics.csv").is_file():
+            raise Mistake(f"parameter learning_curve: {folder} is no run with trials (trials/metrics.csv)")

@@ -1,0 +1,94 @@
+"""Is a run reproduced? It is made again beside itself, and both are compared (`lib.checks.verify`)."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from lib.checks import verify
+from lib.run.executing import ThisPython, kept, remove_leftovers
+from lib.run.files import shown
+from lib.run.finished import Step, check_finished
+from lib.run.folder import Run
+from lib.run.locks import LOCK, sole_writer
+from lib.run.notebooks import Mistake, Notebook
+from lib.run.parameters import defaults
+
+FACTS = ("versions", "device", "cpu", "threads", "commit")  # what may explain a difference
+
+
+def repeat(
+    folder: Path,
+    notebooks: list[Notebook],
+    steps: Callable[[dict, Path], Iterator[Step]],
+    run_notebooks: Callable[[dict, Run, str], bool],
+    decided: Iterable[str],
+) -> bool:
+    """Repeat a finished run, with its parameters, in NAME-verify beside it, and compare; whether all is the same.
+
+    The repetition goes on where it was interrupted. It is deleted where all is the same, and kept to be looked at where
+    not; the next call then makes a new one.
+
+    Parameters
+    ----------
+    steps : what a call would do, of parameters and a run's folder (`lib.run.finished.plan`)
+    run_notebooks : runs them, of parameters, a run and the name of a profile; whether all have finished
+    decided : files of decisions made by hand, which are copied
+
+    Raises
+    ------
+    Mistake
+        Where the run is not finished, or was made with other code, parameters, radiographs or decisions.
+    """
+    name, beside = folder.name, folder.with_name(f"{folder.name}-verify")
+    with sole_writer(folder, "run_all.py --verify"):
+        check_finished(notebooks, folder, "verify")
+        run = Run(folder)
+        manifest = run.manifest
+        parameters = defaults(notebooks) | manifest["parameters"]
+        marks = {one: record["fingerprint"] for one, record in manifest["notebooks"].items()}
+        for step in steps(parameters, folder):
+            if step.reasons:
+                raise Mistake(
+                    f"runs/{name} was made with other code, parameters, radiographs or decisions "
+                    f"({step.notebook.name}: {step.reasons[0]}): check out its commit, "
+                    f"{manifest.get('commit') or 'which is not recorded'}, or run it again first"
+                )
+        with sole_writer(beside, "run_all.py --verify") as ThisPython.lock:
+            again = Run(beside)
+            begun = again.manifest
+            made = {one: record["fingerprint"] for one, record in begun.get("notebooks", {}).items()}
+            if "verified" in begun or not made or any(marks.get(one) != mark for one, mark in made.items()):
+                empty(beside)
+            for file in decided:
+                if (run / file).exists():
+                    shutil.copy2(run / file, again.path(file))
+            remove_leftovers(beside)
+            if not run_notebooks(parameters, again, manifest["profile"]):
+                print(kept(beside), file=sys.stderr)
+                return False
+            files = verify.compare_runs(folder, beside)
+            same = not files.differ.any()
+            for fact in FACTS:
+                if (here := again.manifest.get(fact)) != (there := manifest.get(fact)):
+                    print(f"{fact}: {there} in {name}, {here} now")
+            print(verify.report(files))
+            again.record(verified=same)
+            if same:
+                empty(beside)
+        if same:
+            shutil.rmtree(beside, ignore_errors=True)
+    end = f"is NOT reproduced; the repetition is kept: {shown(beside)}"
+    print(f"runs/{name} {'is reproduced' if same else end}")
+    return same
+
+
+def empty(folder: Path) -> None:
+    """Delete what a folder holds, but for its lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()

@@ -1,0 +1,77 @@
+"""What `run_all.py --list` shows: notebooks, parameters, and what the next call would make anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from lib.run.finished import Step
+from lib.run.notebooks import Notebook
+from lib.run.parameters import defaults, settings_behind
+from lib.run.progress import duration
+from lib.run.settings import flat, unlike
+
+
+def show(steps: Iterable[Step], selected: list[Notebook], makes: Mapping[str, str], folder: Path) -> None:
+    """Print of each notebook title, question, state, seconds and peak memory, what the next call does, parameters.
+
+    Parameters
+    ----------
+    selected : the notebooks that the next call is asked for
+    makes : what each makes, by name
+    folder : of the run
+    """
+    steps = list(steps)
+    cells = defaults([step.notebook for step in steps])
+    for step in steps:
+        record, notebook = step.record, step.notebook
+        took = f", {record['seconds']:.0f} s" if "seconds" in record else ""
+        took += f", {record['memory_mb']} MB" if "memory_mb" in record else ""
+        print(f"{notebook.name}  {record.get('state', 'not run')}{took}\n  {notebook.title}\n  {notebook.question}")
+        if notebook.name in makes:
+            print(f"  makes {makes[notebook.name]}")
+        if record:
+            print(f"  next: {what_next(step, notebook in selected)}")
+        for name, (default, meaning) in notebook.parameters.items():
+            show_parameter(name, default, step.parameters.get(name, default), meaning)
+            for one, (usual, said) in settings_behind(name, cells).items():
+                show_parameter(one, usual, flat({name: step.parameters[name]})[one], said)
+        print()
+    show_trainings(folder)
+
+
+def what_next(step: Step, wanted: bool) -> str:
+    """Say what the next call does with a notebook that has run before, and how long that took."""
+    reasons = "; ".join(step.reasons)
+    if not wanted:
+        return f"not asked for{f', though {reasons}' if reasons else ''}"
+    if not reasons:
+        return "unchanged, skipped"
+    took = f"; it took {duration(step.record['seconds'])}" if "seconds" in step.record else ""
+    return f"runs, since {reasons}{took}"
+
+
+def show_parameter(name: str, default: object, value: object, meaning: str) -> None:
+    """Print a parameter: default, the value chosen where it is another, meaning. Settings have lines of their own."""
+    chosen = f" → {value!r}" if not isinstance(default, dict) and unlike({name: default}, {name: value}) else ""
+    print(f"    {name} = {default!r}{chosen}" + (f"  # {meaning}" if meaning else ""))
+
+
+def show_trainings(folder: Path) -> None:
+    """Print the trainings of a run that no longer fit the code, and those that were kept."""
+    if not folder.exists():
+        return
+    from lib.run import checkpoints
+
+    found = checkpoints.trainings(folder)
+    other, kept = found[~found.fits.astype(bool)], checkpoints.kept(folder)
+    if len(other):
+        print("Made by other code: set aside and made anew, unless --keep-trained is given.")
+    for row in other.itertuples():
+        print(
+            f"    {row.path}  {row.state}, step {row.step}" + (f"; {duration(row.anew)} anew" if row.anew > 0 else "")
+        )
+    if kept:
+        print("Kept, though other code made it:")
+    for path, differs in kept.items():
+        print(f"    {path}  {differs}")
