@@ -1,4 +1,4 @@
-"""The reader study: a balanced, blinded sheet, answers that are never lost, and what they prove."""
+"""Readers: what their answers prove."""
 
 import numpy as np
 import pandas as pd
@@ -7,97 +7,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from lib.data.cohort import Cohort
-from lib.fidelity.reader_study import begun_or, next_number, outdated, read_answers, record, sheet
 from lib.statistics.readers import accuracy, agreement, confusion, fleiss_kappa, images_needed
 
 
-def images(prefix, n=20):
-    table = pd.DataFrame({"image_id": [f"{prefix}{k}" for k in range(n)], "patient_id": [f"p{k}" for k in range(n)],
-                          "label": ["AFF", "NFF"] * (n // 2), "view": "AP", "side": "left"})  # fmt: skip
-    return Cohort(table, np.random.default_rng(len(prefix)).integers(0, 256, (n, 8, 8), np.uint8))
+def sheet():
+    """Twenty images of each origin and class, of which six come twice."""
+    numbers = np.arange(1, 47)
+    table = pd.DataFrame({"number": numbers, "first": np.where(numbers > 40, numbers - 40, 0)})
+    shown = np.where(numbers > 40, numbers - 41, numbers - 1)
+    origins, labels = np.array(["real", "synthetic"])[shown // 2 % 2], np.array(["AFF", "NFF"])[shown % 2]
+    return table.assign(origin=origins, label=labels, method=np.where(origins == "real", "real", "cyclegan"))
 
 
-SYNTHETIC = {"cyclegan": images("g"), "cyclediff": images("d")}
+def answers_of(reader, origin, label):
+    return sheet()[["number"]].assign(reader=reader, origin=origin, label=label, plausibility=4)
 
 
-@pytest.fixture(scope="module")
-def study():
-    return sheet(images("r", 40), SYNTHETIC, each=5, repeats=6, seed=3)
-
-
-def answer_all(path, study, reader, origin, label=lambda row: row.label):
-    for row in study.table.itertuples():
-        record(path, reader, row.number, 2.5, origin=origin(row), label=label(row), plausibility=4, confidence=2)
-
-
-def test_a_sheet_is_balanced_shuffled_and_repeats_late(study):
-    table = study.table
-    first = table[table["first"] == 0]
-    assert first.groupby(["method", "label"]).size().to_dict() == {
-        ("real", "AFF"): 10, ("real", "NFF"): 10, ("cyclegan", "AFF"): 5, ("cyclegan", "NFF"): 5,
-        ("cyclediff", "AFF"): 5, ("cyclediff", "NFF"): 5,
-    }  # fmt: skip
-    assert list(table.number) == list(range(1, 47)) and (first.origin == "real").sum() == 20
-    again = table[table["first"] > 0]
-    assert len(again) == 6 and (again.number - again["first"] >= 20).all()
-    assert np.array_equal(study.pixels[again.number - 1], study.pixels[again["first"] - 1])
-    assert first.origin.ne(first.origin.shift()).sum() > 10
-    same = sheet(images("r", 40), SYNTHETIC, each=5, repeats=6, seed=3)
-    assert same.table.equals(table)
-    assert not sheet(images("r", 40), SYNTHETIC, each=5, repeats=6, seed=4).table.equals(table)
-
-
-@pytest.mark.parametrize(("each", "repeats", "message"), [(6, 0, "real has 10 images of NFF"), (2, 9, "repeats=9")])
-def test_a_sheet_that_cannot_be_is_refused(each, repeats, message):
-    with pytest.raises(ValueError, match=message):
-        sheet(images("r", 20), SYNTHETIC, each, repeats, 0)
-
-
-def test_answers_stay_with_the_images_they_were_given_on(tmp_path, study, capsys):
-    other = sheet(images("r", 40), SYNTHETIC, each=5, repeats=6, seed=4)
-    assert begun_or(other, tmp_path) is other and begun_or(study, tmp_path) is study, "nobody has answered yet"
-    record(tmp_path / "answers.csv", "a", 1, 2.0, origin="real", label="AFF", plausibility=3, confidence=1)
-    assert begun_or(study, tmp_path).table.image_id.equals(study.table.image_id) and not capsys.readouterr().out
-    assert begun_or(other, tmp_path).table.image_id.equals(study.table.image_id)
-    assert "the images it began with" in capsys.readouterr().out
-
-
-def test_a_generator_trained_again_is_found_out(study):
-    assert outdated(study, SYNTHETIC) == []
-    again = Cohort(SYNTHETIC["cyclegan"].table, 255 - SYNTHETIC["cyclegan"].pixels)
-    assert outdated(study, SYNTHETIC | {"cyclegan": again}) == ["cyclegan"]
-
-
-def test_a_reader_goes_on_where_he_stopped(tmp_path, study):
-    path = tmp_path / "answers.csv"
-    assert next_number(path, "a", study) == 1
-    given = {"origin": "real", "label": "AFF", "plausibility": 3, "confidence": 1}
-    for number in (1, 2, 4):
-        record(path, "a", number, 1.0, **given)
-    record(path, "b", 1, 1.0, **given)
-    assert next_number(path, "a", study) == 3 and next_number(path, "b", study) == 2
-    record(path, "a", 2, 1.0, **(given | {"origin": "synthetic"}))
-    table = read_answers(path)
-    assert len(table) == 4 and table.query("reader == 'a' and number == 2").origin.item() == "synthetic"
-    with pytest.raises(ValueError, match="origin: 'perhaps' is none of real, synthetic"):
-        record(path, "a", 5, 1.0, **(given | {"origin": "perhaps"}))
-    assert len(read_answers(path)) == 4
-
-
-def test_one_who_knows_and_one_who_guesses(tmp_path, study):
-    path = tmp_path / "answers.csv"
-    answer_all(path, study, "knows", lambda row: row.origin)
-    answer_all(path, study, "guesses", lambda row: "real" if row.number % 2 else "synthetic", lambda row: "NFF")
-    answers = read_answers(path)
-    found = accuracy(answers, study.table)
+def test_one_who_knows_and_one_who_guesses():
+    truth = sheet()
+    guessed = np.where(truth.number % 2, "real", "synthetic")
+    answers = pd.concat([answers_of("knows", truth.origin, truth.label), answers_of("guesses", guessed, "NFF")])
+    found = accuracy(answers, truth)
     assert found.loc["knows", ["n", "right", "accuracy", "label_accuracy"]].tolist() == [40, 40, 1, 1]
     assert found.loc["knows", "p"] == pytest.approx(2 * 0.5**40)
     assert found.loc["knows", "ci_low"] == pytest.approx(0.025 ** (1 / 40))  # Clopper & Pearson, closed form
     assert found.loc["guesses", "label_accuracy"] == 0.5
-    table = confusion(answers[answers.reader == "knows"], study.table)
+    table = confusion(answers[answers.reader == "knows"], truth)
     assert table["taken for real"].to_dict() == {key: float(key[0] == "real") for key in table.index}
-    agreed = agreement(answers, study.table).set_index(["who", "question"]).kappa
+    agreed = agreement(answers, truth).set_index(["who", "question"]).kappa
     assert agreed["knows, a second time", "origin"] == 1
     assert np.isnan(agreed["guesses, a second time", "label"])
     assert agreed["guesses and knows", "origin"] == pytest.approx(agreed["all readers", "origin"], abs=0.1)

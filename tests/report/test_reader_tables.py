@@ -26,7 +26,8 @@ def test_without_answers_it_says_how_many_images_are_needed(study):
 
 
 def test_answers_become_tables_and_a_generator_trained_again_is_named(study):
-    made = Cohort(study.cohort.table, 255 - study.cohort.pixels)
+    table = study.cohort.table
+    made = Cohort(table.assign(image_id="made-" + table.image_id), 255 - study.cohort.pixels)
     made.save(study.run.path("synthetic", "cyclegan", "r0f0", "test"))
     images = sheet(study.cohort, {"cyclegan": made}, each=4, repeats=2, seed=0)
     images.save(study.run / "reader_study")
