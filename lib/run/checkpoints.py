@@ -117,6 +117,9 @@ class Checkpoint:
             for name, thing in self.objects.items():
                 thing.load_state_dict(objects[name])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            if not self.unlike:
+                raise
+            kept_file(self.path).unlink(missing_ok=True)
             raise ValueError(
                 f"{shown(self.path)} does not fit what the code now builds ({type(error).__name__}: {error}): run "
                 "without --keep-trained to set it aside, or check out the commit that it was made with"
@@ -373,7 +376,7 @@ def trainings(run: Path) -> pd.DataFrame:
         except ValueError:  # a function of another name
             now = None
         step, steps = record.get("step"), inputs.get("steps")
-        state = "finished" if path.suffix == ".json" or step == steps else "half-done" if record else "torn"
+        state = "torn" if not record else "finished" if path.suffix == ".json" or step == steps else "half-done"
         file = kept_file(path)
         kept = file.exists() and json.loads(file.read_text(encoding="utf-8"))["inputs"].get(SOURCE) == now
         rows.append(

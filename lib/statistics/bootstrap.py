@@ -21,11 +21,10 @@ def patient_bootstrap(
 ) -> pd.DataFrame:
     """Compare every metric of `lib.statistics.metrics.evaluate`, with intervals from resampled patients.
 
-    Patients are drawn with replacement within their class, and both conditions see the same draw. A metric is computed
-    seed by seed and averaged. Another training of the same would come out otherwise too: where there are S seeds, each
-    draw adds s/√S times a Student t of S − 1 degrees, with s the standard deviation of the seeds' differences. (Drawing
-    the few seeds with replacement shows only (S − 1)/S of that variance, and none of what a small s leaves unknown.)
-    With one seed everything is conditional on that one training.
+    Patients are drawn with replacement within their class, both conditions alike; a metric is averaged over seeds.
+    Another training would come out otherwise too: of S seeds, each draw adds s/√S times a Student t of S − 1 degrees,
+    with s the standard deviation of the seeds' differences. (Drawing the few seeds with replacement shows only
+    (S − 1)/S of that variance, and none of what a small s leaves unknown.) One seed: conditional on that training.
 
     Parameters
     ----------
@@ -49,7 +48,7 @@ def patient_bootstrap(
     if len(set(labels)) < 2:
         raise ValueError("the bootstrap needs AFF and NFF patients")
     rng = np.random.default_rng(seed)
-    weights = np.vstack([np.ones(len(labels)), _resample(labels, np.asarray(patients), draws, rng)])
+    weights = np.vstack([np.ones(len(labels)), _resample(labels, patients, draws, rng)])
     unknown = rng.standard_t(len(a) - 1, draws) / np.sqrt(len(a)) if len(a) > 1 else np.zeros(draws)
 
     certain = (a, b) if recalibrated is None else tuple(map(np.atleast_2d, recalibrated))
@@ -62,8 +61,10 @@ def patient_bootstrap(
             scored.append({metric: np.stack([s[metric] for s in scores]) for metric in scores[0]})
         return scored
 
-    values, left_out = by_seed(weights), by_seed(_left_out(labels, np.asarray(patients)))
-    stratum = _kinds(labels, np.asarray(patients))[_with_company(labels, np.asarray(patients))]
+    patient, kind = _strata(labels, patients)
+    can_go = np.flatnonzero(np.bincount(kind)[kind] > 1)  # without one who is alone in a stratum, a class may be empty
+    values, left_out = by_seed(weights), by_seed(1.0 - np.equal.outer(can_go, patient))
+    stratum = kind[can_go]
 
     rows = {}
     for metric in values[0]:
@@ -126,35 +127,22 @@ def bca_p(drawn: np.ndarray, z0: float, acceleration: float) -> float:
     return float(min(1.0, 2 * level(up_to), 2 * (1 - level(under))))
 
 
+def _strata(labels: np.ndarray, patients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each column's patient, numbered, and each patient's stratum: 1 with NFF, 2 with AFF, 3 with both."""
+    _, patient = np.unique(patients, return_inverse=True)
+    kind = np.zeros(patient.max() + 1, int)
+    np.bitwise_or.at(kind, patient, labels + 1)
+    return patient, kind
+
+
 def _resample(labels: np.ndarray, patients: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
     """Return (draws, n) how often each column occurs when patients are drawn with replacement within their class."""
-    _, patient = np.unique(patients, return_inverse=True)
-    kind = _kinds(labels, patients)
+    patient, kind = _strata(labels, patients)
     counts = np.zeros((draws, len(kind)))
     for stratum in np.unique(kind):
         members = np.flatnonzero(kind == stratum)
         counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), draws)
     return counts[:, patient]
-
-
-def _kinds(labels: np.ndarray, patients: np.ndarray) -> np.ndarray:
-    """Return the stratum of each patient, in sorted order: 1 with NFF, 2 with AFF, 3 with both."""
-    _, patient = np.unique(patients, return_inverse=True)
-    kind = np.zeros(patient.max() + 1, int)
-    np.bitwise_or.at(kind, patient, labels + 1)
-    return kind
-
-
-def _with_company(labels: np.ndarray, patients: np.ndarray) -> np.ndarray:
-    """Return which patients, in sorted order, are not alone in their stratum: without one that is, it is empty."""
-    kind = _kinds(labels, patients)
-    return np.bincount(kind, minlength=4)[kind] > 1
-
-
-def _left_out(labels: np.ndarray, patients: np.ndarray) -> np.ndarray:
-    """Return (patients, n) weights of the samples that lack one patient each."""
-    _, patient = np.unique(patients, return_inverse=True)
-    return 1.0 - np.equal.outer(np.flatnonzero(_with_company(labels, patients)), patient)
 
 
 def weighted_metrics(

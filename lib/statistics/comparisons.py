@@ -82,12 +82,12 @@ def compare(
 ) -> pd.DataFrame:
     """Make every declared comparison of which both conditions were run.
 
-    One fold (a hold-out): `auroc` by DeLong on patients, whose probabilities are averaged over images; `image_auroc`
-    by the clustered test; both of the mean AUC over seeds, with the spread between them (`with_training_seeds`); the
-    other metrics by patient bootstrap. The results are conditional on the generators that were trained in that fold.
-    Several folds: the corrected t-test on the folds' differences, seeds averaged first, and in support `image_auroc` by
-    the clustered test on out-of-fold predictions, where every repeat tests the same images once: of predictions
-    averaged over seeds and repeats, an ensemble, and with folds pooled that are scored by different networks.
+    One fold (a hold-out), conditional on its generators: `auroc` by DeLong on patients, whose probabilities are
+    averaged over images; `image_auroc` by the clustered test; both of the mean AUC over seeds, with the spread between
+    them (`with_training_seeds`); the other metrics by patient bootstrap.
+    Several folds: the corrected t-test on the folds' differences, seeds averaged first. In support, where every repeat
+    tests the same images once, `image_auroc` by the clustered test on out-of-fold predictions: averaged over seeds and
+    repeats (an ensemble), of folds that different networks scored.
 
     Parameters
     ----------

@@ -82,11 +82,10 @@ def _features_of(patient: np.ndarray, size: int, rng: np.random.Generator) -> np
 def p_values_of_cohort(
     rng: np.random.Generator, patients: int = 1200, repeats: int = 3, folds: int = 5, shift_b: float = SHIFT
 ) -> dict[str, float]:
-    """Return p of each test that learner B is as good as learner A, from one simulated cohort.
+    """Return p of each test that learner B is as good as learner A, from one cohort in folds as the study's.
 
     Both are linear discriminants on the shared features and a block of their own. With `shift_b` = 0.35 the blocks are
-    exchangeable, so the hypothesis is true for every training set. Folds, their validation part and the ratio of test
-    to training patients are the study's.
+    exchangeable, so the hypothesis is true for every training set.
     """
     X, y, patient = cohort(patients, shift_b, rng)
     labels = _mean(y, patient)

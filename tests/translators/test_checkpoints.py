@@ -1,6 +1,7 @@
 """Nothing is lost: trainings that are killed, and checkpoints that are torn."""
 
 import errno
+import json
 import os
 import signal
 from dataclasses import replace
@@ -96,20 +97,209 @@ def test_a_changed_weight_is_noticed(tmp_path):
         checkpoints.read_whole(tmp_path / "c.pt")
 
 
-def test_other_inputs_do_not_go_on_nor_does_what_came_before_them(tmp_path):
-    two_saved(tmp_path)
-    _, other = checkpoint(tmp_path, {"seed": 1})
+# What no longer fits
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def training(folder, code="def fit(): return 1", step=None, **inputs):
+    """A checkpoint of ten steps whose code is `code`; saved where `step` says how far."""
+    inputs = {"settings": {"batch": 4}, "seed": 0, "steps": 10} | inputs
+    history = History()
+    saved = Checkpoint(folder / "checkpoint.pt", inputs | {"source": code}, {"history": history}, results=["w.bin"])
+    if step:
+        saved.save(step)
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"settings": {"batch": 1}}, r"settings\.batch: 4 then, 1 now"),
+        ({"seed": 1}, "seed: 0 then, 1 now"),
+        ({"cohort_hash": "b"}, "cohort_hash: a then, b now"),
+        ({"seed": 1, "settings": {"batch": 1}}, r"seed: 0 then, 1 now; settings\.batch: 4 then, 1 now"),
+        ({"seed": 1, "source": "def fit(): return 2"}, "seed: 0 then, 1 now"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["", "keep"])
+def test_a_half_done_training_of_other_settings_is_refused_and_nothing_is_lost(
+    tmp_path, monkeypatch, other, said, mode
+):
+    monkeypatch.setenv("LIB_OTHER_TRAINING", mode)
+    training(tmp_path, step=3, cohort_hash="a")
+    before = files_of(tmp_path)
+    inputs = {"cohort_hash": "a"} | other
+    with pytest.raises(ValueError, match=f"half-done training with other settings .*{said}.*set them as then"):
+        training(tmp_path, inputs.pop("source", "def fit(): return 1"), **inputs).load()
+    assert files_of(tmp_path) == before
+    assert training(tmp_path, cohort_hash="a").load() == 3
+
+
+@pytest.mark.parametrize(
+    ("step", "now", "said"),
+    [
+        (10, {"seed": 1}, "seed: 0 then, 1 now"),
+        (10, {"code": "other"}, "source: def fit(): return 1 then, other now"),
+        (3, {"code": "other"}, "source: def fit(): return 1 then, other now"),
+        (3, {"settings": {"batch": 4, "new": 1}}, "settings.new: missing then, 1 now"),
+    ],
+)
+def test_what_no_longer_fits_is_set_aside_with_what_differs(tmp_path, capsys, step, now, said):
+    saved = training(tmp_path)
+    saved.seconds = 3000.0 * step
+    saved.save(step)
+    (tmp_path / "w.bin").write_bytes(b"weights")
+    before = files_of(tmp_path)
+    other = training(tmp_path, **now)
     assert other.load() == 0
-    other.save(5)
-    assert checkpoint(tmp_path)[1].load() == 0, "what lies beside it is no longer this training's"
+    assert files_of(tmp_path) == before, "nothing moves before all processes have read it"
+    other.make_room()
+    (place,) = tmp_path.glob("before-*")
+    after = files_of(place)
+    why = json.loads(after.pop("checkpoint.why.json"))
+    assert after == before and [path.name for path in tmp_path.iterdir()] == [place.name]
+    assert why["step"] == step and why["inputs"]["seed"] == 0 and why["seconds"] >= 3000 * step
+    out = capsys.readouterr().out
+    assert said in out and f"set aside in {place.name}; making it anew takes about 8.3 hours" in out
+    assert training(place).load() == step, "it goes on where it is put back"
+    assert training(tmp_path, **now).load() == 0
 
 
-def test_another_number_of_processes_is_refused_before_anything_is_lost(tmp_path, capsys):
-    two_saved(tmp_path)
+def test_two_that_are_set_aside_in_the_same_second_do_not_overwrite_each_other(tmp_path):
+    for number in range(3):
+        (tmp_path / "w.bin").write_text(str(number))
+        checkpoints.set_aside(tmp_path, ["w.bin"], {}, {})
+    assert sorted(path.read_text() for path in tmp_path.glob("before-*/w.bin")) == ["0", "1", "2"]
+
+
+def test_keeping_goes_on_with_other_code_says_so_and_asks_once(tmp_path, monkeypatch, capsys):
+    training(tmp_path, step=3)
+    monkeypatch.setenv("LIB_OTHER_TRAINING", "keep")
+    saved = training(tmp_path, "def fit(): return 2")
+    assert saved.load() == 3
+    assert "is kept, though it was made by other code" in capsys.readouterr().out
+    saved.save(10)
+    said = {"checkpoint": "source: def fit(): return 1 then, def fit(): return 2 now"}
+    assert checkpoints.kept(tmp_path) == said
+    monkeypatch.delenv("LIB_OTHER_TRAINING")
+    assert training(tmp_path, "def fit(): return 2").load() == 10
+    assert checkpoints.read_record(tmp_path / "checkpoint.pt")["inputs"].count("return 1"), "what it began with"
+    other = training(tmp_path, "def fit(): return 3")
+    assert other.load() == 0, "what was accepted was other code"
+    other.make_room()
+    assert checkpoints.kept(tmp_path) == {} and list(tmp_path.glob("before-*/checkpoint.kept.json"))
+
+
+def test_keeping_what_the_code_can_no_longer_read_says_what_to_do(tmp_path, monkeypatch):
+    Checkpoint(tmp_path / "c.pt", {"source": "1"}, {"n": torch.nn.Linear(2, 2)}).save(1)
+    monkeypatch.setenv("LIB_OTHER_TRAINING", "keep")
+    with pytest.raises(ValueError, match=r"(?s)c\.pt does not fit what the code .*without --keep-trained"):
+        Checkpoint(tmp_path / "c.pt", {"source": "2"}, {"n": torch.nn.Linear(3, 2)}).load()
+    monkeypatch.delenv("LIB_OTHER_TRAINING")
+    assert Checkpoint(tmp_path / "c.pt", {"source": "2"}, {"n": torch.nn.Linear(3, 2)}).load() == 0
+
+
+def test_anew_sets_aside_what_fits_but_not_what_began_since(tmp_path, monkeypatch):
+    saved = training(tmp_path)
+    saved.started -= 10
+    saved.save(10)
+    monkeypatch.setenv("LIB_OTHER_TRAINING", checkpoints.begin_anew())
+    again = training(tmp_path, seed=1)
+    assert again.load() == 0
+    again.make_room()
+    again.save(3)
+    assert len(list(tmp_path.glob("before-*/checkpoint.pt"))) == 1
+    assert training(tmp_path, seed=1).load() == 3, "a job that is started again goes on"
+
+
+def test_an_unknown_wish_is_refused(monkeypatch):
+    monkeypatch.setenv("LIB_OTHER_TRAINING", "kept")
+    with pytest.raises(ValueError, match="LIB_OTHER_TRAINING='kept': there are"):
+        checkpoints.other_training()
+
+
+@pytest.mark.parametrize("step", [3, 10])
+@pytest.mark.parametrize("mode", ["", "keep"])
+def test_another_number_of_processes_is_refused_before_anything_is_lost(tmp_path, monkeypatch, step, mode):
+    monkeypatch.setenv("LIB_OTHER_TRAINING", mode)
+    training(tmp_path, step=step)
     with pytest.raises(ValueError, match=r"made by 1 process, .*set num_processes to 1, or delete the file"):
-        checkpoint(tmp_path, {"seed": 0, "processes": 2})[1].load()
-    assert checkpoint(tmp_path, {"seed": 1, "processes": 2})[1].load() == 0
-    assert "(step 2) is of another training (processes, seed): this one starts anew." in capsys.readouterr().out
+        training(tmp_path, processes=2).load()
+    assert training(tmp_path).load() == step
+
+
+def test_another_machine_keeps_a_finished_training_where_that_is_asked_for(tmp_path, monkeypatch):
+    training(tmp_path, step=10, precision="bf16")
+    assert training(tmp_path, precision="no").load() == 0
+    monkeypatch.setenv("LIB_OTHER_TRAINING", "keep")
+    assert training(tmp_path, precision="no").load() == 10
+
+
+def test_time_is_counted_over_interruptions(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    saved = training(tmp_path)
+    now[0] += 5
+    saved.save(3)
+    now[0] += 100  # between two calls
+    again = training(tmp_path)
+    now[0] += 1
+    assert again.load() == 3
+    now[0] += 2
+    again.save(10)
+    assert checkpoints.read_record(tmp_path / "checkpoint.pt")["seconds"] == 7
+
+
+def test_a_run_tells_what_its_next_call_would_make_anew_without_reading_a_tensor(tmp_path, monkeypatch):
+    code = ["lib.translators.networks:linear_decay"]
+    inputs = {"steps": 10}
+    for name, step in (("cyclegan/r0f0", 10), ("judge/r0f0", 5)):
+        saved = Checkpoint(tmp_path / name / "checkpoint.pt", inputs, {}, code=code)
+        saved.seconds = 50.0
+        saved.save(step)
+        saved.save(step)
+    other = Checkpoint(tmp_path / "cyclediff/r0f0/checkpoint.pt", inputs | {"source": "older"}, {})
+    other.code = code
+    other.save(10)
+    gone = Checkpoint(tmp_path / "cyclediff/r0f1/checkpoint.pt", inputs | {"source": "older"}, {})
+    gone.code = ["lib.nowhere:nothing"]
+    gone.save(10)
+    (tmp_path / "cyclediff/r0f2").mkdir()
+    (tmp_path / "cyclediff/r0f2/checkpoint.pt").write_bytes(b"torn")
+    (tmp_path / "inputs.json").write_text(json.dumps({"source": "x", "code": code[0]}))
+    (tmp_path / "manifest.json").write_text("{}")
+    checkpoints.set_aside(tmp_path / "judge/r0f0", ["nothing"], {}, {})
+    monkeypatch.setattr(torch, "load", None)
+    table = checkpoints.trainings(tmp_path).set_index("path")
+    assert table.state.to_dict() == {
+        "cyclediff/r0f0/checkpoint.pt": "finished", "cyclediff/r0f1/checkpoint.pt": "finished",
+        "cyclediff/r0f2/checkpoint.pt": "torn", "cyclegan/r0f0/checkpoint.pt": "finished",
+        "judge/r0f0/checkpoint.pt": "half-done", "inputs.json": "finished",
+    }  # fmt: skip
+    assert list(table.index[table.fits]) == ["cyclegan/r0f0/checkpoint.pt", "judge/r0f0/checkpoint.pt"]
+    assert table.seconds["judge/r0f0/checkpoint.pt"] == 50 and table.anew["judge/r0f0/checkpoint.pt"] == 100
+    assert table.then["cyclediff/r0f0/checkpoint.pt"] == "older"
+    assert table.now["cyclediff/r0f0/checkpoint.pt"] == table.now["cyclegan/r0f0/checkpoint.pt"]
+
+
+@pytest.mark.parametrize("mode", ["", "keep"])
+def test_a_generator_of_older_code_is_set_aside_or_kept(tmp_path, monkeypatch, mode):
+    """All that its training left; what is kept gives the same weights, byte by byte."""
+    fit("cyclegan", tmp_path)
+    before = files_of(tmp_path)
+    assert checkpoints.trainings(tmp_path).fits.all()
+    monkeypatch.setattr(checkpoints, "source_hash", lambda *code: "later")
+    monkeypatch.setenv("LIB_OTHER_TRAINING", mode)
+    fit("cyclegan", tmp_path)
+    assert (tmp_path / "weights.safetensors").read_bytes() == before["weights.safetensors"]
+    if mode:
+        assert list(checkpoints.kept(tmp_path)) == ["checkpoint"] and not list(tmp_path.glob("before-*"))
+    else:
+        (place,) = tmp_path.glob("before-*")
+        assert files_of(place).items() > before.items()
 
 
 def test_another_number_of_threads_is_told(tmp_path, monkeypatch, capsys):
