@@ -16,7 +16,7 @@ MAY_IMPORT = {  # room → rooms that it may import
     "study": {"run", "data"},
     "statistics": {"data"},  # the simulation splits its patients as the study does
     "radiographs": {"run", "data"},
-    "translators": {"run", "data"},
+    "translators": {"run", "data", "study"},
     "fidelity": {"run", "data", "study", "statistics", "translators"},
     "trials": {"run", "data", "study", "statistics", "translators", "fidelity"},
     "report": {"run", "data", "study", "statistics", "radiographs", "translators", "fidelity", "trials"},

@@ -6,4 +6,5 @@ phantom.py     radiographs drawn from their physics, the embedded default
 splits.py      repeats and folds by patient
 duplicates.py  the same radiograph twice, found before anybody trains
 leaks.py       what must hold of patients and parts; hashes.py: which images these are; images.py: batches for networks
+overview.py    how many patients and images there are of each kind
 """

@@ -2,7 +2,7 @@
 
 Files: files, locks, folder (`Run` and its manifest), progress, hardware, randomness.
 Notebooks, for run_all.py: notebooks (read), parameters and settings (chosen), finished (what is unchanged, and why
-not), executing (kernels, records). Read in this order.
+not), executing (kernels, records), listing. Read in this order.
 Trainings: rank, checkpoints, weights, fingerprint (which code a result follows from).
-Work that is shared out: tasklist, tasks, local (processes), slurm (jobs).
+Work that is shared out: tasks, local (processes), slurm (jobs).
 """

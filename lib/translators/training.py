@@ -10,7 +10,6 @@ import copy
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -26,9 +25,6 @@ from lib.run.progress import progress
 from lib.run.randomness import batch_rows, flipped, torch_generator
 from lib.run.rank import Rank
 from lib.translators.networks import random_crops
-
-if TYPE_CHECKING:
-    from lib.translators.translator import Translator
 
 WEIGHTS = "weights.safetensors"
 RESULTS = (WEIGHTS, "history.csv", "previews")  # what a training leaves beside its checkpoint
@@ -125,15 +121,18 @@ class Training:
             self.optimisers[name].step()
 
 
-Watch = Callable[
-    ["History", Path], bool
-]  # the losses so far and the training's folder, as each row is recorded → stop?
+Watch = Callable[["History", Path], bool]  # losses so far and folder, as each row is recorded → stop?
 
 
 def loop(
-    model: Translator, training: Training, folder: Path, preview: Cohort | None = None, watch: Watch | None = None
+    model, training: Training, folder: Path, preview: Cohort | None = None, watch: Watch | None = None
 ) -> pd.DataFrame:
     """Train a translator step by step, from its checkpoint where there is one; see `Translator.fit`.
+
+    Parameters
+    ----------
+    model : the `lib.translators.translator.Translator`, whose networks are trained
+    training : what one step of its method does
 
     Raises
     ------

@@ -9,7 +9,7 @@ from lib.data.cohort import Cohort
 from lib.fidelity.controls import CONTROLS
 from lib.report import figures
 from lib.run.folder import Run
-from lib.trials.conditions import CONDITIONS
+from lib.trials.conditions import factorial
 
 
 @pytest.fixture(autouse=True)
@@ -181,7 +181,7 @@ def test_curves_join_means_and_show_each_trial():
 
 def test_a_name_looks_the_same_whatever_else_is_drawn():
     """Two names of one figure never look alike; doses and standard augmentation keep their condition's colour."""
-    names = (*CONDITIONS, *CONTROLS, "cyclegan@0.5", "cyclegan@0.25", "cyclediff@0.5", "everybody")
+    names = (*factorial(), *CONTROLS, "cyclegan@0.5", "cyclegan@0.25", "cyclediff@0.5", "everybody")
     looks = [figures.look(name) for name in names]
     assert len(set(looks)) == len(names)
     assert {figures.look(name)[0] for name in ("cyclegan", "cyclegan+standard", "cyclegan@0.5")} == {figures.PALETTE[0]}
