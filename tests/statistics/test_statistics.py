@@ -627,14 +627,14 @@ def test_the_naive_t_is_the_corrected_one_inflated(repeats, folds, rate):
     assert 2 * stats.t(n - 1).sf(stats.t(n - 1).ppf(0.975) / inflation) == pytest.approx(rate, abs=5e-4)
 
 
-@pytest.mark.parametrize(("cells", "folds", "effective", "bf01"), [(25, 5, 3.45, 4.7), (100, 10, 8.26, 9.0)])
-def test_a_naive_bayes_factor_makes_much_of_nothing(cells, folds, effective, bf01):
+@pytest.mark.parametrize(("n", "folds", "effective", "bf01"), [(25, 5, 3.45, 4.7), (100, 10, 8.26, 9.0)])
+def test_a_naive_bayes_factor_makes_much_of_nothing(n, folds, effective, bf01):
     """As many folds taken for independent would support "no effect" twice as well, or more."""
-    n_effective = 1 / (1 / cells + 1 / (folds - 1))
+    n_effective = 1 / (1 / n + 1 / (folds - 1))
     assert n_effective == pytest.approx(effective, abs=5e-3)
-    naive = 1 / pingouin.bayesfactor_ttest(0, cells, paired=True)
+    naive = 1 / pingouin.bayesfactor_ttest(0, n, paired=True)
     assert naive == pytest.approx(bf01, abs=0.06)
-    assert naive > 2 / bayes_factor(0, cells - 1, n_effective)
+    assert naive > 2 / bayes_factor(0, n - 1, n_effective)
 
 
 def test_mcnemar_of_pingouins_data():
