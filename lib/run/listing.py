@@ -9,7 +9,7 @@ from lib.run.finished import Step
 from lib.run.notebooks import Notebook
 from lib.run.parameters import defaults, settings_behind
 from lib.run.progress import duration
-from lib.run.settings import flat, unlike
+from lib.run.settings import flat, prefix_of, unlike
 
 
 def show(steps: Iterable[Step], selected: list[Notebook], makes: Mapping[str, str], folder: Path) -> None:
@@ -53,7 +53,8 @@ def what_next(step: Step, wanted: bool) -> str:
 
 def show_parameter(name: str, default: object, value: object, meaning: str) -> None:
     """Print a parameter: default, the value chosen where it is another, meaning. Settings have lines of their own."""
-    chosen = f" → {value!r}" if not isinstance(default, dict) and unlike({name: default}, {name: value}) else ""
+    whole = prefix_of(name, default) is None
+    chosen = f" → {value!r}" if whole and unlike({name: default}, {name: value}) else ""
     print(f"    {name} = {default!r}{chosen}" + (f"  # {meaning}" if meaning else ""))
 
 
@@ -68,9 +69,8 @@ def show_trainings(folder: Path) -> None:
     if len(other):
         print("Made by other code: set aside and made anew, unless --keep-trained is given.")
     for row in other.itertuples():
-        print(
-            f"    {row.path}  {row.state}, step {row.step}" + (f"; {duration(row.anew)} anew" if row.anew > 0 else "")
-        )
+        took = f"; making it anew takes {duration(row.anew)}" if row.anew > 0 else ""
+        print(f"    {row.path}  {row.state}{took}")
     if kept:
         print("Kept, though other code made it:")
     for path, differs in kept.items():

@@ -13,6 +13,7 @@ from toy_study import again, command, manifest, snapshot, states, write
 
 import run_all
 from lib.run import checkpoints
+from lib.run.files import write_text
 from lib.run.locks import HOLDER, sole_writer
 
 # One run
@@ -274,6 +275,15 @@ def test_kept_and_other_trainings_are_recorded_and_listed(study, capsys, monkeyp
     )
     assert again(study, "--only", "02", "--force") == 0
     assert manifest(study)["kept_trainings"] == {}
+
+
+def test_trainings_that_no_longer_fit_are_listed_with_what_they_took(study, capsys):
+    record = {"code": ["lib.run.randomness:generator"], "source": "of older code", "seconds": 7200.0}
+    write_text(study / "runs/a/model/r0f0.json", json.dumps(record))
+    assert again(study, "--list") == 0
+    out = capsys.readouterr().out
+    assert "Made by other code: set aside and made anew, unless --keep-trained is given.\n    model/r0f0.json  " in out
+    assert "model/r0f0.json  finished; making it anew takes 2.0 hours\n" in out
 
 
 def test_only_a_finished_run_is_published(study, capsys, monkeypatch):
