@@ -47,14 +47,14 @@ class Space:
 
 
 def spaces(judge: Judge, training: Cohort, inception: str = "none") -> dict[str, Space]:
-    """The feature spaces of a cell: of its judge, which knows labels, and generic ones, which do not.
+    """The feature spaces of a fold: of its judge, which knows labels, and generic ones, which do not.
 
     `judge` sees fractures and little else; `pca`, the principal components of the training images, sees exposure, pose
     and anatomy, and hardly a thin line.
 
     Parameters
     ----------
-    training : the cell's training part
+    training : the fold's training part
     inception : "none", "download" or a weights file, see `inception_available`
     """
 

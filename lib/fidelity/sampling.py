@@ -24,7 +24,7 @@ class Tryout:
     """
 
     def __init__(self, fold: Fold, judge: Judge, seed: int):
-        validation, phantom = fold.validation, fold.study.phantom
+        validation, phantom = fold.validation, fold.phantom
         self.source, self.reference = validation.select(label="NFF").first(IMAGES), validation.select(label="AFF")
         self.counterfactual = phantom.counterfactual(self.source) if phantom else None
         self.judge, self.seed = judge, seed
