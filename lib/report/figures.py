@@ -214,7 +214,7 @@ def sampling_cost(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
 
     Parameters
     ----------
-    table : columns `solver`, `steps`, `seconds` and the metrics
+    table : columns `solver`, `sampling_steps`, `seconds` and the metrics
     metrics : one panel each
     """
     table = table.assign(milliseconds=1000 * table.seconds)
@@ -222,7 +222,7 @@ def sampling_cost(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     for ax, metric in zip(axes.flat, metrics, strict=True):
         sns.lineplot(table, x="milliseconds", y=metric, hue="solver", style="solver", markers=True, dashes=False,
                      legend="auto" if ax is axes[0, -1] else False, ax=ax)  # fmt: skip
-        for steps, *at in table[["steps", "milliseconds", metric]].itertuples(index=False):
+        for steps, *at in table[["sampling_steps", "milliseconds", metric]].itertuples(index=False):
             ax.annotate(steps, at, (3, 4), textcoords="offset points", size=7)
         ax.margins(0.1)
         ax.set(xlabel="milliseconds an image", ylabel=metric.replace("_", " "))

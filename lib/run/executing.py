@@ -296,8 +296,8 @@ def record_kept(run: Run) -> None:
     """Record the trainings that were kept though other code made them: path → what differs."""
     from lib.run import checkpoints  # loads torch
 
-    if (trainings := checkpoints.kept(run.folder)) or "kept_trainings" in run.manifest:
-        run.record(kept_trainings=trainings)
+    if (trainings := checkpoints.kept(run.folder)) or "kept" in run.manifest:
+        run.record(kept=trainings)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -268,13 +268,13 @@ def test_kept_and_other_trainings_are_recorded_and_listed(study, capsys, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "kept", lambda run: kept)
         assert again(study, "--only", "02", "--force") == 0
-        assert manifest(study)["kept_trainings"] == kept
+        assert manifest(study)["kept"] == kept
         assert again(study, "--list") == 0
     assert (
         "Kept, though other code made it:\n    model/r0f0/checkpoint  source: 1 then, 2 now" in capsys.readouterr().out
     )
     assert again(study, "--only", "02", "--force") == 0
-    assert manifest(study)["kept_trainings"] == {}
+    assert manifest(study)["kept"] == {}
 
 
 def test_trainings_that_no_longer_fit_are_listed_with_what_they_took(study, capsys):
