@@ -1,8 +1,9 @@
-"""Run: the folder of a run, and the machinery that fills it. Knows nothing of radiographs, methods or statistics.
+"""Run: a run's folder, and the machinery that fills it. Knows nothing of radiographs, methods or statistics.
 
-Files: files, locks, folder (`Run` and its manifest), progress, hardware, randomness.
-Notebooks, for run_all.py: notebooks (read), parameters and settings (chosen), finished (what is unchanged, and why
-not), executing (kernels, records), listing. Read in this order.
-Trainings: rank, checkpoints, weights, fingerprint (which code a result follows from).
-Work that is shared out: tasks, local (processes), slurm (jobs).
+Read in this order:
+files, locks, folder (`Run`, its manifest), progress, hardware, randomness: what everything needs;
+settings, parameters: what a notebook may be told; notebooks, finished (what is unchanged, or why not), executing
+(kernels, records), listing: what run_all.py does with notebooks;
+rank, checkpoints, weights, fingerprint (which code a result follows from): what trainings need;
+tasks, local (processes), slurm (jobs): work that is shared out.
 """
