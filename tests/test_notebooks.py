@@ -285,8 +285,8 @@ def test_every_cell_may_be_run_again(run, tmp_path):
         parameters = chosen[name]["parameters"] | {"run_dir": str(copy)}
         nbformat.write(notebook, tmp_path / f"{name}.ipynb")
         papermill.execute_notebook(
-            tmp_path / f"{name}.ipynb", None, parameters, kernel_manager_class=ThisPython, kernel_name="python3", language="python",
-            progress_bar=False, cwd=NOTEBOOKS,
+            tmp_path / f"{name}.ipynb", None, parameters, kernel_name="python3", language="python", cwd=NOTEBOOKS,
+            progress_bar=False, kernel_manager_class=ThisPython,
         )  # fmt: skip
     files = compare_runs(run, copy)
     assert not files[files.differ > 0].to_dict("records")

@@ -1,7 +1,8 @@
 """Checkpoints: trainings that go on where they were killed, and what becomes of those that no longer fit.
 
 Nothing that took long is deleted. A training that was made by other code or with other settings is set aside in its
-folder, `before-YYYYMMDD-HHMMSS/`, unless `LIB_OTHER_TRAINING` says otherwise (`other_training`).
+folder, `before-YYYYMMDD-HHMMSS/`, unless `LIB_OTHER_TRAINING` says otherwise (`other_training`). torch is loaded where
+it is needed: `run_all.py --list` only asks what lies there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from lib.run.files import shown, write_text, written
 from lib.run.fingerprint import name_of, source_hash
@@ -61,7 +61,7 @@ class Checkpoint:
         self.code = [name_of(thing) for thing in code]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.step, self.saved_at, self.every = 0, time.monotonic(), EVERY[0]
-        self.begun_with, self.seconds, self.started = self.inputs, 0.0, int(time.time())
+        self.begun_with, self.seconds = self.inputs, 0.0
         self.unlike: dict[str, tuple] = {}  # in what another training differs that lies here
         self.other: dict = {}  # the record of that training
 
@@ -86,6 +86,8 @@ class Checkpoint:
         ValueError
             Where a training lies here that may neither go on nor be set aside: see `goes_on`.
         """
+        import torch
+
         for path in filter(Path.exists, self.files(self.path)):
             try:
                 state = read_whole(path)
@@ -97,11 +99,10 @@ class Checkpoint:
             past = json.loads(state["inputs"])
             self.unlike = differences(past, self.inputs)
             finished = state["step"] >= past.get("steps", float("inf"))
-            if not goes_on(self.path, self.unlike, self.inputs, finished, self.made_before, state.get("started", 0)):
+            if not goes_on(self.path, self.unlike, self.inputs, finished, self.made_before):
                 return 0  # and the one before is older than what those inputs have left here
             self._restore(state["objects"])
-            self.step, self.begun_with = state["step"], past
-            self.seconds, self.started = state.get("seconds", 0.0), state.get("started", 0)
+            self.step, self.begun_with, self.seconds = state["step"], past, state.get("seconds", 0.0)
             self.saved_at = time.monotonic()
             if state["threads"] != torch.get_num_threads() and not torch.cuda.is_available():
                 print(
@@ -143,10 +144,12 @@ class Checkpoint:
         OSError
             Where it cannot be written: the message says which step is kept.
         """
+        import torch
+
         start, (path, before) = time.monotonic(), self.files(self.path)
         record = {"step": step, "inputs": json.dumps(self.begun_with), "threads": torch.get_num_threads()}
         seconds = round(self.seconds + start - self.saved_at, 1)
-        record |= {"code": self.code, "started": self.started, "seconds": seconds}
+        record |= {"code": self.code, "seconds": seconds}
         state = {name: thing.state_dict() for name, thing in self.objects.items()}
         try:
             with written(path) as part:
@@ -165,6 +168,8 @@ class Checkpoint:
 
 def read_whole(path: Path) -> dict:
     """What `torch.save` wrote; a ValueError where a byte of it is missing or has changed."""
+    import torch
+
     with open(path, "rb") as file:
         try:
             with zipfile.ZipFile(file) as records:
@@ -178,7 +183,7 @@ def read_whole(path: Path) -> dict:
 
 
 def read_record(path: Path) -> dict:
-    """Return what a checkpoint tells of its training, without its tensors: `step, inputs, code, started, seconds`.
+    """Return what a checkpoint tells of its training, without its tensors: `step, inputs, code, seconds`.
 
     Raises
     ------
@@ -196,22 +201,17 @@ def read_record(path: Path) -> dict:
 # What no longer fits --------------------------------------------------------------------------------------------------
 
 
-def other_training() -> tuple[str, float]:
-    """Return what to do with trainings that do not fit, and since when: what `LIB_OTHER_TRAINING` says.
+def other_training() -> str:
+    """Return what to do with trainings that do not fit: what `LIB_OTHER_TRAINING` says.
 
     "" sets aside and trains anew where code differs, or a finished training's settings; a half-done training with other
     settings is refused. "keep" (`run_all.py --keep-trained`) goes on with what was made by other code. "anew"
-    (`--force`) sets everything aside that began before the time behind it (`begin_anew`), or everything.
+    (`--force`) sets everything aside that does not fit.
     """
-    mode, _, since = os.environ.get(OTHER_TRAINING, "").partition(" ")
+    mode = os.environ.get(OTHER_TRAINING, "")
     if mode not in ("", "keep", "anew"):
         raise ValueError(f"{OTHER_TRAINING}={mode!r}: there are '', 'keep' and 'anew'")
-    return mode, float(since or "inf")
-
-
-def begin_anew() -> str:
-    """Return the value of `LIB_OTHER_TRAINING` that sets aside what began before now, but nothing that begins now."""
-    return f"anew {int(time.time())}"
+    return mode
 
 
 def differences(past: dict, now: dict) -> dict[str, tuple]:
@@ -240,7 +240,6 @@ def goes_on(
     inputs: dict,
     finished: bool,
     made_before: Sequence[str] = (),
-    started: float = 0,
 ) -> bool:
     """Whether a training that lies here goes on, or its result is taken, though it differs from what is asked for.
 
@@ -259,9 +258,8 @@ def goes_on(
         Where only the number of processes differs; and where a half-done training has other settings, seed or cohort,
         with each value then and now.
     """
-    mode, since = other_training()
-    if mode == "anew" and started < since:
-        unlike.setdefault("asked", ("there", "anew"))
+    mode = other_training()
+    if mode == "anew" and unlike:
         return False
     code = {name for name, values in unlike.items() if name.startswith(SOURCE) or MISSING in values} - {"processes"}
     chosen = {name: unlike[name] for name in unlike if name not in code and name.split(".")[0] not in made_before}
@@ -382,7 +380,7 @@ def trainings(run: Path) -> pd.DataFrame:
         rows.append(
             {"path": path.relative_to(run).as_posix(), "state": state, "step": step, "steps": steps,
              "seconds": record.get("seconds"), "anew": whole_seconds(record) or None, "then": then, "now": now,
-             "fits": kept or then == now, "kept": kept}
+             "fits": kept or (then is not None and then == now), "kept": kept}
         )  # fmt: skip
     columns = ["path", "state", "step", "steps", "seconds", "anew", "then", "now", "fits", "kept"]
     return pd.DataFrame(rows, columns=columns).astype({"seconds": float, "anew": float})

@@ -34,7 +34,6 @@ from lib.run.parameters import changed
 from lib.run.settings import unlike
 
 MACHINES, OTHER_TRAINING = "LIB_MACHINES", "LIB_OTHER_TRAINING"  # environment variables of kernels
-FORCED = ".forced"  # file of a run: since when its trainings are made anew, until all are
 CLEAR_LINE = "\r\x1b[2K"
 
 
@@ -215,11 +214,7 @@ def run_notebooks(
     pages : `lib.report.pages`, which this room does not know
     facts : what the manifest says of the run, asked for once and only where a notebook is executed
     """
-    described, forced = False, run / FORCED
-    if ThisPython.environment.get(OTHER_TRAINING) == "anew":
-        if not forced.exists():
-            write_text(forced, str(time.time()))
-        ThisPython.environment[OTHER_TRAINING] += f" {forced.read_text(encoding='utf-8')}"
+    described = False
     for number, step in enumerate(steps, 1):
         label = f"{number}/{total}  {step.notebook.title}"
         if step.notebook not in selected:
@@ -237,7 +232,6 @@ def run_notebooks(
     page, manifest = run / "notebooks" / "index.html", run / "manifest.json"
     if not page.exists() or page.stat().st_mtime_ns < manifest.stat().st_mtime_ns:  # an earlier call ended in between
         pages.index(run)
-    forced.unlink(missing_ok=True)
     return True
 
 

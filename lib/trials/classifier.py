@@ -40,26 +40,15 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class Settings(FromParameters):
-    """How a classifier is trained: the same for every condition that is compared. Defaults are the quick profile's.
+    """How a classifier is trained: the same for every condition that is compared. Defaults are the quick profile's."""
 
-    Parameters
-    ----------
-    architecture : one of `ARCHITECTURES`
-    weights : "imagenet", "none" (random from the seed), or the path of a state dict as safetensors
-    steps, batch : optimiser steps, images a step
-    lr : peak learning rate, reached after a tenth of the steps, then falling to 0 along a cosine;
-        3e-4 suits pretrained weights, 1e-3 random ones
-    weight_decay : of AdamW
-    validate_every : steps between two looks at the validation part
-    """
-
-    architecture: str = "resnet18"
-    weights: str = "none"
-    steps: int = 120
-    batch: int = 32
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    validate_every: int = 30
+    architecture: str = "resnet18"  # what two cores train in half a minute; the thesis' is resnet50
+    weights: str = "none"  # random, as an offline machine must; "imagenet" downloads them; or a safetensors file
+    steps: int = 120  # optimiser steps; the validation curves flatten before
+    batch: int = 32  # images a step
+    lr: float = 1e-3  # peak of AdamW after a tenth of the steps, then a cosine down to 0; 3e-4 suits pretrained weights
+    weight_decay: float = 0.05  # of AdamW
+    validate_every: int = 30  # steps between two looks at the validation patients
 
 
 # The network ---------------------------------------------------------------------------------------------------------

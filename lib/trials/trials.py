@@ -152,7 +152,7 @@ def run_trial(condition: Condition, fold: Fold, synthetic: dict[str, Cohort], se
         there = json.loads(path.read_text(encoding="utf-8"))
         unlike = differences(there["inputs"], inputs)
         images = ("training", "validation", "test")
-        if goes_on(path, unlike, inputs, finished=True, made_before=images, started=path.stat().st_mtime):
+        if goes_on(path, unlike, inputs, finished=True, made_before=images):
             Checkpoint.remove(checkpoint)  # of a process that was killed when it had written the result
             return
         set_aside(path.parent, [path.name, kept_file(path).name], unlike, there)

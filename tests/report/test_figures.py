@@ -140,7 +140,9 @@ def test_image_rows_of_unequal_length_are_refused():
 
 
 def test_sampling_cost_draws_a_line_a_solver_with_its_steps():
-    table = pd.DataFrame({"solver": ["euler", "euler", "heun"], "sampling_steps": [2, 4, 2], "seconds": [0.1, 0.2, 0.2]})
+    table = pd.DataFrame(
+        {"solver": ["euler", "euler", "heun"], "sampling_steps": [2, 4, 2], "seconds": [0.1, 0.2, 0.2]}
+    )
     fig = figures.sampling_cost(table.assign(kid=[0.3, 0.2, 0.1]), ["kid"])
     (ax,) = fig.axes
     assert [list(line.get_ydata()) for line in ax.lines[:2]] == [[0.3, 0.2], [0.1]]

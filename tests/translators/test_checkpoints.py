@@ -202,17 +202,16 @@ def test_keeping_what_the_code_can_no_longer_read_says_what_to_do(tmp_path, monk
     assert Checkpoint(tmp_path / "c.pt", {"source": "2"}, {"n": torch.nn.Linear(3, 2)}).load() == 0
 
 
-def test_anew_sets_aside_what_fits_but_not_what_began_since(tmp_path, monkeypatch):
-    saved = training(tmp_path)
-    saved.started -= 10
-    saved.save(10)
-    monkeypatch.setenv("LIB_OTHER_TRAINING", checkpoints.begin_anew())
+def test_anew_sets_aside_what_does_not_fit_and_keeps_what_does(tmp_path, monkeypatch):
+    training(tmp_path, step=3)
+    monkeypatch.setenv("LIB_OTHER_TRAINING", "anew")
+    assert training(tmp_path).load() == 3, "it fits"
     again = training(tmp_path, seed=1)
     assert again.load() == 0
     again.make_room()
-    again.save(3)
+    again.save(2)
     assert len(list(tmp_path.glob("before-*/checkpoint.pt"))) == 1
-    assert training(tmp_path, seed=1).load() == 3, "a job that is started again goes on"
+    assert training(tmp_path, seed=1).load() == 2, "a job that is started again goes on"
 
 
 def test_an_unknown_wish_is_refused(monkeypatch):
@@ -355,7 +354,7 @@ def test_saving_takes_a_sixtieth_of_the_time_at_most_but_never_waits_five_minute
         path.write_bytes(b"")
 
     for seconds, every in ((0.1, 120), (2.5, 150), (30, 285)):
-        monkeypatch.setattr(checkpoints.torch, "save", lambda *arguments, s=seconds: slow(*arguments, s))
+        monkeypatch.setattr(torch, "save", lambda *arguments, s=seconds: slow(*arguments, s))
         saved.save(1)
         now[0] += every
         assert not saved.due()
@@ -407,7 +406,7 @@ def test_a_training_killed_again_and_again_ends_as_if_nothing_had_happened(tmp_p
     def killed_at(step):
         def instead(self, done):
             if done == step:
-                monkeypatch.setattr(checkpoints.torch, "save", half_saved)
+                monkeypatch.setattr(torch, "save", half_saved)
             save(self, done)
 
         monkeypatch.setattr(Checkpoint, "save", instead)
