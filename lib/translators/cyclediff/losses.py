@@ -1,10 +1,6 @@
-"""The terms of CycleDiff's objective, one function each, and their weighted sum.
+"""The terms of CycleDiff's objective, one function each, and their weighted sum (eq. 13); letters as in `process`.
 
-eq. 6    diffusion_loss    of the denoising U-Nets
-         lsgan_generator, lsgan_discriminator   adversarial, least squares (`lib.translators.networks`)
-eq. 9    contrastive_loss  of the discriminators
-         cycle_loss, identity_loss, perceptual_loss   of the translators
-eq. 13   objective         λ1·diffusion + λ2·adversarial + λ3·cycle + λ4·identity + λ5·perceptual
+The adversarial terms, `lsgan_generator` and `lsgan_discriminator`, are CycleGAN's (`lib.translators.networks`).
 """
 
 from __future__ import annotations

@@ -137,20 +137,15 @@ def sizes(s: Settings, image_size: int) -> pd.DataFrame:
     if image_size % s.divisor:
         raise ValueError(f"images of {image_size} x {image_size} pixels: CycleDiff needs a multiple of {s.divisor}")
     with torch.device("meta"):
-        autoencoders = Autoencoders(s)
-        channels, side = autoencoders.channels, image_size // s.factor
-        image, latent, t = (
-            torch.empty(1, 1, image_size, image_size),
-            torch.empty(1, channels, side, side),
-            torch.ones(1),
-        )
-        calls = {
-            "denoising U-Net": (Denoisers(channels, side, s), latent, t, 0),
-            "translator G or F": (Translator(channels, s), latent, t),
+        networks, side = Networks.build(s, image_size, "meta"), image_size // s.factor
+        channels, t = networks.autoencoders.channels, torch.ones(1)
+        image, latent = torch.empty(1, 1, image_size, image_size), torch.empty(1, channels, side, side)
+        nets = networks.autoencoders.nets
+        calls = ({"autoencoder": (nets[0], image, latent)} if nets else {}) | {
+            "denoising U-Net": (networks.denoisers, latent, t, 0),
+            "translator G or F": (networks.G, latent, t),
             "discriminator": (Discriminator(channels, side, s), latent, t),
         }
-        if autoencoders.nets:
-            calls = {"autoencoder": (autoencoders.nets[0], image, latent)} | calls
         rows = {
             name: {
                 "parameters": count_parameters(network.unets[0] if isinstance(network, Denoisers) else network),
