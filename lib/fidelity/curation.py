@@ -15,12 +15,12 @@ VERDICTS = "verdicts.csv"  # image_id, pixels, keep, reason: what was decided by
 
 
 def pixel_hashes(images: Cohort) -> list[str]:
-    """Of each image sixteen hexadecimal digits: a verdict is on these pixels, whatever is later made under their id."""
+    """Return sixteen hexadecimal digits of each image: a verdict is on its pixels, whatever gets its id later."""
     return [hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()[:16] for pixels in images.pixels]
 
 
 def read_verdicts(path: Path) -> pd.DataFrame:
-    """`image_id, pixels, keep, reason` of synthetic images that somebody looked at; no rows where there is no file yet.
+    """Read `image_id, pixels, keep, reason` of synthetic images that somebody looked at; no file, no rows.
 
     `pixels` are those of `pixel_hashes`.
     """
@@ -34,7 +34,7 @@ def read_verdicts(path: Path) -> pd.DataFrame:
 
 
 def without_rejected(synthetic: dict[str, Cohort], path: Path) -> dict[str, Cohort]:
-    """The synthetic images without those rejected by hand, and equally many of each method: the first ones."""
+    """Leave out images that were rejected by hand, and keep equally many of each method: the first ones."""
     verdicts = read_verdicts(path)
     rejected = set(verdicts.pixels[~verdicts.keep])
     kept = {

@@ -47,7 +47,7 @@ class Space:
 
 
 def spaces(judge: Judge, training: Cohort, inception: str = "none") -> dict[str, Space]:
-    """The feature spaces of a fold: of its judge, which knows labels, and generic ones, which do not.
+    """Return the feature spaces of a fold: of its judge, which knows labels, and generic ones, which do not.
 
     `judge` sees fractures and little else; `pca`, the principal components of the training images, sees exposure, pose
     and anatomy, and hardly a thin line.
@@ -67,7 +67,7 @@ def spaces(judge: Judge, training: Cohort, inception: str = "none") -> dict[str,
 
 
 def leading(features: np.ndarray, components: int = FID_COMPONENTS) -> Callable[[np.ndarray], np.ndarray]:
-    """The projection on the principal components of (N, d) features, the greatest variance first, none rescaled.
+    """Fit the projection on the principal components of (N, d) features, the greatest variance first, none rescaled.
 
     There are fewer than `components` where d or N − 1 is smaller.
     """
@@ -76,7 +76,7 @@ def leading(features: np.ndarray, components: int = FID_COMPONENTS) -> Callable[
 
 
 def principal_components(training: Cohort) -> Callable[[np.ndarray], np.ndarray]:
-    """The first principal components of images of at most 32 × 32 pixels, each of variance 1 in the training part."""
+    """Fit the first principal components of images of at most 32 × 32 pixels, each of variance 1 in training."""
 
     def thumbnails(pixels):
         return shrunk(pixels, 32).reshape(len(pixels), -1)
@@ -87,7 +87,7 @@ def principal_components(training: Cohort) -> Callable[[np.ndarray], np.ndarray]
 
 
 def shrunk(pixels: np.ndarray | OnDisk, most: int) -> np.ndarray:
-    """(N, side, side) float32 in [-1, 1] from (N, H, W) integers: averages, `most` pixels or fewer a side."""
+    """Return (N, side, side) float32 in [-1, 1] of (N, H, W) integers: averages, `most` pixels or fewer a side."""
     side = min(most, pixels.shape[-1])
     small = np.empty((len(pixels), side, side), np.float32)
     for rows in blocks(len(pixels)):
@@ -97,7 +97,7 @@ def shrunk(pixels: np.ndarray | OnDisk, most: int) -> np.ndarray:
 
 
 def inception_available(weights: str) -> str:
-    """What can be said of Inception's weights: "" where they are not wanted or cannot be had (which is printed).
+    """Describe Inception's weights: "" where they are not wanted or cannot be had (which is printed).
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def _inception(weights: str) -> torch.nn.Module:
 
 
 def inception_features(weights: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Inception's 2048 features of grey images, repeated to RGB of 8 bits, as torch-fidelity has them."""
+    """Return Inception's 2048 features of grey images, repeated to RGB of 8 bits, as torch-fidelity has them."""
     network = _inception(weights)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -150,13 +150,12 @@ def inception_features(weights: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def distances(generated: np.ndarray, real: np.ndarray, leading: Callable = np.asarray) -> dict[str, float]:
-    """The distances of generated from real images whose value depends on how many there are of each.
+    """Measure those distances of generated from real images whose value depends on how many there are of each.
 
-    They are to be read beside references at the same numbers only; `lib.statistics.kid.kid` is unbiased and
-    needs none. FID
-    is biased upward, the more the fewer images and the more dimensions there are; `fid_infinity` takes the bias away as
-    far as a straight line in 1/n can. Precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), density and
-    coverage (`density_coverage`) are missing where there are too few images.
+    They are to be read beside references at the same numbers only. FID is biased upward, the more the fewer images and
+    the more dimensions there are; `fid_infinity` takes the bias away as far as a straight line in 1/n can. Precision
+    and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), density and coverage (`density_coverage`) are missing where
+    there are too few images.
 
     Parameters
     ----------
@@ -178,13 +177,13 @@ def distances(generated: np.ndarray, real: np.ndarray, leading: Callable = np.as
 
 
 def fid(X: np.ndarray, Y: np.ndarray) -> float:
-    """Fréchet distance of two normal distributions, ‖μ₁ − μ₂‖² + Tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½), by torch-fidelity."""
+    """Return the Fréchet distance of two normal distributions, ‖μ₁ − μ₂‖² + Tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½)."""
     statistics = (fid_features_to_statistics(torch.from_numpy(np.asarray(features, np.float64))) for features in (X, Y))
     return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
 
 
-def fid_infinity(X: np.ndarray, Y: np.ndarray, sizes: int = 6, draws: int = 16) -> float:
-    """FID extrapolated to infinitely many images: the intercept of FID against 1/n.
+def fid_infinity(X: np.ndarray, Y: np.ndarray) -> float:
+    """Extrapolate FID to infinitely many images: the intercept of FID against 1/n.
 
     Chong & Forsyth 2020, arXiv:1911.07023. Both sets shrink together, from n to the number of features; missing where
     there are fewer than twice as many images as features, for below that FID is no straight line in 1/n.
@@ -192,16 +191,16 @@ def fid_infinity(X: np.ndarray, Y: np.ndarray, sizes: int = 6, draws: int = 16) 
     n, d = min(len(X), len(Y)), X.shape[1]
     if n < 2 * d:
         return np.nan
-    ns, rng = np.unique(np.geomspace(d, n, sizes).round().astype(int)), generator(n, d)
+    ns, rng = np.unique(np.geomspace(d, n, 6).round().astype(int)), generator(n, d)
     values = [
-        np.mean([fid(X[rng.permutation(len(X))[:size]], Y[rng.permutation(len(Y))[:size]]) for _ in range(draws)])
+        np.mean([fid(X[rng.permutation(len(X))[:size]], Y[rng.permutation(len(Y))[:size]]) for _ in range(16)])
         for size in ns
     ]
     return float(np.polyfit(1 / ns, values, 1)[1])
 
 
 def fid_warning(n: int, dimensions: int) -> str:
-    """What is wrong with a FID of so many images in so many dimensions; empty where little is."""
+    """Say what is wrong with a FID of so many images in so many dimensions; "" where little is."""
     what = f"FID of {n} images in {dimensions} dimensions"
     if n <= dimensions:
         return f"{what}: the covariance is singular, the value means nothing."
@@ -213,7 +212,7 @@ def fid_warning(n: int, dimensions: int) -> str:
 
 
 def density_coverage(generated: np.ndarray, real: np.ndarray, k: int = NEIGHBOURS) -> dict[str, float]:
-    """Density and coverage of generated images among the k-nearest-neighbour balls of real ones.
+    """Return density and coverage of generated images among the k-nearest-neighbour balls of real ones.
 
     Naeem et al. 2020, arXiv:2002.09797, eq. 3 and 4: density = (1/kM) Σⱼ Σᵢ 1[yⱼ ∈ B(xᵢ, NNₖ(xᵢ))], expected 1 where
     both are alike, and not bounded; coverage = (1/N) Σᵢ 1[∃j: yⱼ ∈ B(xᵢ, NNₖ(xᵢ))], then expected about 1 − 2⁻ᵏ.

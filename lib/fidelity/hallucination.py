@@ -18,7 +18,7 @@ from lib.fidelity.measures import DIRECTIONS, mean_by_patient
 
 
 def marker_scores(pixels: np.ndarray) -> np.ndarray:
-    """(N,) how much brighter than its surroundings the best marker is, over corners and glyphs, in shares of the scale.
+    """Return (N,): how much brighter than its surroundings the best marker is, in shares of the grey scale.
 
     Parameters
     ----------
@@ -55,21 +55,20 @@ class Reader:
         self.threshold = (thresholds[best] + below.max()) / 2 if len(below) else thresholds[best]
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """(N,) bool"""
+        """Return (N,) bool: whether an image has a marker."""
         return marker_scores(pixels) >= self.threshold
 
     def accuracy(self, cohort: Cohort, phantom: Phantom) -> float:
-        """Share of images of known truth that are read rightly."""
+        """Return the share of images of known truth that are read rightly."""
         return float((self(cohort.pixels) == phantom.has_marker(cohort.table.image_id)).mean())
 
 
 def flip_rates(translated: dict[str, Cohort], test: Cohort, phantom: Phantom, reader: Reader) -> pd.DataFrame:
-    """How often a translation invents a marker that its source has not, and removes one that it has.
+    """Count how often a translation invents a marker that its source has not, and removes one that it has.
 
     Parameters
     ----------
-    translated : by method, the test images translated both ways, in the order of
-    `lib.fidelity.synthesis.translate_test`
+    translated : by method, the test images translated both ways (`lib.fidelity.synthesis.load_test`)
     test : their sources
 
     Returns

@@ -26,7 +26,7 @@ Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (N, H, W), (M, H, W
 
 
 def distances_of(judge: Judge) -> dict[str, Distance]:
-    """How far two images are apart, in two ways.
+    """Return two ways to say how far two images are apart.
 
     `pixels` : of thumbnails of at most 64 × 64, mean 0 and variance 1; the nearest of an image and its mirror image,
         shifted by up to a pixel
@@ -51,9 +51,9 @@ def distances_of(judge: Judge) -> dict[str, Distance]:
 
 
 def nearest(images: Cohort, training: Cohort, distance: Distance) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) distance to the nearest training image, and its (N,) position; images of one's own patient do not count.
+    """Return (N,) distances to the nearest training image of another patient, and its (N,) positions.
 
-    They do for images that were made from an image of the same label: a copy has the patient of what it copies.
+    One's own patient counts for images made from an image of the same label: a copy has the patient of what it copies.
     """
     apart = distance(images.pixels, training.pixels)
     own = np.equal.outer(images.table.patient_id.to_numpy(), training.table.patient_id.to_numpy())
@@ -64,7 +64,7 @@ def nearest(images: Cohort, training: Cohort, distance: Distance) -> tuple[np.nd
 
 
 def memorisation(generated: Cohort, training: Cohort, test: Cohort, distance: Distance) -> dict[str, float]:
-    """How near generated images are to training images of their class, against how near real ones are to each other.
+    """Compare how near generated images are to training images with how near real ones are to each other.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def memorisation(generated: Cohort, training: Cohort, test: Cohort, distance: Di
 
 
 def planted(generated: Cohort, training: Cohort, share: float, seed: int = 0) -> Cohort:
-    """The generated images, a share of them replaced by training images, mirrored or not, shifted a little, noisy."""
+    """Replace a share of the generated images by training images, mirrored or not, shifted a little, noisy."""
     rng, step = generator(seed, 4), max(generated.size // 64, 1)
     rows = rng.permutation(len(generated))[: round(share * len(generated))]
     copied = np.resize(rng.permutation(len(training)), len(rows))
@@ -111,7 +111,7 @@ def planted(generated: Cohort, training: Cohort, share: float, seed: int = 0) ->
 def memorisation_table(
     generated: dict[str, Cohort], training: Cohort, test: Cohort, judge: Judge, shares: tuple[float, ...] = PLANTED
 ) -> pd.DataFrame:
-    """`memorisation` of each method in both distances, as it is and with planted copies.
+    """Measure `memorisation` of each method in both distances, as it is and with planted copies.
 
     Parameters
     ----------
@@ -132,10 +132,7 @@ def memorisation_table(
 
 
 def sees_copies(table: pd.DataFrame) -> pd.Series:
-    """By method and distance, how much of what was planted is found: the rise of `copies` over the largest share.
-
-    Empty where the table is.
-    """
+    """Return how much of what was planted is found, by method and distance: the rise of `copies` over the share."""
     rows = table.set_index(["method", "distance", "planted"]).copies.unstack()
     if rows.empty:
         return pd.Series(dtype=float, index=rows.index)
@@ -143,12 +140,7 @@ def sees_copies(table: pd.DataFrame) -> pd.Series:
 
 
 def closest_pairs(generated: Cohort, training: Cohort, distance: Distance, n: int = 8) -> tuple[Cohort, Cohort]:
-    """The n generated images nearest to a training image, and those training images."""
+    """Return the n generated images nearest to a training image, and copies of those: one may be nearest to several."""
     apart, position = nearest(generated, training, distance)
     rows = np.argsort(apart, kind="stable")[:n]
-    # one training image may be the nearest of several
-    pixels = training.pixels[position[rows]]
-    table = training.table.iloc[position[rows]]
-    return generated.take(rows), Cohort(
-        table.assign(image_id=[f"{i} {x}" for i, x in enumerate(table.image_id)]), pixels
-    )
+    return generated.take(rows), training.copies(position[rows], "nearest")

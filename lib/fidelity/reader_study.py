@@ -1,4 +1,4 @@
-"""fidelity.reader_study"""
+"""The reader study: which images readers see, and what they answer. What answers prove: `lib.statistics.readers`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,13 @@ from lib.run.files import shown, write_text
 from lib.run.randomness import generator
 
 ORIGINS = ("real", "synthetic")
-
-
 SCALE = (1, 2, 3, 4, 5)  # of plausibility and confidence
-
-
 QUESTIONS = {"origin": ORIGINS, "label": LABELS, "plausibility": SCALE, "confidence": SCALE}
-
-
 ANSWERS = ("reader", "number", *QUESTIONS, "seconds")
 
 
 def sheet(real: Cohort, synthetic: dict[str, Cohort], each: int, repeats: int, seed: int) -> Cohort:
-    """The images of a study in the order in which they are shown.
+    """Draw the images of a study, in the order in which they are shown.
 
     Parameters
     ----------
@@ -78,7 +72,7 @@ def begin(real: Cohort, synthetic: dict[str, Cohort], most: int, seed: int, fold
 
 
 def begun_or(images: Cohort, folder: Path) -> Cohort:
-    """The sheet of a study that has begun in the folder: answers belong to its images; else these, saved there."""
+    """Load the sheet that readers have begun to answer in the folder; else save these images there."""
     if not len(read_answers(folder / "answers.csv")):
         images.save(folder)
         return images
@@ -89,7 +83,7 @@ def begun_or(images: Cohort, folder: Path) -> Cohort:
 
 
 def outdated(images: Cohort, made: dict[str, Cohort]) -> list[str]:
-    """The methods of a sheet whose images are not those that are there now: their generator was trained again since."""
+    """Name the methods of a sheet whose generator was trained again since: other images are there now."""
     old = []
     for method in sorted(set(images.table.method) & set(made)):
         shown_then = pixel_hashes(images.take(np.flatnonzero(images.table.method == method)))
@@ -98,12 +92,12 @@ def outdated(images: Cohort, made: dict[str, Cohort]) -> list[str]:
 
 
 def read_answers(path: Path) -> pd.DataFrame:
-    """All answers so far, with the columns `ANSWERS`; none where there is no file yet."""
+    """Read all answers so far, with the columns `ANSWERS`; no file, no rows."""
     return pd.read_csv(path, dtype={"reader": str}) if Path(path).exists() else pd.DataFrame(columns=list(ANSWERS))
 
 
 def record(path: Path, reader: str, number: int, seconds: float, **answers) -> None:
-    """Add one answer to the file, whole or not at all; a second answer of a reader to a number takes the first's place.
+    """Add one answer to the file, whole or not at all; a second one to the same number takes the first's place.
 
     Raises
     ------
@@ -121,7 +115,7 @@ def record(path: Path, reader: str, number: int, seconds: float, **answers) -> N
 
 
 def next_number(path: Path, reader: str, images: Cohort) -> int | None:
-    """The first number that a reader has not answered; None where all are."""
+    """Return the first number that a reader has not answered; None where all are."""
     answers = read_answers(path)
     left = sorted(set(images.table.number) - set(answers.number[answers.reader == reader]))
     return int(left[0]) if left else None

@@ -36,7 +36,7 @@ PERTURBATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def cycle_errors(translator: Translator, cohort: Cohort) -> pd.DataFrame:
-    """How far the way back moves, and ends from the source, when the translation is touched before.
+    """Measure how far the way back moves, and ends from the source, when the translation is touched before.
 
     Everything runs at 16 bits, so that an unchanged translation is not already rounded to 8.
 
@@ -73,7 +73,7 @@ def cycle_errors(translator: Translator, cohort: Cohort) -> pd.DataFrame:
 
 
 def hides(errors: pd.DataFrame) -> bool:
-    """Whether `cycle_errors` found the way back to move more than twice as far as noise of 2/255 in the translation.
+    """Return whether `cycle_errors` found the way back to move more than twice as far as noise of 2/255.
 
     True is a finding; False is none, for a message may be written coarse enough to outlive such noise.
     """
@@ -81,7 +81,7 @@ def hides(errors: pd.DataFrame) -> bool:
 
 
 def radial_spectrum(pixels: np.ndarray) -> pd.Series:
-    """Mean power of images over spatial frequency: what a generator adds at high ones, eyes do not see.
+    """Return the mean power of images over spatial frequency: what is added at high ones, eyes do not see.
 
     Parameters
     ----------
