@@ -101,11 +101,11 @@ def make_sets(study: Study, methods: Sequence[str], ratio: float, seed: int, mac
     for fold in study.folds:
         for method in methods:
             home, of = fold.folder("synthetic", method), trained(method)
-            needs = (fold.folder(of.name) / WEIGHTS,) if of else ()
-            name = f"{fold.name}-{method}"
-            tasks[name] = Task(partial(synthesise, fold, method, ratio, seed), home / "table.csv", needs)
+            follows = ((fold.folder(of.name) / WEIGHTS,), (of.translator,)) if of else ()
+            name, test = f"{fold.name}-{method}", home / "test" / "table.csv"
+            tasks[name] = Task(partial(synthesise, fold, method, ratio, seed), home / "table.csv", *follows)
             if method in METHODS:
-                tasks[f"{name}-test"] = Task(partial(translate_test, fold, method), home / "test" / "table.csv", needs)
+                tasks[f"{name}-test"] = Task(partial(translate_test, fold, method), test, *follows)
     return run_tasks(tasks, study.run / "synthetic" / "tasks", machines)
 
 
@@ -142,7 +142,7 @@ def synthesise(fold: Fold, method: str, ratio: float, seed: int) -> Cohort:
         return Cohort.load(home)
     of = trained(method)
     weights = fold.folder(of.name) / WEIGHTS
-    if _unfinished(home, inputs | {"weights": _sha256(weights)}, synthesise):
+    if _unfinished(home, inputs | {"weights": _sha256(weights)}, synthesise, of.translator):
         model = of.translator.load(weights.parent)
         if method == NOISE:
             table = model.noise_table(needed, "AFF", seed)
@@ -168,7 +168,7 @@ def translate_test(fold: Fold, method: str) -> Cohort:
     test, of = fold.test, METHODS[method]
     home, weights = fold.folder("synthetic", method) / "test", fold.folder(method) / WEIGHTS
     inputs = {"method": method, "sources": cohort_hashes(test), "weights": _sha256(weights)}
-    if _unfinished(home, inputs, translate_test):
+    if _unfinished(home, inputs, translate_test, of.translator):
         model = of.translator.load(weights.parent)
         ways = [(test.select(label="NFF"), "AFF"), (test.select(label="AFF"), "NFF")]
         tables, makers = zip(*(_translations(model, method, *way) for way in ways), strict=True)
@@ -186,9 +186,9 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def _unfinished(home: Path, inputs: dict, by: Callable) -> bool:
+def _unfinished(home: Path, inputs: dict, *by: Callable) -> bool:
     """Return whether a set is to be made, or made on, from these inputs; one of others is set aside."""
-    inputs = inputs | {"code": name_of(by), "source": source_hash(by), "arithmetic": arithmetic()}
+    inputs = inputs | {"code": [*map(name_of, by)], "source": source_hash(*by), "arithmetic": arithmetic()}
     text, path, table = json.dumps(inputs, indent=1), home / INPUTS, home / "table.csv"
     there = path.read_text(encoding="utf-8") if path.exists() else "{}"
     if there != text:

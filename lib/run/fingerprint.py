@@ -24,6 +24,7 @@ MUTE = ("lib.run.locks", "lib.run.progress", "lib.translators.training.save_prev
 QUIET = (  # modules and definitions that change no number
     *MUTE,
     *(f"lib.run.{name}" for name in ("checkpoints", "files", "fingerprint", "folder", "local", "slurm", "tasks")),
+    "lib.translators.methods",  # the table: whoever runs over it names the row's class as code of its own
     "lib.translators.translator.seconds_needed",
     "lib.trials.trials.seconds_needed",
 )

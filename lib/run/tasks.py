@@ -54,11 +54,13 @@ class Task:
         stopped by hand before its end.
     result : the file or folder that is there when it is done
     needs : files that its result follows from, besides what `do` is given: where one changes, it is done again
+    code : functions and classes of `lib` that it runs, besides `do` and those that `do` is given
     """
 
     do: Callable[..., object]
     result: Path
     needs: tuple[Path, ...] = ()
+    code: tuple[Callable, ...] = ()
 
     def key(self, arithmetic: str, arrays: dict[int, tuple[np.ndarray, str]]) -> str:
         """Return sixteen hexadecimal digits that change with its code, with what it is given and with what it needs.
@@ -68,7 +70,7 @@ class Task:
         arithmetic : see `Machines.arithmetic`
         arrays : by `id`, large arrays that other tasks were given, and their digests; filled
         """
-        digest = hashlib.sha256(arithmetic.encode() + source_hash(*callables(self.do)).encode())
+        digest = hashlib.sha256(arithmetic.encode() + source_hash(*callables(self.do), *self.code).encode())
         digest.update(_Short.dumps(self, arrays))
         for path in self.needs:
             digest.update(hashlib.sha256(path.read_bytes()).digest() if path.is_file() else b"-")

@@ -66,7 +66,7 @@ def test_a_set_is_made_anew_where_its_generator_was_trained_anew(tmp_path, monke
 
     def keys() -> dict[str, str]:
         make_sets(study, ["cyclegan", "noise", "useless"], 1.0, 0, Machines())
-        return {name: task.key(b"") for name, task in asked[-1].items()}
+        return {name: task.key("", {}) for name, task in asked[-1].items()}
 
     before = keys()
     assert set(before) == {"r0f0-cyclegan", "r0f0-cyclegan-test", "r0f0-noise", "r0f0-useless"}

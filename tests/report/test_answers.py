@@ -1,5 +1,5 @@
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,8 @@ from lib.run.weights import save_weights
 from lib.statistics.comparisons import COLUMNS, declared
 from lib.statistics.planning import detectable
 from lib.study import Study
-from lib.translators import cyclediff, cyclegan
+from lib.translators import cyclegan
+from lib.translators.cyclediff import settings as cyclediff
 from lib.translators.methods import METHODS as TRANSLATORS
 from lib.translators.methods import Method
 from lib.translators.training import WEIGHTS
@@ -255,7 +256,7 @@ def test_a_generator_that_does_nothing_is_named():
 
 def test_the_steps_of_an_autoencoder_do_not_count(tmp_path):
     """The published 100,000 steps are without them too."""
-    settings = asdict(cyclediff.Settings(autoencoder_steps=10, warmup_steps=5, joint_steps=6, batch=2))
+    settings = asdict(replace(cyclediff.PUBLISHED, autoencoder_steps=10, warmup_steps=5, joint_steps=6, batch=2))
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"steps": 21, "settings": settings})
     assert trained_how(TRANSLATORS["cyclediff"], tmp_path / WEIGHTS).startswith(
         "CycleDiff was trained for 11 steps of 2 images"
@@ -270,7 +271,7 @@ def test_one_training_proves_nothing_better_or_worse():
 
 
 def test_a_training_that_was_ended_by_hand_is_told_so(tmp_path):
-    settings = asdict(cyclediff.Settings(autoencoder_steps=10, warmup_steps=5, joint_steps=6, batch=2))
+    settings = asdict(replace(cyclediff.PUBLISHED, autoencoder_steps=10, warmup_steps=5, joint_steps=6, batch=2))
     metadata = {"steps": 21, "stopped_at": 18, "settings": settings}
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, metadata)
     assert trained_how(TRANSLATORS["cyclediff"], tmp_path / WEIGHTS).startswith(
@@ -280,14 +281,15 @@ def test_a_training_that_was_ended_by_hand_is_told_so(tmp_path):
 
 
 def test_what_differs_from_the_paper_is_read_from_the_weights(tmp_path):
-    settings = asdict(cyclegan.Settings(residual=True, width=8))
+    settings = asdict(replace(cyclegan.PUBLISHED, residual=True, width=8))
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"steps": 5, "settings": settings})
     assert unlike_published(TRANSLATORS["cyclegan"], tmp_path / WEIGHTS) == (
         "Chosen otherwise than in the paper of CycleGAN, sizes, steps and rates aside: residual = True."
     )
     assert unlike_published(TRANSLATORS["cyclegan"], tmp_path / "nowhere" / WEIGHTS) == ""
-    settings = asdict(cyclediff.Settings(unet_width=8, t_max=0.25, joint="frozen", cycle=2.0, identity=0.0))
-    sampler = asdict(cyclediff.Sampler(steps=4, start_t=0.25))
+    chosen = {"unet_width": 8, "t_max": 0.25, "joint": "frozen", "cycle": 2.0, "identity": 0.0}
+    settings = asdict(replace(cyclediff.PUBLISHED, diffusion_weights="released", **chosen))
+    sampler = asdict(replace(cyclediff.PUBLISHED_SAMPLER, sampling_steps=4, start="inverted", start_t=0.25))
     save_weights(tmp_path / WEIGHTS, {"n": torch.nn.Linear(1, 1)}, {"settings": settings, "sampler": sampler})
     said = (
         "Chosen otherwise than in the paper of CycleDiff, sizes, steps and rates aside: diffusion_weights = released, "
@@ -472,7 +474,7 @@ def test_facts_are_those_of_the_run(study):
         facts(study, predicted(study))
     study.run.record("classifier", architecture="ResNet-18", weights="a.safetensors (sha256 00), of a, b")
     study.run.record(profile="smoke")
-    settings = {"steps": 5, "settings": asdict(cyclegan.Settings(residual=True, batch=2))}
+    settings = {"steps": 5, "settings": asdict(replace(cyclegan.PUBLISHED, residual=True, batch=2))}
     folder = study.run.path("cyclegan", "r0f0", WEIGHTS)
     save_weights(folder, {"n": torch.nn.Linear(1, 1)}, settings)
     found = facts(study, predicted(study), margin=0.02)

@@ -123,7 +123,7 @@ def test_a_sheet_is_read_to_its_end_and_analysed(cohort, shown, tmp_path):
         control(tool, "next").click()
         assert len(reader_study.read_answers(path)) == number
     assert control(tool, "next").disabled
-    found = readers.accuracy(reader_study.read_answers(path), images)
+    found = readers.accuracy(reader_study.read_answers(path), images.table)
     assert found.accuracy.tolist() == [1] and found.n.tolist() == [8]
 
 

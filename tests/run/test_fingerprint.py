@@ -13,51 +13,53 @@ from lib.run.fingerprint import code_hash, name_of, source_hash
 from lib.trials.trials import run_trial
 
 STAGES = {
-    "cyclegan": ["lib.translators.cyclegan:CycleGAN.fit"],
-    "cyclediff": ["lib.translators.cyclediff.model:CycleDiff.fit"],
+    "cyclegan": ["lib.translators.translator:Translator.fit", "lib.translators.cyclegan:CycleGAN"],
+    "cyclediff": ["lib.translators.translator:Translator.fit", "lib.translators.cyclediff.model:CycleDiff"],
     "judge": ["lib.fidelity.judge:Judge.fit"],
-    "synthesis": ["lib.fidelity.synthesis:synthesise", "lib.fidelity.synthesis:translate_test"],
+    "cyclegan_images": ["lib.fidelity.synthesis:translate_test", "lib.translators.cyclegan:CycleGAN"],
+    "cyclediff_images": ["lib.fidelity.synthesis:translate_test", "lib.translators.cyclediff.model:CycleDiff"],
+    "synthesis": ["lib.fidelity.synthesis:synthesise"],
     "fidelity": ["lib.fidelity.measures:measure_fold"],
     "trials": ["lib.trials.trials:run_trial"],
     "cache": ["lib.radiographs.preparing:_prepared_or_error"],
 }
 
 # file, text, its replacement, and the stages and notebooks whose code it changes; what only follows from their results
-# is stale by the hashes of those. Notebook 04 loads the translators and calls a `fit`, the judge's: it counts theirs.
+# is stale by the hashes of those: notebooks 04 to 06 by that of a notebook before them, a set of images by its weights.
 CHANGES = {
     "comment": ("translators/cyclegan.py", "# eq. 3", "# equation 3", ""),
-    "docstring": ("fidelity/judge.py", '"""Three-class judge of one cell."""', '"""Judge."""', ""),
+    "docstring": ("fidelity/judge.py", '"""Three-class judge of one fold."""', '"""Judge."""', ""),
     "annotation": ("translators/networks.py", "step: int, steps: int) -> float", "step: float, steps) -> object", ""),
     "blank lines": ("trials/classifier.py", "def learning_rate", "\n\n\ndef learning_rate", ""),
     "text of an error": ("translators/training.py", "is not finite. The last", "is infinite. The last", ""),
     "warning": ("trials/classifier.py", "WARNING: {source.url} could", "WARNING: {source.name} could", ""),
     "lock's message": ("run/locks.py", "has ended before its end; going on", "is dead", ""),
     "progress bar": ("run/progress.py", "mininterval=10", "mininterval=20", ""),
-    "a bar's name": ("translators/cyclegan.py", "done, desc=self.name)", "done)", ""),
+    "a bar's name": ("translators/training.py", "done, desc=model.name)", "done)", ""),
     "estimate of time": ("translators/translator.py", "float(np.median(took))", "float(np.mean(took))", ""),
     "unused function": (
         *("translators/networks.py", "def linear_decay"),
         *("def unused():\n    return 3\n\n\ndef linear_decay", ""),
     ),
     "checkpoints' rhythm": ("run/checkpoints.py", "EVERY = (120.0", "EVERY = (60.0", ""),
-    "figure's colour": ("report/figures.py", "[row, row], color=PALETTE[0]", "[row, row], color=PALETTE[1]", "06"),
+    "figure's colour": ("report/figures.py", "capsize=2, color=look", "capsize=3, color=look", "04"),
     "house style": ("report/figures.py", '"lines.linewidth": 1.2', '"lines.linewidth": 1.5', "01 02 03 04 05 06"),
-    "λ of a loss": ("translators/cyclegan.py", "s.cycle * (cycle_X", "2 * s.cycle * (cycle_X", "cyclegan 02 04"),
+    "λ of a loss": ("translators/cyclegan.py", "s.cycle * (cycle_X", "2 * s.cycle * (cycle_X", "cyclegan 02"),
     "λ of CycleDiff": (
-        *("translators/cyclediff/losses.py", '"cycle": s.cycle'),
-        *('"cycle": 2 * s.cycle', "cyclediff 03 04"),
+        *("translators/cyclediff/losses.py", '"cycle": s.cycle,'),
+        *('"cycle": 2 * s.cycle,', "cyclediff 03"),
     ),
     "padding": (
         *("translators/networks.py", 'mode="reflect")\n        return super'),
-        *('mode="replicate")\n        return super', "cyclegan cyclediff synthesis fidelity 02 03 04"),
+        *('mode="replicate")\n        return super', "cyclegan cyclediff cyclegan_images cyclediff_images 02 03"),
     ),
     "kernel size": (
         *("translators/networks.py", "ReflectConv2d(channels, width, 7)"),
-        *("ReflectConv2d(channels, width, 5)", "cyclegan cyclediff synthesis fidelity 02 03 04"),
+        *("ReflectConv2d(channels, width, 5)", "cyclegan cyclediff cyclegan_images cyclediff_images 02 03"),
     ),
     "learning-rate decay": (
         *("translators/networks.py", "min(1.0, 2 * (steps"),
-        *("min(1.0, 3 * (steps", "cyclegan cyclediff 02 03 04"),
+        *("min(1.0, 3 * (steps", "cyclegan cyclediff 02 03"),
     ),
     "EMA rule": (
         *("translators/training.py", "(self.updates + 9)"),
@@ -65,26 +67,26 @@ CHANGES = {
     ),
     "imported function": (
         *("translators/cyclegan.py", "import l1_loss"),
-        *("import mse_loss as l1_loss", "cyclegan 02 04"),
+        *("import mse_loss as l1_loss", "cyclegan 02"),
     ),
     "split rule": ("data/splits.py", "default_rng([seed, repeat])", "default_rng([repeat, seed])", "01 06"),
     "judge's failures": ("fidelity/judge.py", "rng.uniform(0.03, 0.05)", "rng.uniform(0.02, 0.05)", "judge 03 04"),
     "KID's formula": (
-        *("statistics/inference.py", "/ X.shape[1] + 1) ** 3"),
+        *("statistics/kid.py", "/ X.shape[1] + 1) ** 3"),
         *("/ X.shape[1] + 1) ** 2", "fidelity 03 04 06"),
     ),
     "threshold rule": ("statistics/metrics.py", "best[len(best) // 2]", "best[0]", "trials 05 06"),
     "augmentation": ("trials/classifier.py", "math.radians(15)", "math.radians(20)", "trials 05"),
     "time grid": (
         *("translators/cyclediff/process.py", "np.linspace(first_t"),
-        *("np.geomspace(first_t", "synthesis 03 04"),
+        *("np.geomspace(first_t", "cyclediff_images 03"),
     ),
     "phantom's constant": (
         *("data/phantom.py", "= 0.0604, 0.0235"),
-        *("= 0.0605, 0.0235", "judge synthesis fidelity 01 03 04"),
+        *("= 0.0605, 0.0235", "judge synthesis fidelity 01 02 03 04 05 06"),
     ),
     "decoder": ("radiographs/decoding.py", "MAX_BYTES =", "MAX_BYTES = 2 *", "cache 01"),
-    "round trip": ("translators/cyclegan.py", "translated + noise * n", "translated - noise * n", "02"),
+    "round trip": ("translators/cyclegan.py", "cpu() + noise * n", "cpu() - noise * n", "02"),
 }  # fmt: skip
 
 
@@ -97,7 +99,7 @@ NOTEBOOKS = {path.stem[:2]: code_of(path) for path in sorted((ROOT / "notebooks"
 
 
 def marks(root) -> dict[str, list[str]]:
-    found = {stage: [source_hash(name, root=root) for name in names] for stage, names in STAGES.items()}
+    found = {stage: [source_hash(*names, root=root)] for stage, names in STAGES.items()}
     return found | {name: [code_hash(code, root)] for name, code in NOTEBOOKS.items()}
 
 
