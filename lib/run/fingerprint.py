@@ -360,6 +360,11 @@ class _Reach:
     def start(self, name: str) -> None:
         """Count a module, a definition or a method, as `source_hash` takes its name."""
         module_name, _, path = name.partition(":")
+        if not _within(
+            module_name, ("lib",)
+        ):  # a class of one's own, in a notebook for example: its name stands for it
+            self.parts.add(_hash(name))
+            return
         module = self.module(module_name)
         definition, _, method = path.partition(".")
         if module is None or (definition and definition not in module.statements):
