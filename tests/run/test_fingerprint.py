@@ -26,21 +26,21 @@ STAGES = {
 # is stale by the hashes of those. Notebook 04 loads the translators and calls a `fit`, the judge's: it counts theirs.
 CHANGES = {
     "comment": ("translators/cyclegan.py", "# eq. 3", "# equation 3", ""),
-    "docstring": ("fidelity/judge.py", '"""Three-class judge of one cell."""', '"""Judge."""', ""),
+    "docstring": ("fidelity/judge.py", '"""Three-class judge of one fold."""', '"""Judge."""', ""),
     "annotation": ("translators/networks.py", "step: int, steps: int) -> float", "step: float, steps) -> object", ""),
     "blank lines": ("trials/classifier.py", "def learning_rate", "\n\n\ndef learning_rate", ""),
     "text of an error": ("translators/training.py", "is not finite. The last", "is infinite. The last", ""),
     "warning": ("trials/classifier.py", "WARNING: {source.url} could", "WARNING: {source.name} could", ""),
     "lock's message": ("run/locks.py", "has ended before its end; going on", "is dead", ""),
     "progress bar": ("run/progress.py", "mininterval=10", "mininterval=20", ""),
-    "a bar's name": ("translators/cyclegan.py", "done, desc=self.name)", "done)", ""),
+    "a bar's name": ("translators/training.py", "done, desc=model.name)", "done)", ""),
     "estimate of time": ("translators/translator.py", "float(np.median(took))", "float(np.mean(took))", ""),
     "unused function": (
         *("translators/networks.py", "def linear_decay"),
         *("def unused():\n    return 3\n\n\ndef linear_decay", ""),
     ),
     "checkpoints' rhythm": ("run/checkpoints.py", "EVERY = (120.0", "EVERY = (60.0", ""),
-    "figure's colour": ("report/figures.py", "[row, row], color=PALETTE[0]", "[row, row], color=PALETTE[1]", "06"),
+    "figure's colour": ("report/figures.py", "else PALETTE[0])", "else PALETTE[1])", "06"),
     "house style": ("report/figures.py", '"lines.linewidth": 1.2', '"lines.linewidth": 1.5', "01 02 03 04 05 06"),
     "λ of a loss": ("translators/cyclegan.py", "s.cycle * (cycle_X", "2 * s.cycle * (cycle_X", "cyclegan 02 04"),
     "λ of CycleDiff": (
@@ -70,7 +70,7 @@ CHANGES = {
     "split rule": ("data/splits.py", "default_rng([seed, repeat])", "default_rng([repeat, seed])", "01 06"),
     "judge's failures": ("fidelity/judge.py", "rng.uniform(0.03, 0.05)", "rng.uniform(0.02, 0.05)", "judge 03 04"),
     "KID's formula": (
-        *("statistics/inference.py", "/ X.shape[1] + 1) ** 3"),
+        *("statistics/kid.py", "/ X.shape[1] + 1) ** 3"),
         *("/ X.shape[1] + 1) ** 2", "fidelity 03 04 06"),
     ),
     "threshold rule": ("statistics/metrics.py", "best[len(best) // 2]", "best[0]", "trials 05 06"),
@@ -84,7 +84,7 @@ CHANGES = {
         *("= 0.0605, 0.0235", "judge synthesis fidelity 01 03 04"),
     ),
     "decoder": ("radiographs/decoding.py", "MAX_BYTES =", "MAX_BYTES = 2 *", "cache 01"),
-    "round trip": ("translators/cyclegan.py", "translated + noise * n", "translated - noise * n", "02"),
+    "round trip": ("translators/cyclegan.py", ".cpu() + noise * n", ".cpu() - noise * n", "02"),
 }  # fmt: skip
 
 
