@@ -108,63 +108,40 @@ class _Strip(ast.NodeTransformer):
     visit_ImportFrom = visit_Import
 
 
-class _Names(ast.NodeVisitor):
-    """Collects dotted names, "np.random.default_rng"; attributes of what may be of `lib`; and texts."""
-
-    def __init__(self, foreign: set[str] = frozenset(), data: set[str] = frozenset()):
-        self.foreign, self.data = foreign, data  # `data`: what `self` holds besides methods
-        self.dotted, self.attributes, self.texts = set(), set(), set()
-
-    def visit_Name(self, node):
-        self.dotted.add(node.id)
-
-    def visit_Constant(self, node):
-        if isinstance(node.value, str):
-            self.texts.add(node.value)
-
-    def visit_Attribute(self, node):
-        text, root = ast.unparse(node), _root(node)
-        if root not in self.foreign and not (text == f"self.{node.attr}" and node.attr in self.data):
-            self.attributes.add(node.attr)
-        inner = _Names(self.foreign, self.data)
-        inner.visit(node.value)
-        self.attributes |= inner.attributes
-        if re.fullmatch(r"[\w.]+", text):
-            self.dotted.add(text)
-        else:
-            self.dotted |= inner.dotted
-
-
 class _Unit:
-    """A piece of code as it counts: its text, and the names that lead on from it.
+    """A piece of code as it counts: its text, and what leads on from it.
 
-    `uses` are taken from outside, `hints` stand in annotations. `owner` is a method's class, `data` what its `self`
-    holds. The nodes are stripped.
+    `uses` are dotted names taken from outside, "np.random.default_rng"; `hints` those in annotations; `attributes` are
+    read of what may be of `lib`; `texts` may name files. `owner` is a method's class, `data` what `self` holds besides
+    methods. The nodes are stripped.
     """
 
     def __init__(self, module: _Module, nodes: list[ast.AST], owner: str = "", data: set[str] = frozenset()):
-        names, hints = _Names(module.foreign, data), _Names()
-        for one in (one for node in nodes for one in ast.walk(node)):
-            for hint in filter(None, (getattr(one, "annotation", None), getattr(one, "returns", None))):
-                hints.visit(hint)
+        parts = [one for node in nodes for one in ast.walk(node)]
+        hints = [getattr(one, name, None) for one in parts for name in ("annotation", "returns")]
+        self.hints = _dotted([one for hint in hints if hint for one in ast.walk(hint)])
         tree = _Strip(module.mute).visit(ast.Module(nodes, []))
-        names.visit(tree)
-        code = ast.unparse(tree)
-        self.text, self.hints, self.attributes, self.texts = (
-            owner + "\n" + code,
-            hints.dotted,
-            names.attributes,
-            names.texts,
-        )
-        tables, outside = [symtable.symtable(code, module.name, "exec")], set()
-        while tables:
-            table = tables.pop()
-            tables += table.get_children()
-            top = table.get_type() == "module"
-            outside |= {
-                one.get_name() for one in table.get_symbols() if one.is_referenced() and (top or one.is_global())
-            }
-        self.uses = {one for one in names.dotted if one.split(".")[0] in outside}
+        parts, code = list(ast.walk(tree)), ast.unparse(tree)
+        read = [one for one in parts if isinstance(one, ast.Attribute) and _root(one) not in module.foreign]
+        self.text = f"{owner}\n{code}"
+        self.attributes = {one.attr for one in read if one.attr not in data or ast.unparse(one.value) != "self"}
+        self.texts = {one.value for one in parts if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+        outside = _outside(symtable.symtable(code, module.name, "exec"))
+        self.uses = {one for one in _dotted(parts) if one.split(".")[0] in outside}
+
+
+def _dotted(nodes: list[ast.AST]) -> set[str]:
+    """Return names with the attributes that follow them, "np.random.default_rng"."""
+    inner = {id(one.value) for one in nodes if isinstance(one, ast.Attribute)}
+    outer = (one for one in nodes if isinstance(one, ast.Name | ast.Attribute) and id(one) not in inner)
+    return {text for text in map(ast.unparse, outer) if text.replace(".", "").isidentifier()}
+
+
+def _outside(table: symtable.SymbolTable) -> set[str]:
+    """Return the names that code takes from its module."""
+    top = table.get_type() == "module"
+    found = {one.get_name() for one in table.get_symbols() if one.is_referenced() and (top or one.is_global())}
+    return found.union(*map(_outside, table.get_children()))
 
 
 class _Module:

@@ -49,11 +49,11 @@ CHANGES = {
     ),
     "padding": (
         *("translators/networks.py", 'mode="reflect")\n        return super'),
-        *('mode="replicate")\n        return super', "cyclegan cyclediff synthesis fidelity 02 03 04"),
+        *('mode="replicate")\n        return super', "cyclegan cyclediff synthesis 02 03 04"),
     ),
     "kernel size": (
         *("translators/networks.py", "ReflectConv2d(channels, width, 7)"),
-        *("ReflectConv2d(channels, width, 5)", "cyclegan cyclediff synthesis fidelity 02 03 04"),
+        *("ReflectConv2d(channels, width, 5)", "cyclegan cyclediff synthesis 02 03 04"),
     ),
     "learning-rate decay": (
         *("translators/networks.py", "min(1.0, 2 * (steps"),
@@ -81,7 +81,7 @@ CHANGES = {
     ),
     "phantom's constant": (
         *("data/phantom.py", "= 0.0604, 0.0235"),
-        *("= 0.0605, 0.0235", "judge synthesis fidelity 01 03 04"),
+        *("= 0.0605, 0.0235", "judge synthesis fidelity 01 02 03 04 05 06"),
     ),
     "decoder": ("radiographs/decoding.py", "MAX_BYTES =", "MAX_BYTES = 2 *", "cache 01"),
     "round trip": ("translators/cyclegan.py", ".cpu() + noise * n", ".cpu() - noise * n", "02"),
