@@ -2,7 +2,7 @@
 
 The rule: from a function, follow every name that stands for a definition of `lib`, through the imports, and hash the
 syntax trees that are met without what changes no number: comments, docstrings, annotations, texts of errors, prints,
-and calls of what is `QUIET`. Of a class those methods count whose names are read as an attribute somewhere in what
+and calls of what is `MUTE`. Of a class those methods count whose names are read as an attribute somewhere in what
 counts, and `__special__` ones; where a base class is another package's, all do. Annotations say whose methods are
 called, so their classes are followed. In doubt too much is followed.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-import re
 import symtable
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -20,13 +19,12 @@ from pathlib import Path
 
 from lib.run.files import ROOT
 
+MUTE = ("lib.run.locks", "lib.run.progress", "lib.translators.training.save_preview")  # whose calls do not count
 QUIET = (  # modules and definitions that change no number
-    *("lib.run.checkpoints", "lib.run.files", "lib.run.fingerprint", "lib.run.folder", "lib.run.local"),
-    *("lib.run.locks", "lib.run.progress", "lib.run.slurm", "lib.run.tasks"),
-    *("lib.translators.training.save_preview", "lib.translators.translator.seconds_needed"),
-    "lib.trials.trials.seconds_needed",
+    *MUTE,
+    *(f"lib.run.{name}" for name in ("checkpoints", "files", "fingerprint", "folder", "local", "slurm", "tasks")),
+    *("lib.translators.translator.seconds_needed", "lib.trials.trials.seconds_needed"),
 )
-MUTE = ("lib.run.locks", "lib.run.progress", "lib.translators.training.save_preview")  # their calls are left out, too
 FOREIGN = ("matplotlib", "numpy", "pandas", "PIL", "scipy", "skimage", "sklearn")  # what these return is not of `lib`
 SPEAKS = "lib.report"  # what is printed there is a result
 TABLES = {"lib.translators.methods": ".translator."}  # modules whose names are followed where code holds this text
@@ -47,14 +45,6 @@ def source_hash(*things: str | Callable, root: Path = ROOT) -> str:
     return _source_hash(tuple(map(name_of, things)), root, hash(tuple((path, _state(path)) for path in files)))
 
 
-@functools.lru_cache(maxsize=256)
-def _source_hash(names: tuple[str, ...], root: Path, state: int) -> str:
-    reach = _Reach(root)
-    for name in names:
-        reach.start(name)
-    return reach.digest()
-
-
 def code_hash(source: str, root: Path = ROOT) -> str:
     """Return the digits for a notebook's own code with all that it reaches in `lib`, figures included.
 
@@ -63,9 +53,8 @@ def code_hash(source: str, root: Path = ROOT) -> str:
     SyntaxError
         Where it is no Python.
     """
-    reach = _Reach(root)
-    code = _Module("", source, root, speaks=True)
-    reach.visit(code, _Unit(code, [one for one in code.tree.body if not isinstance(one, ast.Import | ast.ImportFrom)]))
+    reach, code = _Reach(root), _Module(root / "notebook.py", "", source)
+    reach.visit(code, _Unit(code, code.tree.body))
     return reach.digest()
 
 
@@ -74,14 +63,50 @@ def name_of(thing: str | Callable) -> str:
     return thing if isinstance(thing, str) else f"{thing.__module__}:{thing.__qualname__}"
 
 
+@functools.lru_cache(maxsize=256)
+def _source_hash(names: tuple[str, ...], root: Path, state: int) -> str:
+    reach = _Reach(root)
+    for name in names:
+        module_name, _, definition = name.partition(":")
+        definition, _, method = definition.partition(".")
+        module = reach.module(module_name)
+        if module is None or (definition and definition not in module.statements):
+            raise ValueError(f"there is no {name} in {root / 'lib'}")
+        reach.read.add(method)
+        reach.define(module, definition, whole=not definition)
+    return reach.digest()
+
+
+@functools.lru_cache(maxsize=256)
+def _read(path: Path, name: str, state: tuple[int, int]) -> _Module:
+    return _Module(path, name, path.read_text(encoding="utf-8"))
+
+
+def _state(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _hash(content: str | bytes) -> str:
+    return hashlib.sha256(content if isinstance(content, bytes) else content.encode()).hexdigest()
+
+
+def _within(name: str, those: tuple[str, ...]) -> bool:
+    return any(name == one or name.startswith(f"{one}.") for one in those)
+
+
+# Pieces of code -------------------------------------------------------------------------------------------------------
+
+
 class _Strip(ast.NodeTransformer):
-    """Takes out of a tree what changes no number; calls of `mute` names become None."""
+    """Takes out of a tree what changes no number; calls of `mute` names become None, annotations move to `hint`."""
 
     def __init__(self, mute: set[str]):
         self.mute = mute
 
     def generic_visit(self, node):
-        for name in {"annotation", "returns"} & set(node._fields):
+        node.hint = getattr(node, "hint", None) or getattr(node, "annotation", None) or getattr(node, "returns", None)
+        for name in {"annotation", "returns", "msg", "cause"} & set(node._fields):
             setattr(node, name, ast.Constant(None) if isinstance(node, ast.AnnAssign) else None)
         super().generic_visit(node)
         if getattr(node, "body", None) == []:
@@ -96,11 +121,7 @@ class _Strip(ast.NodeTransformer):
         return None if isinstance(node.value, ast.Constant) else node
 
     def visit_Raise(self, node):
-        return ast.Raise(exc=node.exc.func if isinstance(node.exc, ast.Call) else node.exc, cause=None)
-
-    def visit_Assert(self, node):
-        node.msg = None
-        return self.generic_visit(node)
+        return ast.Raise(node.exc.func if isinstance(node.exc, ast.Call) else node.exc, None)
 
     def visit_Import(self, node):
         return None
@@ -109,25 +130,22 @@ class _Strip(ast.NodeTransformer):
 
 
 class _Unit:
-    """A piece of code as it counts: its text, and what leads on from it.
+    """A piece of code as it counts: its text, and what leads on from it. The nodes are stripped.
 
     `uses` are dotted names taken from outside, "np.random.default_rng"; `hints` those in annotations; `attributes` are
-    read of what may be of `lib`; `texts` may name files. `owner` is a method's class, `data` what `self` holds besides
-    methods. The nodes are stripped.
+    read of what may be of `lib`; `strings` may name files. `owner` is a method's class, `data` what its `self` holds.
     """
 
     def __init__(self, module: _Module, nodes: list[ast.AST], owner: str = "", data: set[str] = frozenset()):
-        parts = [one for node in nodes for one in ast.walk(node)]
-        hints = [getattr(one, name, None) for one in parts for name in ("annotation", "returns")]
-        self.hints = _dotted([one for hint in hints if hint for one in ast.walk(hint)])
         tree = _Strip(module.mute).visit(ast.Module(nodes, []))
         parts, code = list(ast.walk(tree)), ast.unparse(tree)
         read = [one for one in parts if isinstance(one, ast.Attribute) and _root(one) not in module.foreign]
         self.text = f"{owner}\n{code}"
         self.attributes = {one.attr for one in read if one.attr not in data or ast.unparse(one.value) != "self"}
-        self.texts = {one.value for one in parts if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+        self.strings = {one.value for one in parts if isinstance(one, ast.Constant) and isinstance(one.value, str)}
         outside = _outside(symtable.symtable(code, module.name, "exec"))
         self.uses = {one for one in _dotted(parts) if one.split(".")[0] in outside}
+        self.hints = {one for node in parts if getattr(node, "hint", None) for one in _dotted([*ast.walk(node.hint)])}
 
 
 def _dotted(nodes: list[ast.AST]) -> set[str]:
@@ -144,31 +162,44 @@ def _outside(table: symtable.SymbolTable) -> set[str]:
     return found.union(*map(_outside, table.get_children()))
 
 
+def _root(node: ast.expr) -> str:
+    """Return the name that a chain of attributes and calls begins with: "PCA" of `PCA(2).fit(x).transform`."""
+    while isinstance(node, ast.Attribute | ast.Call):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _bound(statement: ast.stmt) -> set[str]:
+    """Return the functions, classes and variables that a statement binds; rather too many."""
+    if isinstance(statement, (*FUNCTIONS, ast.ClassDef)):
+        return {statement.name}
+    nodes = list(ast.walk(statement))
+    stored = {one.id for one in nodes if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+    return stored | {one.name for one in nodes if isinstance(one, (*FUNCTIONS, ast.ClassDef))}
+
+
 class _Module:
     """A file of `lib`, or a notebook's code: what it imports, and by name the statements that bind it ("": nothing)."""
 
-    def __init__(self, name: str, source: str, folder: Path, package: tuple[str, ...] = (), speaks: bool = False):
-        self.name, self.folder, self.tree = name, folder, ast.parse(source)
+    def __init__(self, path: Path, name: str, source: str):
+        self.name, self.folder, self.tree = name, path.parent, ast.parse(source)
+        package = [*name.split("."), *["__init__"] * (path.name == "__init__.py")]
         self.imports: dict[str, str] = {}
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.Import):
-                for alias in node.names:
-                    first = alias.name.split(".")[0]
-                    self.imports[alias.asname or first] = alias.name if alias.asname else first
-            elif isinstance(node, ast.ImportFrom):
-                above = package[: len(package) - node.level + 1] if node.level else ()
-                base = ".".join([*above, *filter(None, [node.module])])
-                self.imports |= {alias.asname or alias.name: f"{base}.{alias.name}" for alias in node.names}
+        for node in (one for one in ast.walk(self.tree) if isinstance(one, ast.Import | ast.ImportFrom)):
+            above = package[: -node.level] if getattr(node, "level", 0) else []
+            base = ".".join([*above, *filter(None, [getattr(node, "module", None)])])
+            for alias in node.names:
+                whole = alias.name if alias.asname or base else alias.name.split(".")[0]  # `import lib.b` binds lib
+                self.imports[alias.asname or whole] = f"{base}.{whole}".strip(".")
         self.statements: dict[str, list[ast.stmt]] = defaultdict(list)
         for statement in self.tree.body:
             if not (isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test)):
                 for bound in _bound(statement) or {""}:
                     self.statements[bound].append(statement)
         self.foreign = {alias for alias, target in self.imports.items() if _within(target, FOREIGN)}
-        self.mute = {alias for alias, target in self.imports.items() if _within(target, MUTE)}
-        self.mute |= {one for one in self.statements if _within(f"{name}.{one}", MUTE)}
-        if not speaks:
-            self.mute.add("print")
+        names = self.imports | {one: f"{name}.{one}" for one in self.statements}
+        self.mute = {one for one, target in names.items() if _within(target, MUTE)}
+        self.mute |= set() if not name or _within(name, (SPEAKS,)) else {"print"}
         self.units = functools.cache(self._units)
 
     def _units(self, name: str) -> tuple[_Unit, list[str], dict[str, _Unit]]:
@@ -179,59 +210,26 @@ class _Module:
             bases += [ast.unparse(base).split("[")[0] for base in it.bases]
             stored = [one for one in ast.walk(it) if isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Store)]
             data |= {one.attr for one in stored if ast.unparse(one.value) == "self"}
-            data |= {one for inner in it.body if not isinstance(inner, FUNCTIONS) for one in _bound(inner)}
-            for one in filter(lambda one: isinstance(one, FUNCTIONS), it.body):
-                methods[one.name].append(one)
+            for one in it.body:
+                if isinstance(one, FUNCTIONS):
+                    methods[one.name].append(one)
+                else:
+                    data |= _bound(one)
             it.body = [one for one in it.body if not isinstance(one, FUNCTIONS)]
         units = {key: _Unit(self, those, name, data - methods.keys()) for key, those in methods.items()}
         return _Unit(self, statements), bases, units
 
 
-def _bound(statement: ast.stmt) -> set[str]:
-    """Names of functions, classes and variables that a statement binds; rather too many."""
-    if isinstance(statement, (*FUNCTIONS, ast.ClassDef)):
-        return {statement.name}
-    nodes = list(ast.walk(statement))
-    return {one.id for one in nodes if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)} | {
-        one.name for one in nodes if isinstance(one, (*FUNCTIONS, ast.ClassDef))
-    }
-
-
-def _root(node: ast.expr) -> str:
-    """Return the name that a chain of attributes and calls begins with: "PCA" of `PCA(2).fit(x).transform`."""
-    while isinstance(node, ast.Attribute | ast.Call):
-        node = node.func if isinstance(node, ast.Call) else node.value
-    return node.id if isinstance(node, ast.Name) else ""
-
-
-def _within(name: str, those: tuple[str, ...]) -> bool:
-    return any(name == one or name.startswith(f"{one}.") for one in those)
-
-
-def _hash(text: str | bytes) -> str:
-    return hashlib.sha256(text if isinstance(text, bytes) else text.encode()).hexdigest()
-
-
-@functools.lru_cache(maxsize=256)
-def _read(path: Path, name: str, state: tuple[int, int]) -> _Module:
-    """Return the module in a file, parsed once for each state of the file."""
-    parts = tuple(name.split("."))
-    package = parts if path.name == "__init__.py" else parts[:-1]
-    return _Module(name, path.read_text(encoding="utf-8"), path.parent, package, _within(name, (SPEAKS,)))
-
-
-def _state(path: Path) -> tuple[int, int]:
-    return path.stat().st_mtime_ns, path.stat().st_size
+# What is reached from where -------------------------------------------------------------------------------------------
 
 
 class _Reach:
     """All code that counts, found from where it starts."""
 
     def __init__(self, root: Path):
-        self.root = root
-        self.module = functools.cache(self._module)
+        self.root, self.module = root, functools.cache(self._module)
         self.parts: set[str] = set()  # digests of the code that counts
-        self.seen: set[tuple[str, str, bool]] = set()
+        self.seen: set[tuple[str, str, bool]] = set()  # definitions
         self.read: set[str] = set()  # attributes, anywhere in it
         self.waiting: list[tuple[str, Callable]] = []  # attributes that nobody has read yet, and what to do then
 
@@ -242,31 +240,18 @@ class _Reach:
                 follow()
         return _hash("".join(sorted(self.parts)))[:16]
 
-    def start(self, name: str) -> None:
-        """Count a module, a definition or a method, as `source_hash` takes its name."""
-        module_name, _, path = name.partition(":")
-        module = self.module(module_name)
-        definition, _, method = path.partition(".")
-        if module is None or (definition and definition not in module.statements):
-            raise ValueError(f"there is no {name} in {self.root / 'lib'}")
-        self.read.add(method)
-        self.define(module, definition, whole=not definition)
-
     def _module(self, name: str) -> _Module | None:
         stem = self.root.joinpath(*name.split("."))
         paths = [path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()]
         return _read(paths[0], name, _state(paths[0])) if paths else None
 
     def define(self, module: _Module, name: str, whole: bool = False) -> None:
-        """Count a definition of a module ("": all of them); of a class all methods, or those that are read."""
+        """Count a definition, or the whole module (""); of a class the methods that are read, or the whole."""
         if (module.name, name, whole) in self.seen:
             return
         self.seen.add((module.name, name, whole))
-        if not name and whole:
-            for one in module.statements:
-                self.define(module, one, whole=bool(one))
-        if name:
-            self.define(module, "")  # what its file does when it is imported
+        for other in module.statements if whole and not name else [""]:  # "": what an import of the file does
+            self.define(module, other, whole=bool(other))
         unit, bases, methods = module.units(name)
         whole = whole or any(isinstance(target, str) for base in bases for target in self.targets(module, base))
         self.visit(module, unit)
@@ -277,15 +262,11 @@ class _Reach:
                 self.waiting.append((method, functools.partial(self.visit, module, unit)))
 
     def visit(self, module: _Module, unit: _Unit) -> None:
-        """Count a piece of code, and go where its names lead."""
-        edges = set()
-        for use in unit.uses:
-            for target in self.targets(module, use):
-                meaning = target if isinstance(target, str) else target[0].units(target[1])[0].text
-                edges.add(f"{use} = {_hash(meaning)}")
-        for place in (module.folder / folder / text for text in unit.texts for folder in (".", "templates")):
-            if len(place.name) < 60 and place.suffix and place.is_file():
-                edges.add(_hash(place.read_bytes()))
+        """Count a piece of code with what its names mean, and go where they lead."""
+        meanings = {(use, target) for use in unit.uses for target in self.targets(module, use)}
+        edges = {f"{use} = {one if isinstance(one, str) else one[0].units(one[1])[0].text}" for use, one in meanings}
+        files = [module.folder / one / text for text in unit.strings if len(text) < 60 for one in ("", "templates")]
+        edges |= {_hash(path.read_bytes()) for path in files if path.suffix and path.is_file()}
         self.parts.add(_hash("\n".join([unit.text, *sorted(edges)])))
         if module.name in TABLES:
             self.waiting.append((TABLES[module.name], functools.partial(self.follow, module, unit)))
@@ -306,15 +287,15 @@ class _Reach:
         head, *rest = use.split(".")
         if module.name and head in module.statements:
             yield module, head
-        if (name := module.imports.get(head, "")).split(".")[0] != "lib":
-            yield from [name] if name else []
+        name = module.imports.get(head, "")
+        if name.split(".")[0] != "lib":
+            yield from filter(None, [name])
             return
         parts = [*name.split("."), *rest]
         depth = next((n for n in range(len(parts), 0, -1) if self.module(".".join(parts[:n]))), 0)
-        if not depth or _within(".".join(parts[: depth + 1]), QUIET):
-            return
-        module, rest = self.module(".".join(parts[:depth])), parts[depth:]
-        if rest and (rest[0] in module.statements or rest[0] in module.imports):
-            yield from self.targets(module, ".".join(rest))
-        else:
-            yield module, ""
+        if depth and not _within(".".join(parts[: depth + 1]), QUIET):
+            module, rest = self.module(".".join(parts[:depth])), parts[depth:]
+            if rest and (rest[0] in module.statements or rest[0] in module.imports):
+                yield from self.targets(module, ".".join(rest))
+            else:
+                yield module, ""
