@@ -223,11 +223,10 @@ def differences(past: dict, now: dict) -> dict[str, tuple]:
     past, now = flat(json.loads(json.dumps(past))), flat(json.loads(json.dumps(now)))
     both = {name: (past.get(name, MISSING), now.get(name, MISSING)) for name in sorted(past | now)}
     unlike = {name: (then, now) for name, (then, now) in both.items() if then != now}
-    return {
-        name: values
-        for name, values in unlike.items()  # `steps` beside `settings.steps` says nothing more
-        if not any(other.endswith(f".{name}") and values == unlike[other] for other in unlike)
+    twice = {
+        name for name in unlike for other in unlike if other.endswith(f".{name}") and unlike[name] == unlike[other]
     }
+    return {name: unlike[name] for name in unlike if name not in twice}  # `steps` beside `settings.steps`
 
 
 def goes_on(
@@ -361,23 +360,15 @@ def trainings(run: Path) -> pd.DataFrame:
         with suppress(ValueError):  # a function of another name
             now = source_hash(*([code] if isinstance(code, str) else code)) if code else None
         finished = path.suffix == ".json" or record.get("step") == inputs.get("steps")
-        rows.append(
-            {
-                "path": path.relative_to(run).as_posix(),
-                "state": "torn" if not record else "finished" if finished else "half-done",
-                "seconds": record.get("seconds"),
-                "anew": whole_seconds(record) or None,
-                "then": then,
-                "now": now,
-                "fits": now is not None and now in (then, (kept_for(path) or {}).get(SOURCE)),
-            }
-        )
+        state = "torn" if not record else "finished" if finished else "half-done"
+        fits = now is not None and now in (then, (kept_for(path) or {}).get(SOURCE))
+        seconds, anew = record.get("seconds"), whole_seconds(record) or None
+        rows.append((path.relative_to(run).as_posix(), state, seconds, anew, then, now, fits))
     columns = ["path", "state", "seconds", "anew", "then", "now", "fits"]
     return pd.DataFrame(rows, columns=columns).astype({"seconds": float, "anew": float})
 
 
 def kept(run: Path) -> dict[str, str]:
     """Return what a run has kept though other code made it: path from the run's folder → what differs."""
-    found = {path: json.loads(path.read_text(encoding="utf-8")) for path in _files(run, (".kept.json",))}
-    names = {path: path.relative_to(run).as_posix().removesuffix(".kept.json") for path in found}
-    return {names[path]: said(about["differs"]) for path, about in found.items()}
+    differs = {path: json.loads(path.read_text(encoding="utf-8"))["differs"] for path in _files(run, (".kept.json",))}
+    return {path.relative_to(run).as_posix()[: -len(".kept.json")]: said(unlike) for path, unlike in differs.items()}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import re
 import symtable
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ QUIET = (  # modules and definitions that change no number
 )
 FOREIGN = ("matplotlib", "numpy", "pandas", "PIL", "scipy", "skimage", "sklearn")  # what these return is not of `lib`
 SPEAKS = "lib.report"  # what is printed there is a result
-TABLES = {"lib.translators.methods": ".translator."}  # modules whose names are followed where code holds this text
+TABLES = {"lib.translators.methods": r"\.translator\b(?!\()"}  # modules whose names are followed where code says this
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -99,7 +100,10 @@ def _within(name: str, those: tuple[str, ...]) -> bool:
 
 
 class _Strip(ast.NodeTransformer):
-    """Takes out of a tree what changes no number; calls of `mute` names become None, annotations move to `hint`."""
+    """Takes out of a tree what changes no number; calls of `mute` names become None, annotations move to `hint`.
+
+    A tree may be stripped twice.
+    """
 
     def __init__(self, mute: set[str]):
         self.mute = mute
@@ -262,20 +266,23 @@ class _Reach:
                 self.waiting.append((method, functools.partial(self.visit, module, unit)))
 
     def visit(self, module: _Module, unit: _Unit) -> None:
-        """Count a piece of code with what its names mean, and go where they lead."""
-        meanings = {(use, target) for use in unit.uses for target in self.targets(module, use)}
-        edges = {f"{use} = {one if isinstance(one, str) else one[0].units(one[1])[0].text}" for use, one in meanings}
-        files = [module.folder / one / text for text in unit.strings if len(text) < 60 for one in ("", "templates")]
-        edges |= {_hash(path.read_bytes()) for path in files if path.suffix and path.is_file()}
-        self.parts.add(_hash("\n".join([unit.text, *sorted(edges)])))
+        """Count a piece of code, and go where its names lead; those of a table once somebody asks."""
+        self.parts.add(_hash(unit.text))
         if module.name in TABLES:
             self.waiting.append((TABLES[module.name], functools.partial(self.follow, module, unit)))
         else:
             self.follow(module, unit)
 
     def follow(self, module: _Module, unit: _Unit) -> None:
-        self.read |= unit.attributes | {one for one in TABLES.values() if one in unit.text}
-        for target in (target for use in unit.uses | unit.hints for target in self.targets(module, use)):
+        """Count what the names of a piece of code mean."""
+        meanings = {(use, target) for use in unit.uses for target in self.targets(module, use)}
+        edges = {f"{use} = {one if isinstance(one, str) else one[0].units(one[1])[0].text}" for use, one in meanings}
+        files = [module.folder / one / text for text in unit.strings if len(text) < 60 for one in ("", "templates")]
+        edges |= {_hash(path.read_bytes()) for path in files if path.suffix and path.is_file()}
+        self.parts.add(_hash("\n".join([unit.text, *sorted(edges)])))
+        self.read |= unit.attributes | {one for one in TABLES.values() if re.search(one, unit.text)}
+        found = {target for _, target in meanings} | {one for hint in unit.hints for one in self.targets(module, hint)}
+        for target in found:
             if not isinstance(target, str):
                 self.define(*target, whole=not target[1])
 

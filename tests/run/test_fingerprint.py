@@ -245,6 +245,19 @@ def test_a_local_name_is_no_function_of_the_module(lib):
     assert source_hash("lib.a:g", root=root) == before
 
 
+def test_rows_of_the_table_of_methods_lead_on_where_a_translator_is_taken(lib):
+    write, root = lib
+    table, b = "from lib.b import C\nMETHODS = {'c': Method('c', translator=C)}", "class C:\n    n = 1"
+    a = "from lib.translators.methods import METHODS\ndef names(): return list(METHODS)\n"
+    a += "def made():\n    kind = METHODS['c'].translator\n    return kind()"
+    write(a=a, b=b, translators__in__methods=table)
+    names, made = (source_hash(f"lib.a:{name}", root=root) for name in ("names", "made"))
+    write(b=b.replace("1", "11"))
+    assert source_hash("lib.a:names", root=root) == names and source_hash("lib.a:made", root=root) != made
+    write(b=b, translators__in__methods=table.replace("'c'", "'d'"))
+    assert source_hash("lib.a:names", root=root) != names
+
+
 def test_a_template_counts_where_it_is_named(lib):
     write, root = lib
     write(a="def g(): return read('page.html')")
