@@ -11,7 +11,8 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -95,13 +96,23 @@ class Checkpoint:
                 print(f"WARNING: {error}; the checkpoint before is used, where there is one.")
                 self.unlike = {"checkpoint": ("torn", "needed")}
                 continue
-            self.other = {name: value for name, value in state.items() if name != "objects"}
             past = json.loads(state["inputs"])
+            self.other = {name: value for name, value in state.items() if name != "objects"} | {"inputs": past}
             self.unlike = differences(past, self.inputs)
             finished = state["step"] >= past.get("steps", float("inf"))
             if not goes_on(self.path, self.unlike, self.inputs, finished, self.made_before):
                 return 0  # and the one before is older than what those inputs have left here
-            self._restore(state["objects"])
+            try:
+                for name, thing in self.objects.items():
+                    thing.load_state_dict(state["objects"][name])
+            except (KeyError, RuntimeError, ValueError, TypeError) as error:
+                if not self.unlike:
+                    raise
+                kept_file(self.path).unlink(missing_ok=True)
+                raise ValueError(
+                    f"{shown(self.path)} does not fit what the code now builds ({type(error).__name__}: {error}): run "
+                    "without --keep-trained to set it aside, or check out the commit that it was made with"
+                ) from error
             self.step, self.begun_with, self.seconds = state["step"], past, state.get("seconds", 0.0)
             self.saved_at = time.monotonic()
             if state["threads"] != torch.get_num_threads() and not torch.cuda.is_available():
@@ -113,23 +124,9 @@ class Checkpoint:
             break
         return self.step
 
-    def _restore(self, objects: dict) -> None:
-        try:
-            for name, thing in self.objects.items():
-                thing.load_state_dict(objects[name])
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            if not self.unlike:
-                raise
-            kept_file(self.path).unlink(missing_ok=True)
-            raise ValueError(
-                f"{shown(self.path)} does not fit what the code now builds ({type(error).__name__}: {error}): run "
-                "without --keep-trained to set it aside, or check out the commit that it was made with"
-            ) from error
-
     def make_room(self) -> None:
         """Set aside what another training has left here; call it, in one process, where `load` returned 0."""
-        files = [*self.files(self.path), kept_file(self.path)]
-        names = [*(file.name for file in files), *self.results]
+        names = [*(file.name for file in (*self.files(self.path), kept_file(self.path))), *self.results]
         set_aside(self.path.parent, names, self.unlike or {"checkpoint": (MISSING, "needed")}, self.other)
 
     def due(self) -> bool:
@@ -147,9 +144,9 @@ class Checkpoint:
         import torch
 
         start, (path, before) = time.monotonic(), self.files(self.path)
-        record = {"step": step, "inputs": json.dumps(self.begun_with), "threads": torch.get_num_threads()}
         seconds = round(self.seconds + start - self.saved_at, 1)
-        record |= {"code": self.code, "seconds": seconds}
+        record = {"step": step, "inputs": json.dumps(self.begun_with), "code": self.code, "seconds": seconds}
+        record["threads"] = torch.get_num_threads()
         state = {name: thing.state_dict() for name, thing in self.objects.items()}
         try:
             with written(path) as part:
@@ -160,8 +157,7 @@ class Checkpoint:
                 if path.exists():
                     os.replace(path, before)
         except OSError as error:
-            kept = f"step {self.step:,} is kept, and the same again goes on from there"
-            raise OSError(f"{error}; {kept}") from error
+            raise OSError(f"{error}; step {self.step:,} is kept, and the same again goes on from there") from error
         self.step, self.seconds, self.saved_at = step, seconds, time.monotonic()
         self.every = min(max(60 * (self.saved_at - start), EVERY[0]), EVERY[1])
 
@@ -193,7 +189,8 @@ def read_record(path: Path) -> dict:
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith(f"/{RECORD}"))
-            return json.loads(archive.read(name))
+            record = json.loads(archive.read(name))
+            return record | {"inputs": json.loads(record["inputs"])}
     except (StopIteration, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{shown(path)} tells nothing of its training") from error
 
@@ -224,22 +221,16 @@ def differences(past: dict, now: dict) -> dict[str, tuple]:
         return found
 
     past, now = flat(json.loads(json.dumps(past))), flat(json.loads(json.dumps(now)))
-    names = sorted(past.keys() | now.keys())
-    both = {name: (past.get(name, MISSING), now.get(name, MISSING)) for name in names}
-    unlike = {name: values for name, values in both.items() if values[0] != values[1]}
-    return {
-        name: values
-        for name, values in unlike.items()  # `steps` beside `settings.steps` says nothing more
-        if not any(other.endswith(f".{name}") and values == unlike[other] for other in unlike)
+    both = {name: (past.get(name, MISSING), now.get(name, MISSING)) for name in sorted(past | now)}
+    unlike = {name: (then, now) for name, (then, now) in both.items() if then != now}
+    twice = {
+        name for name in unlike for other in unlike if other.endswith(f".{name}") and unlike[name] == unlike[other]
     }
+    return {name: unlike[name] for name in unlike if name not in twice}  # `steps` beside `settings.steps`
 
 
 def goes_on(
-    path: Path,
-    unlike: dict[str, tuple],
-    inputs: dict,
-    finished: bool,
-    made_before: Sequence[str] = (),
+    path: Path, unlike: dict[str, tuple], inputs: dict, finished: bool, made_before: Sequence[str] = ()
 ) -> bool:
     """Whether a training that lies here goes on, or its result is taken, though it differs from what is asked for.
 
@@ -276,13 +267,11 @@ def goes_on(
             f"{said(chosen)}): set them as then, take another run folder, or set it aside with run_all.py --force "
             f"(by hand: {OTHER_TRAINING}=anew)"
         )
-    if not unlike:
-        return True
-    if (file := kept_file(path)).exists() and json.loads(file.read_text(encoding="utf-8"))["inputs"] == inputs:
+    if not unlike or kept_for(path) == inputs:
         return True
     if mode == "keep" and set(unlike) <= {*code, *MACHINE}:
         print(f"{shown(path)} is kept, though it was made by other code ({said(unlike)}).")
-        write_text(file, json.dumps({"differs": unlike, "inputs": inputs}, indent=1))
+        write_text(kept_file(path), json.dumps({"differs": unlike, "inputs": inputs}, indent=1))
         return True
     return False
 
@@ -311,8 +300,7 @@ def set_aside(folder: Path, names: Sequence[str], unlike: dict[str, tuple], reco
     place = folder / f"{SET_ASIDE}{datetime.now():%Y%m%d-%H%M%S}"
     while any((place / name).exists() for name in there):
         place = place.with_name(f"{place.name}-")
-    about = {name: record.get(name) for name in ("step", "seconds", "code")} | {"differs": unlike}
-    about["inputs"] = json.loads(record["inputs"]) if isinstance(record.get("inputs"), str) else record.get("inputs")
+    about = {name: record.get(name) for name in ("step", "seconds", "code", "inputs")} | {"differs": unlike}
     write_text(place / f"{Path(there[0]).stem}.why.json", json.dumps(about, indent=1))
     for name in there:
         os.replace(folder / name, place / name)
@@ -324,10 +312,8 @@ def set_aside(folder: Path, names: Sequence[str], unlike: dict[str, tuple], reco
 
 def whole_seconds(record: dict) -> float:
     """Return how long all steps of a training take, from what those took that were done; 0 where it is not known."""
-    inputs = record.get("inputs") or {}
-    steps = (json.loads(inputs) if isinstance(inputs, str) else inputs).get("steps")
-    share = steps / record["step"] if steps and record.get("step") else 1
-    return record.get("seconds", 0.0) * share
+    steps, step = (record.get("inputs") or {}).get("steps"), record.get("step")
+    return record.get("seconds", 0.0) * (steps / step if steps and step else 1)
 
 
 def kept_file(path: Path) -> Path:
@@ -335,23 +321,19 @@ def kept_file(path: Path) -> Path:
     return path.with_suffix(".kept.json")
 
 
+def kept_for(path: Path) -> dict | None:
+    """Return the inputs for which a checkpoint or result is kept; None where it is not."""
+    file = kept_file(path)
+    return json.loads(file.read_text(encoding="utf-8"))["inputs"] if file.exists() else None
+
+
 # What a run holds -----------------------------------------------------------------------------------------------------
 
 
-def _results(run: Path) -> Iterator[tuple[Path, dict]]:
-    """Checkpoints of a run, and results in JSON that name their code; what is set aside is left out."""
-    for path in sorted([*run.rglob("*.pt"), *run.rglob("*.json")]):
-        if path.name.startswith(".") or any(part.startswith(SET_ASIDE) for part in path.relative_to(run).parts):
-            continue
-        try:
-            if path.suffix == ".json":
-                content = json.loads(path.read_text(encoding="utf-8"))
-                if isinstance(content, dict) and "code" in content and "kept" not in path.suffixes:
-                    yield path, content
-            elif not path.stem.endswith(".before"):
-                yield path, read_record(path)
-        except ValueError:
-            yield path, {}
+def _files(run: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Return files of a run in order; what is set aside, or is just being written, is left out."""
+    files = sorted(path for path in Path(run).rglob("*.*") if path.name.endswith(suffixes) and path.name[0] != ".")
+    return [path for path in files if not any(part.startswith(SET_ASIDE) for part in path.relative_to(run).parts)]
 
 
 def trainings(run: Path) -> pd.DataFrame:
@@ -360,36 +342,33 @@ def trainings(run: Path) -> pd.DataFrame:
     Returns
     -------
     DataFrame, one row a checkpoint, trial, set of images or measurement: `path` (from the run's folder), `state`
-        ("finished", "half-done", "torn"), `step`, `steps`, `seconds` (spent so far), `anew` (seconds for all steps; NaN
-        where unknown), `then` and `now` (fingerprints), `fits` and `kept`
+        ("finished", "half-done", "torn"), `seconds` (spent so far), `anew` (seconds for all steps; NaN where unknown),
+        `then` and `now` (fingerprints), `fits` (as it is, or since it is kept)
     """
     rows = []
-    for path, record in _results(Path(run)):
-        inputs = record.get("inputs") or {}
-        inputs = json.loads(inputs) if isinstance(inputs, str) else inputs
-        then, code = inputs.get(SOURCE, record.get(SOURCE)), record.get("code", ())
-        code = [code] if isinstance(code, str) else code
+    for path in _files(run, (".pt", ".json")):
+        if path.name.endswith((".before.pt", ".kept.json")):
+            continue
         try:
-            now = source_hash(*code) if code else None
-        except ValueError:  # a function of another name
-            now = None
-        step, steps = record.get("step"), inputs.get("steps")
-        state = "torn" if not record else "finished" if path.suffix == ".json" or step == steps else "half-done"
-        file = kept_file(path)
-        kept = file.exists() and json.loads(file.read_text(encoding="utf-8"))["inputs"].get(SOURCE) == now
-        rows.append(
-            {"path": path.relative_to(run).as_posix(), "state": state, "step": step, "steps": steps,
-             "seconds": record.get("seconds"), "anew": whole_seconds(record) or None, "then": then, "now": now,
-             "fits": kept or (then is not None and then == now), "kept": kept}
-        )  # fmt: skip
-    columns = ["path", "state", "step", "steps", "seconds", "anew", "then", "now", "fits", "kept"]
+            record = read_record(path) if path.suffix == ".pt" else json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(record, dict) or "code" not in record:  # no result
+                continue
+        except ValueError:
+            record = {}
+        inputs, code = record.get("inputs") or {}, record.get("code", [])
+        then, now = inputs.get(SOURCE, record.get(SOURCE)), None
+        with suppress(ValueError):  # a function of another name
+            now = source_hash(*([code] if isinstance(code, str) else code)) if code else None
+        finished = path.suffix == ".json" or record.get("step") == inputs.get("steps")
+        state = "torn" if not record else "finished" if finished else "half-done"
+        fits = now is not None and now in (then, (kept_for(path) or {}).get(SOURCE))
+        seconds, anew = record.get("seconds"), whole_seconds(record) or None
+        rows.append((path.relative_to(run).as_posix(), state, seconds, anew, then, now, fits))
+    columns = ["path", "state", "seconds", "anew", "then", "now", "fits"]
     return pd.DataFrame(rows, columns=columns).astype({"seconds": float, "anew": float})
 
 
 def kept(run: Path) -> dict[str, str]:
     """Return what a run has kept though other code made it: path from the run's folder → what differs."""
-    files = [path for path in sorted(Path(run).rglob("*.kept.json"))]
-    files = [path for path in files if not any(part.startswith(SET_ASIDE) for part in path.parts)]
-    content = {path: json.loads(path.read_text(encoding="utf-8")) for path in files}
-    names = {path: path.relative_to(run).as_posix().removesuffix(".kept.json") for path in files}
-    return {names[path]: said(about["differs"]) for path, about in content.items()}
+    differs = {path: json.loads(path.read_text(encoding="utf-8"))["differs"] for path in _files(run, (".kept.json",))}
+    return {path.relative_to(run).as_posix()[: -len(".kept.json")]: said(unlike) for path, unlike in differs.items()}
