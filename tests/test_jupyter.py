@@ -106,7 +106,7 @@ def test_notebook_01_runs_and_a_click_shows_other_images(lab, browser):
     before = picture.get_attribute("src")
     tool.get_by_label("label", exact=True).select_option("AFF")
     expect(picture).not_to_have_attribute("src", before)
-    page.locator(".jp-OutputArea-output", has_text="A cell tests on").wait_for()  # the last cell
+    page.locator(".jp-OutputArea-output", has_text="moves the").wait_for()  # the last cell
     assert not page.locator("[data-mime-type='application/vnd.jupyter.stderr'], .jp-RenderedText .ansi-red-fg").count()
     page.close()
     stop_kernels(address)
