@@ -230,8 +230,8 @@ def run_notebook(step: Step, label: str, run: Run, pages: ModuleType) -> bool:
     for old in (copy, copy.with_suffix(".html")):
         old.unlink(missing_ok=True)
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    past = step.record if step.record.get("state") != "finished" else {}
-    goes_on = past and not unlike(past["parameters"], step.parameters)
+    past = step.record
+    goes_on = past and past["state"] != "finished" and not unlike(past["parameters"], step.parameters)
     record = {
         "title": notebook.title,
         "question": notebook.question,

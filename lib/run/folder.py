@@ -5,6 +5,7 @@ Nothing here knows papermill or loads torch, so every other file may use it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -48,16 +49,13 @@ class Run:
     --------
     >>> run = Run("runs/quick")  # doctest: +SKIP
     >>> table = pd.read_csv(run.require("cohort/table.csv", notebook="01_data_exploration"))  # doctest: +SKIP
-    >>> run.record("weights", classifier="random initialisation")  # doctest: +SKIP
     """
 
     def __init__(self, run_dir: str | Path):
         self.folder = from_root(run_dir)
         self.path("manifest.json")
         if not os.access(self.folder, os.W_OK):
-            raise PermissionError(
-                f"cannot write to {shown(self.folder)}: change its permissions or take another --run NAME"
-            )
+            raise cannot_write(self.folder, PermissionError(errno.EACCES, "no permission"))
 
     def path(self, *parts: str) -> Path:
         """Return a path inside the run, and make its folder."""

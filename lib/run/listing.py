@@ -8,7 +8,7 @@ from pathlib import Path
 from lib.run.finished import Step
 from lib.run.notebooks import Notebook
 from lib.run.progress import duration
-from lib.run.settings import prefix_of, same, settings_of
+from lib.run.settings import prefixes, same, settings_of
 
 
 def show(steps: Iterable[Step], selected: list[Notebook], makes: Mapping[str, str], folder: Path) -> None:
@@ -30,10 +30,9 @@ def show(steps: Iterable[Step], selected: list[Notebook], makes: Mapping[str, st
         if record:
             print(f"  next: {what_next(step, notebook in selected)}")
         for name, (default, meaning) in notebook.parameters.items():
-            value, prefix = step.parameters.get(name, default), prefix_of(name, default)
+            value, prefix = step.parameters.get(name, default), prefixes({name: default}).get(name)
             show_parameter(name, default, meaning, value if prefix is None else default)
-            settings = {} if prefix is None else settings_of(prefix)
-            for field, (usual, said) in settings.items():
+            for field, (usual, said) in settings_of(prefix).items() if prefix else ():
                 if field in value:  # the others are parameters themselves
                     show_parameter(prefix + field, usual, said, value[field])
         print()

@@ -12,7 +12,7 @@ import yaml
 
 from lib.run.files import ROOT, from_root, shown
 from lib.run.notebooks import Mistake, Notebook
-from lib.run.settings import filled, flat, nearest, prefix_of, same, settings_of
+from lib.run.settings import filled, flat, nearest, prefixes, same, settings_of
 
 
 def defaults(notebooks: list[Notebook]) -> dict[str, object]:
@@ -22,9 +22,7 @@ def defaults(notebooks: list[Notebook]) -> dict[str, object]:
         for name, (value, _) in notebook.parameters.items():
             other, where = found.setdefault(name, (value, notebook.name))
             if not same(other, value):
-                raise Mistake(
-                    f"parameter {name} is {other!r} in {where} but {value!r} in {notebook.name}: make them one"
-                )
+                raise Mistake(f"parameter {name} is {other!r} in {where} but {value!r} in {notebook.name}: make it one")
     return {name: value for name, (value, _) in found.items()}
 
 
@@ -53,11 +51,9 @@ def choose_parameters(notebooks: list[Notebook], profile: dict, given: list[tupl
         names.
     """
     cells = defaults(notebooks)
-    for name, value in cells.items():
-        if (prefix := prefix_of(name, value)) is not None:
-            check_known(
-                flat({name: value}), [prefix + field for field in settings_of(prefix)], f"{name} of the notebook"
-            )
+    for name, prefix in prefixes(cells).items():
+        fields = [prefix + field for field in settings_of(prefix)]
+        check_known(flat({name: cells[name]}), fields, f"{name} of the notebook")
     whole = filled(cells)
     usual = flat(whole)
     values, settable = dict(usual), usual | cells
@@ -78,9 +74,8 @@ def choose_parameters(notebooks: list[Notebook], profile: dict, given: list[tupl
             if not from_root(value).is_file():
                 raise Mistake(f"parameter {name}: there is no file {value}")
             values[name] = within_repository(from_root(value))
-    for name, value in whole.items():
-        if (prefix := prefix_of(name, value)) is not None:
-            values[name] = {field: values[prefix + field] for field in value}
+    for name, prefix in prefixes(whole).items():
+        values[name] = {field: values[prefix + field] for field in whole[name]}
     return {name: values[name] for name in cells if name != "run_dir"}
 
 
@@ -94,10 +89,9 @@ def check_known(names: Iterable[str], known: Iterable[str], where: str) -> None:
 def to_tell(notebook: Notebook, parameters: dict[str, object]) -> dict[str, object]:
     """Return what a notebook has to be told: parameters unlike its own, of settings those unlike their defaults."""
     told, own = dict(parameters), notebook.parameters
-    for name, value in parameters.items():
-        if (prefix := prefix_of(name, value)) is not None:
-            usual = settings_of(prefix)
-            told[name] = {field: one for field, one in value.items() if one != usual[field][0]}
+    for name, prefix in prefixes(parameters).items():
+        usual = settings_of(prefix)
+        told[name] = {field: one for field, one in parameters[name].items() if one != usual[field][0]}
     return {name: value for name, value in told.items() if not same(value, own[name][0])}
 
 

@@ -23,12 +23,7 @@ class FromParameters:
 
     @classmethod
     def from_parameters(cls, values: Mapping[str, object], prefix: str) -> Self:
-        """Take the defaults, changed by `prefix + field` and by the dictionary `prefix + "settings"` among the values.
-
-        >>> Settings.from_parameters({"cyclegan_steps": 10, "cyclegan_settings": {"pool": 0}}, "cyclegan_")
-        ... # doctest: +SKIP
-        Settings(steps=10, …, pool=0, …)
-        """
+        """Take the defaults, changed by `prefix + field` and by the dictionary `prefix + "settings"`."""
         given, named = flat(values), {field.name: prefix + field.name for field in fields(cls)}
         return cls(**{field: given[name] for field, name in named.items() if name in given})
 
@@ -50,9 +45,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 # Dictionaries of settings among parameters ----------------------------------------------------------------------------
 
 
-def prefix_of(name: str, value: object) -> str | None:
-    """Return the prefix of a dictionary of settings; None for every other parameter."""
-    return name.removesuffix("settings") if isinstance(value, dict) and name.endswith("_settings") else None
+def prefixes(values: Mapping[str, object]) -> dict[str, str]:
+    """Return which parameters are dictionaries of settings: name → prefix."""
+    dictionaries = (name for name, value in values.items() if isinstance(value, dict))
+    return {name: name.removesuffix("settings") for name in dictionaries if name.endswith("_settings")}
 
 
 def flat(values: Mapping[str, object]) -> dict[str, object]:
@@ -61,20 +57,17 @@ def flat(values: Mapping[str, object]) -> dict[str, object]:
     >>> flat({"cyclegan_steps": 10, "cyclegan_settings": {"pool": 0}})
     {'cyclegan_steps': 10, 'cyclegan_pool': 0}
     """
-    prefixes = {name: prefix_of(name, value) for name, value in values.items()}
-    single = {name: value for name, value in values.items() if prefixes[name] is None}
-    for name, prefix in prefixes.items():
-        single |= {prefix + field: value for field, value in values[name].items()} if prefix is not None else {}
-    return single
+    found = prefixes(values)
+    single = {name: value for name, value in values.items() if name not in found}
+    return single | {prefix + field: one for name, prefix in found.items() for field, one in values[name].items()}
 
 
 def filled(values: Mapping[str, object]) -> dict[str, object]:
     """Complete dictionaries of settings with the defaults of all fields that are no parameters themselves."""
     full = dict(values)
-    for name, value in values.items():
-        if (prefix := prefix_of(name, value)) is not None:
-            settings = settings_of(prefix).items()
-            full[name] = {field: default for field, (default, _) in settings if prefix + field not in values} | value
+    for name, prefix in prefixes(values).items():
+        usual = {field: one for field, (one, _) in settings_of(prefix).items() if prefix + field not in values}
+        full[name] = usual | values[name]
     return full
 
 
