@@ -4,13 +4,10 @@ import json
 import re
 import shutil
 import subprocess
-from copy import deepcopy
 from html.parser import HTMLParser
 
-import nbformat
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
@@ -18,12 +15,10 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from lib.checks import privacy
-from lib.checks.verify import compare_runs
 from lib.data.cohort import Cohort
 from lib.data.hashes import patients_hash
 from lib.data.phantom import Phantom
 from lib.report.pages import OPENING
-from lib.run.executing import ThisPython
 from lib.run.folder import Run
 from lib.run.weights import weights_metadata
 from lib.study import Study
@@ -271,25 +266,6 @@ def test_a_second_run_does_nothing(run, capsys):
     before = {path: path.stat().st_mtime_ns for path in (run / "notebooks").glob("*.ipynb")}
     assert main(["--profile", "smoke"], NOTEBOOKS, run.parent) == 0
     assert before == {path: path.stat().st_mtime_ns for path in (run / "notebooks").glob("*.ipynb")}
-
-
-def test_every_cell_may_be_run_again(run, tmp_path):
-    """Each code cell twice in a row, on a copy of the finished run: nothing breaks, and the results stay."""
-    copy = tmp_path / "again"
-    shutil.copytree(run, copy)
-    chosen = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["notebooks"]
-    for name in NAMES:
-        notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
-        cells = [[cell] * (1 + (cell.cell_type == "code")) for cell in notebook.cells]
-        notebook.cells = [deepcopy(cell) for twice in cells for cell in twice]
-        parameters = chosen[name]["parameters"] | {"run_dir": str(copy)}
-        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
-        papermill.execute_notebook(
-            tmp_path / f"{name}.ipynb", None, parameters, kernel_name="python3", language="python", cwd=NOTEBOOKS,
-            progress_bar=False, kernel_manager_class=ThisPython,
-        )  # fmt: skip
-    files = compare_runs(run, copy)
-    assert not files[files.differ > 0].to_dict("records")
 
 
 def write_dicom(path, pixels):
