@@ -32,11 +32,11 @@ def check_choices(parameters: dict[str, object], executor: str = "local") -> Non
     for name in (f"{method}_batch" for method in METHODS):
         if values.get(name, n) % n:
             raise Mistake(f"parameter num_processes: {n} processes cannot share {name} = {values[name]} evenly")
-    try:
-        for name in values.get("conditions", ()):
+    for name in values.get("conditions", ()):
+        try:
             condition(name)
-    except ValueError as error:
-        raise Mistake(f"parameter conditions: {error}") from error
+        except ValueError as error:
+            raise Mistake(f"parameter conditions: {error}") from error
     known = [*GENERATORS, *CONTROL_GENERATORS]
     for name in values.get("methods", ()):
         if name not in known:

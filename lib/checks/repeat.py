@@ -26,10 +26,10 @@ def repeat(
     run_notebooks: Callable[[dict, Run, str], bool],
     decided: Iterable[str],
 ) -> bool:
-    """Repeat a finished run, with its parameters, in NAME-verify beside it, and compare; whether all is the same.
+    """Repeat a finished run, with its parameters, in NAME-verify beside it; whether all is the same.
 
-    The repetition goes on where it was interrupted. It is deleted where all is the same, and kept to be looked at where
-    not; the next call then makes a new one.
+    The repetition goes on where it was interrupted. It is deleted where all is the same; where not, it is kept until
+    the next call.
 
     Parameters
     ----------
@@ -48,7 +48,6 @@ def repeat(
         run = Run(folder)
         manifest = run.manifest
         parameters = defaults(notebooks) | manifest["parameters"]
-        marks = {one: record["fingerprint"] for one, record in manifest["notebooks"].items()}
         for step in steps(parameters, folder):
             if step.reasons:
                 raise Mistake(
@@ -58,9 +57,8 @@ def repeat(
                 )
         with sole_writer(beside, "run_all.py --verify") as ThisPython.lock:
             again = Run(beside)
-            begun = again.manifest
-            made = {one: record["fingerprint"] for one, record in begun.get("notebooks", {}).items()}
-            if "verified" in begun or not made or any(marks.get(one) != mark for one, mark in made.items()):
+            begun = fingerprints(again)
+            if "verified" in again.manifest or not begun or not begun.items() <= fingerprints(run).items():
                 empty(beside)
             for file in decided:
                 if (run / file).exists():
@@ -77,12 +75,15 @@ def repeat(
             print(verify.report(files))
             again.record(verified=same)
             if same:
-                empty(beside)
-        if same:
-            shutil.rmtree(beside, ignore_errors=True)
+                shutil.rmtree(beside, ignore_errors=True)
     end = f"is NOT reproduced; the repetition is kept: {shown(beside)}"
     print(f"runs/{name} {'is reproduced' if same else end}")
     return same
+
+
+def fingerprints(run: Run) -> dict[str, str]:
+    """Return of each notebook that has run what its results follow from."""
+    return {name: record["fingerprint"] for name, record in run.manifest.get("notebooks", {}).items()}
 
 
 def empty(folder: Path) -> None:

@@ -28,17 +28,13 @@ from jupyter_client.manager import AsyncKernelManager
 
 from lib.run.files import ROOT, shown, without_paths, write_text
 from lib.run.finished import Step
-from lib.run.folder import Run
+from lib.run.folder import Run, read_manifest
 from lib.run.notebooks import Notebook
-from lib.run.parameters import changed
+from lib.run.parameters import to_tell
 from lib.run.settings import unlike
 
-MACHINES, OTHER_TRAINING = "LIB_MACHINES", "LIB_OTHER_TRAINING"  # environment variables of kernels
 CLEAR_LINE = "\r\x1b[2K"
-
-
-class Failure(Exception):
-    """A notebook that did not reach its end; the message says where and why."""
+NOT_WRITTEN = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES)
 
 
 class ThisPython(AsyncKernelManager):
@@ -61,11 +57,9 @@ class ThisPython(AsyncKernelManager):
 
     @classmethod
     def tell(cls, machines: dict[str, object], other_training: str) -> None:
-        """Say to kernels who trains, as `lib.run.tasks.Machines` reads it, and what becomes of trainings that no longer
-        fit, as `lib.run.checkpoints` does: "", "keep" or "anew"."""
-        cls.environment = {MACHINES: json.dumps(machines)}
-        if other_training:
-            cls.environment[OTHER_TRAINING] = other_training
+        """Tell kernels who trains (`lib.run.tasks.Machines`), and what becomes of other trainings (`checkpoints`)."""
+        told = {"LIB_MACHINES": json.dumps(machines), "LIB_OTHER_TRAINING": other_training}
+        cls.environment = {name: value for name, value in told.items() if value}
 
     async def start_kernel(self, **options) -> None:
         if self.lock is not None and os.name == "posix":
@@ -77,25 +71,23 @@ class ThisPython(AsyncKernelManager):
 class Live:
     """Where a kernel's text goes while it runs: the latest line on a terminal, one every half minute in a log."""
 
-    def __init__(self, label: str, every: float = 30):
-        self.label, self.every = label, every
-        self.tty = sys.stdout.isatty()
+    def __init__(self, label: str):
+        self.label, self.tty = label, sys.stdout.isatty()
         self.start = self.last = time.monotonic()
-        self.write(" ")
+        self.write("")
 
     def write(self, text: str) -> None:
         lines = [line.rstrip() for line in re.split(r"[\r\n]", plain(text)) if line.strip()]
-        lines = [re.sub(r"%\|.*?\|", "%", line) for line in lines[-1:]]  # a progress bar's numbers are enough
-        now = time.monotonic()
-        line = f"{self.label}  {self.seconds:.0f} s  {''.join(lines)}"
+        latest = re.sub(r"%\|.*?\|", "%", lines[-1]) if lines else ""  # a progress bar's numbers are enough
+        line = f"{self.label}  {self.seconds:.0f} s  {latest}"
         if self.tty:
             print(CLEAR_LINE + line[: shutil.get_terminal_size().columns - 1], end="", flush=True)
-        elif lines and now - self.last > self.every:
-            self.last = now
+        elif latest and time.monotonic() - self.last > 30:
+            self.last = time.monotonic()
             print(line, flush=True)
 
     def flush(self) -> None:
-        """papermill asks for it; `write` has already flushed."""
+        """Do nothing: papermill asks for it, and `write` has flushed."""
 
     def done(self, state: str) -> None:
         print(f"{CLEAR_LINE if self.tty else ''}{self.label}  {state}  {self.seconds:.0f} s", flush=True)
@@ -105,22 +97,21 @@ class Live:
         return time.monotonic() - self.start
 
 
-class PeakMemory:
+class PeakMemory(threading.Thread):
     """The most memory, in MB, that the processes below this one (a kernel and what it starts) hold together inside the
     `with`; looked at twice a second, and each one's own peak where the system keeps it (VmHWM)."""
 
     def __enter__(self) -> PeakMemory:
-        self.mb, self._ended = 0.0, threading.Event()
-        self._watch = threading.Thread(target=self._look, daemon=True)
-        self._watch.start()
+        self.mb, self.ended, self.daemon = 0.0, threading.Event(), True
+        self.start()
         return self
 
     def __exit__(self, *_) -> None:
-        self._ended.set()
-        self._watch.join()
+        self.ended.set()
+        self.join()
 
-    def _look(self) -> None:
-        while True:
+    def run(self) -> None:
+        while not self.ended.wait(0.5):
             resident, peaks = 0, [0]
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error, OSError):
@@ -129,22 +120,21 @@ class PeakMemory:
                     if status.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
                         peaks.append(1024 * int(peak[1]))
             self.mb = max(self.mb, resident / 1e6, max(peaks) / 1e6)
-            if self._ended.wait(0.5):
-                break
 
 
 def plain(text: str) -> str:
-    """Text without terminal colours and cursor moves."""
+    """Return text without terminal colours and cursor moves."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
-def execute(notebook: Notebook, parameters: dict, copy: Path, live: Live) -> None:
+def execute(notebook: Notebook, parameters: dict, copy: Path, live: Live) -> str:
     """Run one notebook from top to bottom into its executed copy.
 
-    Raises
-    ------
-    Failure
-        For whatever kept it from its last cell: an error, a dead kernel, a time-out, an early exit, Ctrl-C.
+    Returns
+    -------
+    str
+        Where and why it stopped before its end: an error, a dead kernel, a time-out, an early exit, Ctrl-C. Empty where
+        it has finished.
     """
     for logger in ("papermill", "traitlets"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
@@ -154,28 +144,25 @@ def execute(notebook: Notebook, parameters: dict, copy: Path, live: Live) -> Non
                 notebook.path, copy, parameters, kernel_name="python3", language="python", cwd=notebook.path.parent,
                 progress_bar=False, stdout_file=live, stderr_file=live, kernel_manager_class=ThisPython,
             )  # fmt: skip
+            ended = all(cell.metadata.papermill.status == "completed" for cell in read_copy(copy))
+            why = "" if ended else "left the notebook before its end (exit or quit)"
         except papermill.PapermillExecutionError as error:
-            raise Failure(
-                where(notebook, copy) + tail(error.traceback or [f"{error.ename}: {error.evalue}"])
-            ) from error
-        except KeyboardInterrupt as error:
-            raise Failure(where(notebook, copy) + "interrupted from the keyboard") from error
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES):
-                raise Failure(where(notebook, copy) + f"{type(error).__name__}: {error}") from error
-            raise Failure(where(notebook, copy) + f"cannot write {shown(copy)}: {error.strerror}") from error
+            traceback = plain("\n".join(error.traceback or [f"{error.ename}: {error.evalue}"]))
+            why = "\n".join(traceback.rstrip().splitlines()[-12:])
+        except KeyboardInterrupt:
+            why = "interrupted from the keyboard"
         except Exception as error:
             # Kernels choose a free port before they take it, so another program can be quicker.
             if attempt == "first" and re.search("Kernel died before replying|Address already in use", str(error)):
                 continue
-            raise Failure(where(notebook, copy) + f"{type(error).__name__}: {plain(str(error)).strip()}") from error
-        break
-    if any(cell.metadata.papermill.status != "completed" for cell in read_copy(copy)):
-        raise Failure(where(notebook, copy) + "left the notebook before its end (exit or quit)")
+            unwritten = isinstance(error, OSError) and error.errno in NOT_WRITTEN
+            why = f"cannot write {shown(copy)}: {error.strerror}" if unwritten else f"{type(error).__name__}: {error}"
+            why = plain(why).strip()
+        return why and f"{where(notebook, copy)}\n{why}"
 
 
 def read_copy(copy: Path) -> list:
-    """The cells of an executed copy; none where it was never written, or cut short by a full disk."""
+    """Return the cells of an executed copy; none where it was never written, or cut short by a full disk."""
     try:
         return nbformat.read(copy, as_version=4).cells
     except (FileNotFoundError, ValueError):
@@ -183,18 +170,14 @@ def read_copy(copy: Path) -> list:
 
 
 def where(notebook: Notebook, copy: Path) -> str:
-    """The cell that was reached, counted in the source notebook, and its first line."""
+    """Return the cell that was reached, counted in the source notebook, and its first line."""
     added = {"injected-parameters", "papermill-error-cell-tag"}
     cells = [cell for cell in read_copy(copy) if not added & set(cell.metadata.get("tags", []))]
     reached = [i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
     if not reached:
-        return f"{shown(notebook.path)}, before its first cell\n"
-    first_line = next(iter(cells[reached[-1]].source.strip().splitlines()), "")
-    return f"{shown(notebook.path)}, cell {reached[-1] + 1}: {first_line}\n"
-
-
-def tail(traceback: list[str], lines: int = 12) -> str:
-    return "\n".join(plain("\n".join(traceback)).rstrip().splitlines()[-lines:])
+        return f"{shown(notebook.path)}, before its first cell"
+    first_line = cells[reached[-1]].source.strip().partition("\n")[0]
+    return f"{shown(notebook.path)}, cell {reached[-1] + 1}: {first_line}"
 
 
 def run_notebooks(
@@ -220,15 +203,14 @@ def run_notebooks(
         if step.notebook not in selected:
             if step.record and step.reasons:
                 print(f"{label}  has changed since it was run; going on with what it made then")
-            continue
-        if not step.reasons:
+        elif not step.reasons:
             print(f"{label}  unchanged, skipped  ({step.record['seconds']:.0f} s when it ran)")
-            continue
-        if not described:
-            run.record(**facts())
-            described = True
-        if not run_notebook(step, label, run, pages):
-            return False
+        else:
+            if not described:
+                run.record(**facts())
+                described = True
+            if not run_notebook(step, label, run, pages):
+                return False
     page, manifest = run / "notebooks" / "index.html", run / "manifest.json"
     if not page.exists() or page.stat().st_mtime_ns < manifest.stat().st_mtime_ns:  # an earlier call ended in between
         pages.index(run)
@@ -241,13 +223,15 @@ def run_notebook(step: Step, label: str, run: Run, pages: ModuleType) -> bool:
     It counts as finished when its page is there: a run that is killed just before executes it again. `label` begins its
     lines in the terminal.
     """
-    notebook, defaults = step.notebook, step.notebook.parameters
+    from lib.run import checkpoints  # loads pandas
+
+    notebook = step.notebook
     copy = run.path("notebooks", notebook.path.name)
     for old in (copy, copy.with_suffix(".html")):
         old.unlink(missing_ok=True)
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    past = step.record if step.record.get("state") != "finished" else {}
-    goes_on = past and not unlike(past["parameters"], step.parameters)
+    past = step.record
+    goes_on = past and past["state"] != "finished" and not unlike(past["parameters"], step.parameters)
     record = {
         "title": notebook.title,
         "question": notebook.question,
@@ -260,38 +244,27 @@ def run_notebook(step: Step, label: str, run: Run, pages: ModuleType) -> bool:
     }
     run.record("notebooks", **{notebook.name: record})
     pages.index(run)  # without what it made before
-    told = {name: changed(name, value, defaults[name][0]) for name, value in step.parameters.items()}
-    injected = {name: told[name] for name in unlike(told, {name: defaults[name][0] for name in told})}
-    if "run_dir" in defaults:
-        injected["run_dir"] = shown(run.folder)
+    told = to_tell(notebook, step.parameters)
+    if "run_dir" in notebook.parameters:
+        told["run_dir"] = shown(run.folder)
     live = Live(label)
     with PeakMemory() as memory:
-        try:
-            execute(notebook, injected, copy, live)
-            record["state"] = "finished"
-        except Failure as failure:
-            record |= {"state": "failed", "error": without_paths(str(failure))}
+        error = execute(notebook, told, copy, live)
+    record |= {"state": "failed", "error": without_paths(error)} if error else {"state": "finished"}
     record |= {"seconds": round(live.seconds, 1), "memory_mb": round(memory.mb)}
     live.done(record["state"])
-    if "error" in record:
+    if error:
         print(f"\n{record['error']}", file=sys.stderr)
     if read_copy(copy):
         write_text(copy, without_paths(copy.read_text(encoding="utf-8")))
         pages.render(copy)
-        if "error" in record:
+        if error:
             print(f"\npartly executed copy: {shown(copy)}", file=sys.stderr)
     run.record("notebooks", **{notebook.name: record})
-    record_kept(run)
-    pages.index(run)
-    return record["state"] == "finished"
-
-
-def record_kept(run: Run) -> None:
-    """Record the trainings that were kept though other code made them: path → what differs."""
-    from lib.run import checkpoints  # loads torch
-
     if (trainings := checkpoints.kept(run.folder)) or "kept" in run.manifest:
-        run.record(kept=trainings)
+        run.record(kept=trainings)  # though other code made them: path → what differs
+    pages.index(run)
+    return not error
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -308,10 +281,9 @@ def remove_leftovers(folder: Path) -> None:
 
 def kept(folder: Path) -> str:
     """Say what a run that stopped has kept, and how it goes on."""
-    try:
-        notebooks = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["notebooks"]
-    except (OSError, ValueError, KeyError):
-        notebooks = {}
+    notebooks = {}
+    with suppress(OSError, ValueError):
+        notebooks = read_manifest(folder).get("notebooks", {})
     finished = [name for name, record in notebooks.items() if record["state"] == "finished"]
     lists = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*/*/jobs.json")]
     jobs = " ".join(sorted({job.split("_")[0] for sent in lists for job, _ in sent.values()}))
@@ -324,7 +296,7 @@ def kept(folder: Path) -> str:
 
 def describe_environment() -> dict:
     """Return versions, commit, hardware and what is not deterministic on it, from a process that gives the GPU back."""
-    code = "import json; from lib.run import hardware; facts = hardware.environment()"
-    code += "; facts['not_deterministic'] = hardware.not_deterministic(); print(json.dumps(facts))"
+    code = "import json; from lib.run import hardware as here; "
+    code += "print(json.dumps(here.environment() | {'not_deterministic': here.not_deterministic()}))"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(told.stdout)

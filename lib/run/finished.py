@@ -11,16 +11,16 @@ from pathlib import Path
 
 from lib.run.files import from_root
 from lib.run.fingerprint import code_hash
-from lib.run.folder import Run
+from lib.run.folder import read_manifest
 from lib.run.notebooks import Mistake, Notebook
-from lib.run.settings import flat, nearest, unlike
+from lib.run.settings import changed, flat, nearest, unlike
 
 CHANGED = {  # what a notebook's results follow from, besides parameters and earlier notebooks: what is said of it
     "code": "its code changed, or what that calls in lib",
     "radiographs": "the radiographs changed",
     "decisions": "what was decided by hand changed",
 }
-TRAININGS = ("*.pt", "*.safetensors")  # files that trainings leave, whether or not they have ended
+NamedFiles = Callable[[Path], list[Path]]  # gives the files that a table of radiographs names
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Step:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self.parameters, self.inputs)
+        return digest(self.parameters, self.inputs)
 
 
 def plan(
@@ -52,7 +52,7 @@ def plan(
     parameters: dict[str, object],
     folder: Path,
     by_hand: Mapping[str, str],
-    named_files: Callable[[Path], list[Path]],
+    named_files: NamedFiles,
     force: bool = False,
 ) -> Iterator[Step]:
     """Yield for each notebook, in order, what a call would do with it.
@@ -63,17 +63,16 @@ def plan(
     ----------
     selected : those that the call is asked for
     by_hand : notebook → the file of decisions made by hand that it reads
-    named_files : gives the files that a table of radiographs names
     """
     before = {}
     for notebook in notebooks:
-        record = (Run(folder).manifest if folder.exists() else {}).get("notebooks", {}).get(notebook.name, {})
+        record = read_manifest(folder).get("notebooks", {}).get(notebook.name, {})
         own = {name: parameters[name] for name in notebook.parameters if name != "run_dir"}
         decided = folder / by_hand[notebook.name] if notebook.name in by_hand else None
         inputs = inputs_of(notebook, own, before, named_files, decided)
         reasons = reasons_to_run(record, own, inputs)
-        if force and notebook in selected and not reasons:
-            reasons = ["--force asks for it"]
+        if force and notebook in selected:
+            reasons = reasons or ["--force asks for it"]
         step = Step(notebook, own, inputs, record, reasons)
         yield step
         if notebook in selected and reasons:
@@ -83,15 +82,13 @@ def plan(
 
 
 def inputs_of(
-    notebook: Notebook,
-    parameters: dict[str, object],
-    before: dict[str, str],
-    named_files: Callable[[Path], list[Path]],
-    decided: Path | None = None,
+    notebook: Notebook, parameters: dict, before: dict, named_files: NamedFiles, decided: Path | None = None
 ) -> dict[str, object]:
-    """Digest what a notebook's results follow from, besides its parameters: its code with what that reaches in lib, the
-    table of radiographs with sizes and times of its files, decisions made by hand, the notebooks before. Prose does not
-    count."""
+    """Digest what a notebook's results follow from, besides its parameters; prose does not count.
+
+    It is code with what that reaches in lib, the table of radiographs with sizes and times of its files, decisions made
+    by hand, and the notebooks before.
+    """
     try:
         code = code_hash(notebook.code)
     except SyntaxError:  # the notebook will say so itself
@@ -104,11 +101,6 @@ def inputs_of(
         "decisions": digest(decided.read_bytes()) if decided and decided.exists() else "",
         "before": before,
     }
-
-
-def fingerprint(parameters: dict[str, object], inputs: dict[str, object]) -> str:
-    """Return one digest of all that a notebook's results follow from."""
-    return digest(parameters, inputs)
 
 
 def digest(*things) -> str:
@@ -126,60 +118,22 @@ def file_state(path: Path) -> tuple[int, int] | None:
 
 
 def reasons_to_run(record: dict, parameters: dict[str, object], inputs: dict[str, object]) -> list[str]:
-    """Say why a notebook is made anew: nothing where it is finished, and made from the same.
-
-    Parameters
-    ----------
-    record : what the manifest knows of the notebook; empty: it has never run
-    """
+    """Say why a notebook is made anew: nothing where it is finished, and made from the same."""
     if not record:
         return ["it has not run"]
     reasons = [f"it is {record['state']}, not finished"] if record["state"] != "finished" else []
-    past, now = flat(record["parameters"]), flat(parameters)
-    shared = [name for name in unlike(past, now) if name in past and name in now]
-    reasons += [f"{name} = {past[name]!r} became {now[name]!r}" for name in shared]
-    known = record.get("inputs", {})
+    past, known = record["parameters"], record.get("inputs", {})
+    reasons += [f"{name} = {then!r} became {now!r}" for name, (then, now) in changed(past, parameters).items()]
     reasons += [said for part, said in CHANGED.items() if part in known and known[part] != inputs[part]]
     for name in unlike(known.get("before", {}), inputs["before"]) if known else ():
         reasons.append(f"it follows from {name}, which is another now")
-    if not reasons and record["fingerprint"] != fingerprint(parameters, inputs):
-        new = ", ".join(sorted(now.keys() ^ past.keys()))
+    if not reasons and record["fingerprint"] != digest(parameters, inputs):
+        new = ", ".join(sorted(flat(parameters).keys() ^ flat(past).keys()))
         reasons.append(f"parameters came or went: {new}" if known and new else "another version of the code made it")
     return reasons
 
 
 # Requests that do not fit ---------------------------------------------------------------------------------------------
-
-
-def check_run_folder(notebooks: list[Notebook], parameters: dict, redone: set[str], folder: Path) -> None:
-    """Refuse parameters unlike those with which a run was made, or with which its trainings began.
-
-    Parameters
-    ----------
-    redone : names of notebooks that are made anew whatever is there
-    """
-    manifest = Run(folder).manifest if folder.exists() else {}
-    for notebook in notebooks:
-        record = manifest.get("notebooks", {}).get(notebook.name, {})
-        if not record or notebook.name in redone:
-            continue
-        begun = record["state"] != "finished"
-        if begun and not half_done(folder, record):
-            continue
-        past, now = flat(record["parameters"]), flat({name: parameters.get(name) for name in notebook.parameters})
-        for name in unlike(past, now):
-            if name in past and name in now:
-                verb = "begun" if begun else "made"
-                raise Mistake(
-                    f"runs/{folder.name} was {verb} with {name} = {past[name]!r} ({notebook.name}), now it is "
-                    f"{now[name]!r}: take another --run NAME, or make {notebook.name} anew with --force"
-                )
-
-
-def half_done(folder: Path, record: dict) -> bool:
-    """Tell whether a notebook that did not reach its end has left trainings, begun or finished, in the run's folder."""
-    since = datetime.fromisoformat(record.get("begun", record["started"])).timestamp()
-    return any(path.stat().st_mtime >= since for kind in TRAININGS for path in folder.rglob(f"[!.]{kind}"))
 
 
 def check_request(
@@ -200,19 +154,36 @@ def check_request(
     Raises
     ------
     Mistake
-        Where parameters are unlike those of the run, or a notebook before the first selected one is not finished.
+        Where parameters are unlike those with which a notebook was made, or with which its trainings began; or where a
+        notebook before the first selected one is not finished.
     """
-    manifest = Run(folder).manifest if folder.exists() else {}
-    try:
-        check_run_folder(notebooks, parameters, {notebook.name for notebook in selected} if force else set(), folder)
-    except Mistake as mistake:
-        if (other := manifest.get("profile", profile)) == profile:
-            raise
-        raise Mistake(f"{mistake} (it was made with --profile {other}, this is {profile})") from None
+    manifest = read_manifest(folder)
+    records, other = manifest.get("notebooks", {}), manifest.get("profile", profile)
+    for notebook in notebooks:
+        record = records.get(notebook.name)
+        if not record or (force and notebook in selected):
+            continue
+        made = "made" if record["state"] == "finished" else "begun"
+        if made == "begun" and not has_trained(folder, record):
+            continue
+        own = {name: parameters.get(name) for name in notebook.parameters}
+        for name, (then, now) in changed(record["parameters"], own).items():
+            raise Mistake(
+                f"runs/{folder.name} was {made} with {name} = {then!r} ({notebook.name}), now it is {now!r}: "
+                f"take another --run NAME, or make {notebook.name} anew with --force"
+                + (f" (it was made with --profile {other}, this is {profile})" if other != profile else "")
+            )
     for notebook in notebooks[: notebooks.index(selected[0])]:
-        state = manifest.get("notebooks", {}).get(notebook.name, {}).get("state", "not run")
+        state = records.get(notebook.name, {}).get("state", "not run")
         if state != "finished" and not (alone and state == "not run"):
             raise Mistake(f"{notebook.name} is {state} in runs/{folder.name}: start with --from {notebook.name[:2]}")
+
+
+def has_trained(folder: Path, record: dict) -> bool:
+    """Tell whether a notebook that did not reach its end has left trainings, begun or finished, in the run's folder."""
+    since = datetime.fromisoformat(record.get("begun", record["started"])).timestamp()
+    files = [path for path in folder.rglob("[!.]*") if path.suffix in (".pt", ".safetensors")]
+    return any(path.stat().st_mtime >= since for path in files)
 
 
 def check_runs(runs: Path, *names: str) -> None:
@@ -225,9 +196,8 @@ def check_runs(runs: Path, *names: str) -> None:
 
 def check_finished(notebooks: list[Notebook], folder: Path, to_do: str) -> None:
     """Refuse a run that is not finished, since then there is nothing to verify or to publish."""
-    records = Run(folder).manifest.get("notebooks", {})
+    records = read_manifest(folder).get("notebooks", {})
     for notebook in notebooks:
         if (state := records.get(notebook.name, {}).get("state", "not run")) != "finished":
-            raise Mistake(
-                f"runs/{folder.name} is not finished ({notebook.name} is {state}), so there is nothing to {to_do}"
-            )
+            why = f"({notebook.name} is {state})"
+            raise Mistake(f"runs/{folder.name} is not finished {why}, so there is nothing to {to_do}")

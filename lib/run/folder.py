@@ -5,14 +5,14 @@ Nothing here knows papermill or loads torch, so every other file may use it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from lib.run.files import cannot_write, from_root, shown, write_text
 from lib.run.locks import HOLDER, Busy, held_by, holder
-from lib.run.settings import flat, prefix_of, settings_of, unlike
+from lib.run.settings import changed, filled, flat, unlike
 
 
 class NotYet(FileNotFoundError):
@@ -21,6 +21,15 @@ class NotYet(FileNotFoundError):
 
 class Damaged(ValueError):
     """A manifest that is no JSON."""
+
+
+def read_manifest(folder: Path) -> dict:
+    """Return what a run's `manifest.json` holds; nothing where there is none."""
+    path = folder / "manifest.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise Damaged(f"{shown(path)} is damaged ({error}): delete it, and the run starts over") from error
 
 
 class Run:
@@ -40,22 +49,16 @@ class Run:
     --------
     >>> run = Run("runs/quick")  # doctest: +SKIP
     >>> table = pd.read_csv(run.require("cohort/table.csv", notebook="01_data_exploration"))  # doctest: +SKIP
-    >>> run.record("weights", classifier="random initialisation")  # doctest: +SKIP
     """
 
     def __init__(self, run_dir: str | Path):
         self.folder = from_root(run_dir)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(self.folder, error) from error
+        self.path("manifest.json")
         if not os.access(self.folder, os.W_OK):
-            raise PermissionError(
-                f"cannot write to {shown(self.folder)}: change its permissions or take another --run NAME"
-            )
+            raise cannot_write(self.folder, PermissionError(errno.EACCES, "no permission"))
 
     def path(self, *parts: str) -> Path:
-        """A path inside the run, its folder made ready for writing."""
+        """Return a path inside the run, and make its folder."""
         path = self.folder.joinpath(*parts)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,13 +73,7 @@ class Run:
         return f"Run({shown(self.folder)!r})"
 
     def require(self, part: str, notebook: str) -> Path:
-        """The path of a file that an earlier notebook has made.
-
-        Raises
-        ------
-        NotYet
-            Where it is missing; the message says which notebook to run first.
-        """
+        """Return the path of a file that an earlier notebook has made; raise NotYet where it is missing."""
         path = self.folder / part
         if not path.exists():
             raise NotYet(
@@ -88,14 +85,10 @@ class Run:
     @property
     def manifest(self) -> dict:
         """What `manifest.json` holds; empty before the first record."""
-        path = self.folder / "manifest.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except ValueError as error:
-            raise Damaged(f"{shown(path)} is damaged ({error}): delete it, and the run starts over") from error
+        return read_manifest(self.folder)
 
     def check_parameters(self, notebook: str, values: dict) -> None:
-        """Refuse a notebook run by hand before it overwrites what the run made, or writes it beside `run_all.py`.
+        """Refuse a notebook that would overwrite what the run made, or write it beside `run_all.py`.
 
         Parameters
         ----------
@@ -110,15 +103,14 @@ class Run:
         """
         if os.environ.get(HOLDER) != str(self.folder.resolve()) and (owner := holder(self.folder)) is not None:
             raise Busy(held_by(self.folder, owner))
-        past = flat(self.manifest.get("notebooks", {}).get(notebook, {}).get("parameters", {}))
-        now = {name: value for name, value in flat(filled(values)).items() if name in past}
-        other = [f"{name} = {now[name]!r} (there {past[name]!r})" for name in unlike(past, now) if name in now]
-        if other:
-            folder, name = shown(self.folder), self.folder.name
+        past = self.manifest.get("notebooks", {}).get(notebook, {}).get("parameters", {})
+        if other := changed(past, filled(values)):
+            said = ", ".join(f"{name} = {here!r} (there {there!r})" for name, (there, here) in other.items())
+            folder = shown(self.folder)
             raise ValueError(
-                f"{folder} was made with other parameters, and would be overwritten: {', '.join(other)}. Set them as "
-                f"there, or work on a copy: `cp -r {folder} {folder}-mine && rm {folder}-mine/manifest.json`, and "
-                f'run_dir = "runs/{name}-mine"'
+                f"{folder} was made with other parameters, and would be overwritten: {said}. Set them as there, or "
+                f"work on a copy: `cp -r {folder} {folder}-mine && rm {folder}-mine/manifest.json`, and "
+                f'run_dir = "runs/{self.folder.name}-mine"'
             )
 
     def record(self, section: str | None = None, /, **facts) -> None:
@@ -129,31 +121,19 @@ class Run:
         """
         manifest = self.manifest
         (manifest if section is None else manifest.setdefault(section, {})).update(facts)
-        text = json.dumps(manifest, indent=2, ensure_ascii=False, default=_plain)
+
+        def plain(value):
+            return value.tolist() if hasattr(value, "tolist") else str(value)  # of numpy; paths
+
+        text = json.dumps(manifest, indent=2, ensure_ascii=False, default=plain)
         write_text(self.folder / "manifest.json", text + "\n")
 
     def differing(self, other: Run, ignoring: tuple[str, ...] = ()) -> dict[str, tuple]:
         """Return parameters with another value in another run: name → (here, there), None where a run lacks the name.
 
-        Settings of a method count each for itself. Notebooks run by hand leave no parameters in the manifest: then
-        nothing is known to differ.
+        Each setting counts for itself. Where notebooks ran by hand, the manifest has no parameters: none differ then.
         """
         here, there = (flat(run.manifest.get("parameters", {})) for run in (self, other))
         if not here or not there:
             return {}
         return {name: (here.get(name), there.get(name)) for name in unlike(here, there) if name not in ignoring}
-
-
-def filled(values: Mapping[str, object]) -> dict[str, object]:
-    """Complete the dictionaries of settings among parameters with the defaults of all fields that they leave out."""
-    full = dict(values)
-    for name, value in values.items():
-        if (prefix := prefix_of(name, value)) is not None:
-            settings = settings_of(prefix).items()
-            full[name] = {one: default for one, (default, _) in settings if prefix + one not in values} | value
-    return full
-
-
-def _plain(value):
-    """What json cannot write: numpy scalars and arrays as numbers and lists, paths as text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)

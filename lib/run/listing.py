@@ -7,9 +7,8 @@ from pathlib import Path
 
 from lib.run.finished import Step
 from lib.run.notebooks import Notebook
-from lib.run.parameters import defaults, settings_behind
 from lib.run.progress import duration
-from lib.run.settings import flat, prefix_of, unlike
+from lib.run.settings import prefixes, same, settings_of
 
 
 def show(steps: Iterable[Step], selected: list[Notebook], makes: Mapping[str, str], folder: Path) -> None:
@@ -21,8 +20,6 @@ def show(steps: Iterable[Step], selected: list[Notebook], makes: Mapping[str, st
     makes : what each makes, by name
     folder : of the run
     """
-    steps = list(steps)
-    cells = defaults([step.notebook for step in steps])
     for step in steps:
         record, notebook = step.record, step.notebook
         took = f", {record['seconds']:.0f} s" if "seconds" in record else ""
@@ -33,9 +30,11 @@ def show(steps: Iterable[Step], selected: list[Notebook], makes: Mapping[str, st
         if record:
             print(f"  next: {what_next(step, notebook in selected)}")
         for name, (default, meaning) in notebook.parameters.items():
-            show_parameter(name, default, step.parameters.get(name, default), meaning)
-            for one, (usual, said) in settings_behind(name, cells).items():
-                show_parameter(one, usual, flat({name: step.parameters[name]})[one], said)
+            value, prefix = step.parameters.get(name, default), prefixes({name: default}).get(name)
+            show_parameter(name, default, meaning, value if prefix is None else default)
+            for field, (usual, said) in settings_of(prefix).items() if prefix else ():
+                if field in value:  # the others are parameters themselves
+                    show_parameter(prefix + field, usual, said, value[field])
         print()
     show_trainings(folder)
 
@@ -51,10 +50,9 @@ def what_next(step: Step, wanted: bool) -> str:
     return f"runs, since {reasons}{took}"
 
 
-def show_parameter(name: str, default: object, value: object, meaning: str) -> None:
-    """Print a parameter: default, the value chosen where it is another, meaning. Settings have lines of their own."""
-    whole = prefix_of(name, default) is None
-    chosen = f" → {value!r}" if whole and unlike({name: default}, {name: value}) else ""
+def show_parameter(name: str, default: object, meaning: str, value: object) -> None:
+    """Print a parameter: default, the value chosen where it is another, meaning."""
+    chosen = "" if same(default, value) else f" → {value!r}"
     print(f"    {name} = {default!r}{chosen}" + (f"  # {meaning}" if meaning else ""))
 
 
@@ -62,7 +60,7 @@ def show_trainings(folder: Path) -> None:
     """Print the trainings of a run that no longer fit the code, and those that were kept."""
     if not folder.exists():
         return
-    from lib.run import checkpoints
+    from lib.run import checkpoints  # loads pandas
 
     found = checkpoints.trainings(folder)
     other, kept = found[~found.fits.astype(bool)], checkpoints.kept(folder)

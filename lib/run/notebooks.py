@@ -40,12 +40,13 @@ class Notebook:
     @property
     def question(self) -> str:
         """The paragraph below the title."""
-        return " ".join(self._opening[1].split()) if len(self._opening) > 1 else ""
+        return " ".join(self._opening[1].split())
 
     @property
     def _opening(self) -> list[str]:
-        cell = self.cells[0] if self.cells else None
-        return re.split(r"\n\s*\n", cell.source.strip()) if cell and cell.cell_type == "markdown" else [""]
+        """The paragraphs of the first cell, two at least."""
+        text = self.cells[0].source if self.cells and self.cells[0].cell_type == "markdown" else ""
+        return [*re.split(r"\n\s*\n", text.strip()), ""]
 
     @property
     def code(self) -> str:
@@ -59,19 +60,15 @@ class Notebook:
 
         papermill's own `inspect_notebook` gives defaults as text and drops lines with a second = in them.
         """
-        for cell in self.cells:
-            if "parameters" in cell.metadata.get("tags", []):
-                break
-        else:
+        tagged = [cell.source for cell in self.cells if "parameters" in cell.metadata.get("tags", [])]
+        if not tagged:
             raise Mistake(f"{shown(self.path)} has no cell tagged 'parameters'")
         try:
-            lines = ast.parse(cell.source).body
-            meanings = comments(cell.source)
+            lines, meanings = ast.parse(tagged[0]).body, comments(tagged[0])
             return {line.targets[0].id: (_literal(line.value), meanings.get(line.end_lineno, "")) for line in lines}
         except (SyntaxError, ValueError, AttributeError) as error:
-            raise Mistake(
-                f"{shown(self.path)}: the parameters cell must hold 'name = literal' lines ({error})"
-            ) from error
+            message = f"{shown(self.path)}: the parameters cell must hold 'name = literal' lines ({error})"
+            raise Mistake(message) from error
 
 
 def _literal(node: ast.expr) -> object:
@@ -97,7 +94,6 @@ def select(notebooks: list[Notebook], start: str | None, only: str | None) -> li
     matches = [i for i, notebook in enumerate(notebooks) if notebook.name.startswith(wanted)]
     if len(matches) != 1:
         names = [notebook.name for notebook in notebooks]
-        raise Mistake(
-            f"{wanted!r} names {len(matches)} notebooks{nearest(wanted, names)}; there are {', '.join(names)}"
-        )
-    return notebooks[matches[0] : matches[0] + 1] if only else notebooks[matches[0] :]
+        there = f"{nearest(wanted, names)}; there are {', '.join(names)}"
+        raise Mistake(f"{wanted!r} names {len(matches)} notebooks{there}")
+    return notebooks[matches[0] :][: 1 if only else None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import yaml
 
 from lib.run.files import ROOT, from_root, shown
 from lib.run.notebooks import Mistake, Notebook
-from lib.run.settings import SETTINGS, flat, nearest, prefix_of, settings_of, unlike
+from lib.run.settings import filled, flat, nearest, prefixes, same, settings_of
 
 
 def defaults(notebooks: list[Notebook]) -> dict[str, object]:
@@ -20,26 +21,9 @@ def defaults(notebooks: list[Notebook]) -> dict[str, object]:
     for notebook in notebooks:
         for name, (value, _) in notebook.parameters.items():
             other, where = found.setdefault(name, (value, notebook.name))
-            if unlike({name: other}, {name: value}):
-                raise Mistake(
-                    f"parameter {name} is {other!r} in {where} but {value!r} in {notebook.name}: make them one"
-                )
+            if not same(other, value):
+                raise Mistake(f"parameter {name} is {other!r} in {where} but {value!r} in {notebook.name}: make it one")
     return {name: value for name, (value, _) in found.items()}
-
-
-def settings_behind(name: str, cells: dict[str, object]) -> dict[str, tuple[object, str]]:
-    """Read the settings that a dictionary among the parameters may change: flat name → (default, meaning).
-
-    Fields that are parameters themselves are left out; there are none where the parameter is no such dictionary.
-    """
-    prefix = prefix_of(name, cells[name])
-    if prefix is None:
-        return {}
-    fields = {prefix + field: found for field, found in settings_of(prefix).items()}
-    for one in flat({name: cells[name]}):
-        if one not in fields:
-            raise Mistake(f"unknown parameter {one!r} in {name} of the notebook{nearest(one, fields)}")
-    return {one: found for one, found in fields.items() if one not in cells}
 
 
 def read_profile(folder: Path, profile: str) -> dict[str, object]:
@@ -67,48 +51,48 @@ def choose_parameters(notebooks: list[Notebook], profile: dict, given: list[tupl
         names.
     """
     cells = defaults(notebooks)
-    dictionaries = {name: settings_behind(name, cells) for name in cells if prefix_of(name, cells[name]) is not None}
-    known = {one: default for found in dictionaries.values() for one, (default, _) in found.items()} | flat(cells)
-    values = dict(known)
+    for name, prefix in prefixes(cells).items():
+        fields = [prefix + field for field in settings_of(prefix)]
+        check_known(flat({name: cells[name]}), fields, f"{name} of the notebook")
+    whole = filled(cells)
+    usual = flat(whole)
+    values, settable = dict(usual), usual | cells
     for where, changes in (("the profile", profile.items()), ("-p", given)):
         for name, value in changes:
             if name == "run_dir":
                 raise Mistake("run_dir is not a parameter to set: --run NAME chooses the run folder")
-            if name not in known and name not in cells:
-                raise Mistake(f"unknown parameter {name!r} in {where}{nearest(name, known)}; --list shows all")
-            default = cells[name] if name in dictionaries else known[name]
+            check_known([name], settable, where)
             if where == "-p":
-                value = typed(name, value, default)
+                value = typed(name, value, settable[name])
                 if name.endswith("_csv") and value:
                     value = os.path.abspath(Path(value).expanduser())
-            value = cast(name, value, default)
-            for one, part in flat({name: value}).items():
-                if one not in known:
-                    raise Mistake(f"unknown parameter {one!r} in {name}{nearest(one, known)}; --list shows all")
-                values[one] = cast(one, part, known[one])
+            parts = flat({name: cast(name, value, settable[name])})
+            check_known(parts, usual, name)
+            values |= {one: cast(one, part, usual[one]) for one, part in parts.items()}
     for name, value in values.items():
         if name.endswith("_csv") and value:
             if not from_root(value).is_file():
                 raise Mistake(f"parameter {name}: there is no file {value}")
             values[name] = within_repository(from_root(value))
-    return {name: gathered(name, values, dictionaries) for name in cells if name != "run_dir"}
+    for name, prefix in prefixes(whole).items():
+        values[name] = {field: values[prefix + field] for field in whole[name]}
+    return {name: values[name] for name in cells if name != "run_dir"}
 
 
-def gathered(name: str, values: dict[str, object], dictionaries: dict[str, dict]) -> object:
-    """Take a cell's parameter from flat names: a dictionary of settings is put together again."""
-    if name not in dictionaries:
-        return values[name]
-    prefix = name.removesuffix(SETTINGS)
-    return {one.removeprefix(prefix): values[one] for one in dictionaries[name]}
+def check_known(names: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Refuse names that are no parameters."""
+    for name in names:
+        if name not in known:
+            raise Mistake(f"unknown parameter {name!r} in {where}{nearest(name, known)}; --list shows all")
 
 
-def changed(name: str, value: object, default: object) -> object:
-    """Return what a notebook has to be told of a parameter: of settings those that differ from their defaults."""
-    prefix = prefix_of(name, default)
-    if prefix is None:
-        return value
-    settled = settings_of(prefix)
-    return {field: one for field, one in value.items() if field not in settled or repr(one) != repr(settled[field][0])}
+def to_tell(notebook: Notebook, parameters: dict[str, object]) -> dict[str, object]:
+    """Return what a notebook has to be told: parameters unlike its own, of settings those unlike their defaults."""
+    told, own = dict(parameters), notebook.parameters
+    for name, prefix in prefixes(parameters).items():
+        usual = settings_of(prefix)
+        told[name] = {field: one for field, one in parameters[name].items() if one != usual[field][0]}
+    return {name: value for name, value in told.items() if not same(value, own[name][0])}
 
 
 def within_repository(csv: Path) -> str:
@@ -141,10 +125,8 @@ def cast(name: str, value, default):
     if default is None or (type(value) is kind and kind is not list):
         return value
     if kind is float and type(value) in (int, str):
-        try:
+        with suppress(ValueError):
             return float(value)
-        except ValueError:
-            pass
     if kind is list and isinstance(value, list):
         return [cast(name, item, default[0]) for item in value] if default else value
     example = ", like '[0, 1]'" if kind is list else ""

@@ -13,12 +13,9 @@ import json
 import tokenize
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Self
 
 from lib.run.files import ROOT, shown
-
-SETTINGS = "settings"  # a dictionary parameter's name, behind its prefix
 
 
 class FromParameters:
@@ -26,16 +23,9 @@ class FromParameters:
 
     @classmethod
     def from_parameters(cls, values: Mapping[str, object], prefix: str) -> Self:
-        """Take the defaults, changed by `prefix + field` and by the dictionary `prefix + "settings"` among the values.
-
-        >>> Settings.from_parameters({"cyclegan_steps": 10, "cyclegan_settings": {"pool": 0}}, "cyclegan_")
-        ... # doctest: +SKIP
-        Settings(steps=10, …, pool=0, …)
-        """
-        named = {field.name for field in fields(cls)}
-        given = {name: values[prefix + name] for name in named if prefix + name in values}
-        seldom = values.get(prefix + SETTINGS, {})
-        return cls(**given | {name: value for name, value in seldom.items() if name in named})
+        """Take the defaults, changed by `prefix + field` and by the dictionary `prefix + "settings"`."""
+        given, named = flat(values), {field.name: prefix + field.name for field in fields(cls)}
+        return cls(**{field: given[name] for field, name in named.items() if name in given})
 
 
 def check_names(seldom: Mapping[str, object], prefix: str, *kinds: type) -> None:
@@ -43,7 +33,7 @@ def check_names(seldom: Mapping[str, object], prefix: str, *kinds: type) -> None
     known = [field.name for kind in kinds for field in fields(kind)]
     for name in seldom:
         if name not in known:
-            raise ValueError(f"{prefix}{SETTINGS} has no {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+            raise ValueError(f"{prefix}settings has no {name!r}{nearest(name, known)}; there are {', '.join(known)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -52,9 +42,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f", did you mean {match[0]!r}?" if match else ""
 
 
-def prefix_of(name: str, value: object) -> str | None:
-    """Return the prefix of a dictionary of settings; None for every other parameter."""
-    return name.removesuffix(SETTINGS) if isinstance(value, dict) and name.endswith("_" + SETTINGS) else None
+# Dictionaries of settings among parameters ----------------------------------------------------------------------------
+
+
+def prefixes(values: Mapping[str, object]) -> dict[str, str]:
+    """Return which parameters are dictionaries of settings: name → prefix."""
+    dictionaries = (name for name, value in values.items() if isinstance(value, dict))
+    return {name: name.removesuffix("settings") for name in dictionaries if name.endswith("_settings")}
 
 
 def flat(values: Mapping[str, object]) -> dict[str, object]:
@@ -63,45 +57,66 @@ def flat(values: Mapping[str, object]) -> dict[str, object]:
     >>> flat({"cyclegan_steps": 10, "cyclegan_settings": {"pool": 0}})
     {'cyclegan_steps': 10, 'cyclegan_pool': 0}
     """
-    prefixes = {name: prefix_of(name, value) for name, value in values.items()}
-    single = {name: value for name, value in values.items() if prefixes[name] is None}
-    for name, prefix in prefixes.items():
-        single |= {prefix + field: value for field, value in values[name].items()} if prefix is not None else {}
-    return single
+    found = prefixes(values)
+    single = {name: value for name, value in values.items() if name not in found}
+    return single | {prefix + field: one for name, prefix in found.items() for field, one in values[name].items()}
+
+
+def filled(values: Mapping[str, object]) -> dict[str, object]:
+    """Complete dictionaries of settings with the defaults of all fields that are no parameters themselves."""
+    full = dict(values)
+    for name, prefix in prefixes(values).items():
+        usual = {field: one for field, (one, _) in settings_of(prefix).items() if prefix + field not in values}
+        full[name] = usual | values[name]
+    return full
+
+
+def same(a: object, b: object) -> bool:
+    """Tell whether two values are the same: NaN is like NaN, a tuple like a list."""
+    return a == b or json.dumps(a, default=str) == json.dumps(b, default=str)
 
 
 def unlike(here: Mapping[str, object], there: Mapping[str, object]) -> list[str]:
-    """Return the names, in order, under which two mappings hold other values; NaN is like NaN, a tuple like a list."""
-
-    def same(a, b) -> bool:
-        return a == b or json.dumps(a, default=str) == json.dumps(b, default=str)
-
+    """Return the names, in order, under which two mappings hold other values; one that is missing counts as None."""
     return sorted(name for name in here.keys() | there.keys() if not same(here.get(name), there.get(name)))
+
+
+def changed(past: Mapping[str, object], now: Mapping[str, object]) -> dict[str, tuple]:
+    """Return the parameters that both know with other values: flat name → (then, now)."""
+    past, now = flat(past), flat(now)
+    shared = sorted(past.keys() & now.keys())
+    return {name: (past[name], now[name]) for name in shared if not same(past[name], now[name])}
+
+
+# Read from the source, since an import would load torch ---------------------------------------------------------------
 
 
 def settings_of(prefix: str) -> dict[str, tuple[object, str]]:
     """Read the fields that the dictionary `prefix + "settings"` overrides: name → (default, meaning).
 
     They are those of all dataclasses in `lib/ROOM/PREFIX.py` or `lib/ROOM/PREFIX/` that derive from `FromParameters`;
-    the meaning is the comment behind a field. The source is read and not imported, which would load torch.
+    the meaning is the comment behind a field.
 
     Raises
     ------
     ValueError
-        Where a default cannot be told without importing the file.
+        Where a default is neither a literal nor arithmetic such as 286 / 256.
     """
-    found, name = {}, prefix.removesuffix("_")
-    for path in sorted([*ROOT.glob(f"lib/*/{name}.py"), *ROOT.glob(f"lib/*/{name}/*.py")]):
+    found, module = {}, prefix.removesuffix("_")
+    for path in sorted([*ROOT.glob(f"lib/*/{module}.py"), *ROOT.glob(f"lib/*/{module}/*.py")]):
         source = path.read_text(encoding="utf-8")
-        meanings = comments(source)
-        for kind in ast.parse(source).body:
-            if not isinstance(kind, ast.ClassDef) or "FromParameters" not in ", ".join(map(ast.unparse, kind.bases)):
-                continue
-            for field in kind.body:
-                if isinstance(field, ast.AnnAssign) and field.value is not None:
-                    lines = range(field.lineno, field.end_lineno + 1)
-                    meaning = next((meanings[line] for line in lines if line in meanings), "")
-                    found[field.target.id] = (_default(field, path), meaning)
+        kinds = [kind for kind in ast.parse(source).body if isinstance(kind, ast.ClassDef)]
+        settings = [kind for kind in kinds if "FromParameters" in map(ast.unparse, kind.bases)]
+        meanings = comments(source) if settings else {}
+        for field in (line for kind in settings for line in kind.body if isinstance(line, ast.AnnAssign)):
+            name, lines = field.target.id, range(field.lineno, field.end_lineno + 1)
+            try:
+                default = eval(ast.unparse(field.value), {"__builtins__": {}})
+            except NameError as error:
+                where = f"{shown(path)}, line {field.lineno}"
+                raise ValueError(f"{where}: the default of {name} must be a literal ({error})") from error
+            default = list(default) if isinstance(default, tuple) else default  # as YAML has them
+            found[name] = default, next((meanings[line] for line in lines if line in meanings), "")
     return found
 
 
@@ -109,13 +124,3 @@ def comments(source: str) -> dict[int, str]:
     """Return the comments of Python source by line, counted from 1."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-
-
-def _default(field: ast.AnnAssign, path: Path) -> object:
-    """Work out a field's default, which may be arithmetic such as 286 / 256; tuples as lists, as YAML has them."""
-    try:
-        value = eval(compile(ast.Expression(field.value), str(path), "eval"), {"__builtins__": {}, "float": float})
-    except NameError as error:
-        where = f"{shown(path)}, line {field.lineno}"
-        raise ValueError(f"{where}: the default of {field.target.id} must be a literal ({error})") from error
-    return list(value) if isinstance(value, tuple) else value

@@ -7,12 +7,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell
 from toy_study import FIRST, SECOND, again, manifest, snapshot, write
 
 import run_all
-from lib.run.finished import fingerprint, inputs_of
+from lib.run.finished import digest, inputs_of
 from lib.run.notebooks import Notebook, read_notebooks
 
 
 def mark(notebook, parameters, before):
-    return fingerprint(parameters, inputs_of(notebook, parameters, before, run_all.named_files))
+    return digest(parameters, inputs_of(notebook, parameters, before, run_all.named_files))
 
 
 def test_what_is_finished_and_unchanged_is_skipped(study, capsys):
