@@ -17,13 +17,11 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
-from lib.run.executing import ThisPython, describe_environment, kept, remove_leftovers, run_notebooks
+from lib.run.executing import ThisPython, kept, remove_leftovers, run_notebooks
 from lib.run.files import ROOT, shown
-from lib.run.finished import Step, check_finished, check_request, check_runs, plan
+from lib.run.finished import Request, check_finished, check_runs
 from lib.run.folder import Damaged, Run
 from lib.run.listing import show
 from lib.run.locks import Busy, sole_writer
@@ -63,16 +61,18 @@ def main(arguments: list[str] | None = None, notebooks_folder: Path = NOTEBOOKS,
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise Mistake(f"--run {name!r}: a run's name is one folder name, letters, digits, . + - _")
         selected = select(notebooks, options.start, options.only)
+        asked = Request(notebooks, selected, parameters, folder, options.profile, BY_HAND, named_files, options.force)
         if options.list:
-            show(steps(notebooks, selected, parameters, folder, options.force), selected, STUDY, folder)
+            show(asked, STUDY)
             return 0
+        from lib.report import pages  # takes seconds
+
         if not folder.exists():  # a mistake leaves no folder
-            check(notebooks, selected, parameters, folder, options)
+            check(asked, options)
         with sole_writer(folder, "run_all.py") as ThisPython.lock:
-            run = Run(folder)
-            check(notebooks, selected, parameters, folder, options)
+            check(asked, options)
             remove_leftovers(folder)
-            finished = run_them(notebooks, selected, parameters, run, options.profile, options.force)
+            finished = run_notebooks(asked, pages)
     except BrokenPipeError:
         raise
     except (Mistake, Damaged, Busy) as error:
@@ -84,8 +84,8 @@ def main(arguments: list[str] | None = None, notebooks_folder: Path = NOTEBOOKS,
     if not finished:
         print(kept(folder), file=sys.stderr)
         return 1
-    print(f"\npages: {shown(run / 'notebooks/index.html')}")
-    if (answers := run / "answers.md").exists():
+    print(f"\npages: {shown(folder / 'notebooks/index.html')}")
+    if (answers := folder / "answers.md").exists():
         print(f"answers: {shown(answers)}\n\n{answers.read_text(encoding='utf-8').strip()}")
     return 0
 
@@ -117,22 +117,6 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
-def run_them(
-    notebooks: list[Notebook], selected: list[Notebook], parameters: dict, run: Run, profile: str, force: bool = False
-) -> bool:
-    """Execute or skip each selected notebook; whether all have finished."""
-    from lib.report import pages
-
-    about = {"profile": profile, "parameters": parameters, "seed": parameters.get("seed")}
-    planned = steps(notebooks[: notebooks.index(selected[-1]) + 1], selected, parameters, run.folder, force)
-    return run_notebooks(planned, selected, len(notebooks), run, pages, lambda: about | describe_environment())
-
-
-def steps(notebooks, selected, parameters: dict, folder: Path, force: bool = False) -> Iterator[Step]:
-    """Plan what a call does with each notebook of this study."""
-    return plan(notebooks, selected, parameters, folder, BY_HAND, named_files, force)
-
-
 def named_files(table: Path) -> list[Path]:
     """Return the files that a table of radiographs names, as well as it can be read."""
     from lib.radiographs.table import RadiographsError, read_csv
@@ -143,12 +127,13 @@ def named_files(table: Path) -> list[Path]:
         return []
 
 
-def check(notebooks, selected, parameters: dict, folder: Path, options: argparse.Namespace) -> None:
+def check(asked: Request, options: argparse.Namespace) -> None:
     """Refuse what does not fit the run, or what a late notebook would refuse after hours."""
     from lib.checks.choices import check_choices
 
-    check_request(notebooks, selected, parameters, folder, options.profile, options.force, bool(options.only))
-    check_choices(parameters, options.executor)
+    asked.check()
+    asked.check_begin(alone=bool(options.only))
+    check_choices(asked.parameters, options.executor)
 
 
 def compare(first: str, second: str, runs: Path) -> int:
@@ -168,11 +153,10 @@ def compare(first: str, second: str, runs: Path) -> int:
 def verify(name: str, notebooks: list[Notebook], runs: Path) -> int:
     """Repeat a finished run beside it and compare."""
     from lib.checks.repeat import repeat
+    from lib.report import pages
 
     check_runs(runs, name)
-    planned = partial(steps, notebooks, [])
-    run_all = partial(run_them, notebooks, notebooks)
-    return 0 if repeat(runs / name, notebooks, planned, run_all, BY_HAND.values()) else 1
+    return 0 if repeat(Request(notebooks, notebooks, {}, runs / name, "", BY_HAND, named_files), pages) else 1
 
 
 def publish(name: str, notebooks: list[Notebook], runs: Path) -> int:

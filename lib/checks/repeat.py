@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 from lib.checks import verify
-from lib.run.executing import ThisPython, kept, remove_leftovers
+from lib.run.executing import ThisPython, kept, remove_leftovers, run_notebooks
 from lib.run.files import shown
-from lib.run.finished import Step, check_finished
+from lib.run.finished import Request, check_finished
 from lib.run.folder import Run
 from lib.run.locks import LOCK, sole_writer
-from lib.run.notebooks import Mistake, Notebook
+from lib.run.notebooks import Mistake
 from lib.run.parameters import defaults
 
 FACTS = ("versions", "device", "cpu", "threads", "commit")  # what may explain a difference
 
 
-def repeat(
-    folder: Path,
-    notebooks: list[Notebook],
-    steps: Callable[[dict, Path], Iterator[Step]],
-    run_notebooks: Callable[[dict, Run, str], bool],
-    decided: Iterable[str],
-) -> bool:
+def repeat(request: Request, pages: ModuleType) -> bool:
     """Repeat a finished run, with its parameters, in NAME-verify beside it; whether all is the same.
 
     The repetition goes on where it was interrupted. It is deleted where all is the same; where not, it is kept until
@@ -33,22 +28,22 @@ def repeat(
 
     Parameters
     ----------
-    steps : what a call would do, of parameters and a run's folder (`lib.run.finished.plan`)
-    run_notebooks : runs them, of parameters, a run and the name of a profile; whether all have finished
-    decided : files of decisions made by hand, which are copied
+    request : all notebooks of the run; `pages` as for `lib.run.executing.run_notebooks`
 
     Raises
     ------
     Mistake
         Where the run is not finished, or was made with other code, parameters, radiographs or decisions.
     """
+    folder = request.folder
     name, beside = folder.name, folder.with_name(f"{folder.name}-verify")
     with sole_writer(folder, "run_all.py --verify"):
-        check_finished(notebooks, folder, "verify")
+        check_finished(request.notebooks, folder, "verify")
         run = Run(folder)
         manifest = run.manifest
-        parameters = defaults(notebooks) | manifest["parameters"]
-        for step in steps(parameters, folder):
+        parameters = defaults(request.notebooks) | manifest["parameters"]
+        request = replace(request, parameters=parameters, profile=manifest["profile"])
+        for step in request.steps():
             if step.reasons:
                 raise Mistake(
                     f"runs/{name} was made with other code, parameters, radiographs or decisions "
@@ -60,11 +55,11 @@ def repeat(
             begun = fingerprints(again)
             if "verified" in again.manifest or not begun or not begun.items() <= fingerprints(run).items():
                 empty(beside)
-            for file in decided:
+            for file in request.by_hand.values():
                 if (run / file).exists():
                     shutil.copy2(run / file, again.path(file))
             remove_leftovers(beside)
-            if not run_notebooks(parameters, again, manifest["profile"]):
+            if not run_notebooks(replace(request, folder=beside), pages):
                 print(kept(beside), file=sys.stderr)
                 return False
             files = verify.compare_runs(folder, beside)

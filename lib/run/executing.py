@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +26,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 from lib.run.files import ROOT, shown, without_paths, write_text
-from lib.run.finished import Step
+from lib.run.finished import Request, Step
 from lib.run.folder import Run, read_manifest
 from lib.run.notebooks import Notebook
 from lib.run.parameters import to_tell
@@ -180,37 +179,30 @@ def where(notebook: Notebook, copy: Path) -> str:
     return f"{shown(notebook.path)}, cell {reached[-1] + 1}: {first_line}"
 
 
-def run_notebooks(
-    steps: Iterable[Step],
-    selected: list[Notebook],
-    total: int,
-    run: Run,
-    pages: ModuleType,
-    facts: Callable[[], dict],
-) -> bool:
+def run_notebooks(request: Request, pages: ModuleType) -> bool:
     """Execute or skip each selected notebook; whether all have finished.
 
     Parameters
     ----------
-    steps : up to the last selected notebook, each planned when it is reached
-    total : how many notebooks the study has
     pages : `lib.report.pages`, which this room does not know
-    facts : what the manifest says of the run, asked for once and only where a notebook is executed
     """
-    described = False
-    for number, step in enumerate(steps, 1):
-        label = f"{number}/{total}  {step.notebook.title}"
-        if step.notebook not in selected:
+    run, described = Run(request.folder), False
+    for number, step in enumerate(request.steps(), 1):
+        label = f"{number}/{len(request.notebooks)}  {step.notebook.title}"
+        if not step.wanted:
             if step.record and step.reasons:
                 print(f"{label}  has changed since it was run; going on with what it made then")
         elif not step.reasons:
             print(f"{label}  unchanged, skipped  ({step.record['seconds']:.0f} s when it ran)")
         else:
-            if not described:
-                run.record(**facts())
+            if not described:  # takes seconds, so only where something runs
+                about = {"profile": request.profile, "parameters": request.parameters}
+                run.record(**about, seed=request.parameters.get("seed"), **describe_environment())
                 described = True
             if not run_notebook(step, label, run, pages):
                 return False
+        if step.notebook is request.selected[-1]:
+            break
     page, manifest = run / "notebooks" / "index.html", run / "manifest.json"
     if not page.exists() or page.stat().st_mtime_ns < manifest.stat().st_mtime_ns:  # an earlier call ended in between
         pages.index(run)

@@ -32,6 +32,7 @@ class Step:
     parameters : its own, without `run_dir`
     inputs : digests of what else its results follow from
     record : what the manifest knows of it
+    wanted : whether the call is asked for it
     reasons : why it is made anew; none: it is finished and unchanged
     """
 
@@ -39,6 +40,7 @@ class Step:
     parameters: dict[str, object]
     inputs: dict[str, object]
     record: dict
+    wanted: bool
     reasons: list[str]
 
     @property
@@ -46,39 +48,85 @@ class Step:
         return digest(self.parameters, self.inputs)
 
 
-def plan(
-    notebooks: list[Notebook],
-    selected: list[Notebook],
-    parameters: dict[str, object],
-    folder: Path,
-    by_hand: Mapping[str, str],
-    named_files: NamedFiles,
-    force: bool = False,
-) -> Iterator[Step]:
-    """Yield for each notebook, in order, what a call would do with it.
-
-    Each is looked at when it is reached: what came before may have been made anew meanwhile.
+@dataclass(frozen=True)
+class Request:
+    """What a call of run_all.py is asked to do.
 
     Parameters
     ----------
+    notebooks : all of the study, in order
     selected : those that the call is asked for
+    parameters : of all notebooks, without `run_dir`
+    folder : of the run
+    profile : whose parameters they are
     by_hand : notebook → the file of decisions made by hand that it reads
+    force : whether what is finished is made anew, too
     """
-    before = {}
-    for notebook in notebooks:
-        record = read_manifest(folder).get("notebooks", {}).get(notebook.name, {})
-        own = {name: parameters[name] for name in notebook.parameters if name != "run_dir"}
-        decided = folder / by_hand[notebook.name] if notebook.name in by_hand else None
-        inputs = inputs_of(notebook, own, before, named_files, decided)
-        reasons = reasons_to_run(record, own, inputs)
-        if force and notebook in selected:
-            reasons = reasons or ["--force asks for it"]
-        step = Step(notebook, own, inputs, record, reasons)
-        yield step
-        if notebook in selected and reasons:
-            before = before | {notebook.name: step.fingerprint}
-        elif record:
-            before = before | {notebook.name: record["fingerprint"]}
+
+    notebooks: list[Notebook]
+    selected: list[Notebook]
+    parameters: dict[str, object]
+    folder: Path
+    profile: str
+    by_hand: Mapping[str, str]
+    named_files: NamedFiles
+    force: bool = False
+
+    def steps(self) -> Iterator[Step]:
+        """Yield for each notebook, in order, what the call would do with it.
+
+        Each is looked at when it is reached: what came before may have been made anew meanwhile.
+        """
+        before = {}
+        for notebook in self.notebooks:
+            record = read_manifest(self.folder).get("notebooks", {}).get(notebook.name, {})
+            own = {name: self.parameters[name] for name in notebook.parameters if name != "run_dir"}
+            decided = self.folder / self.by_hand[notebook.name] if notebook.name in self.by_hand else None
+            inputs = inputs_of(notebook, own, before, self.named_files, decided)
+            wanted = notebook in self.selected
+            reasons = reasons_to_run(record, own, inputs)
+            if self.force and wanted:
+                reasons = reasons or ["--force asks for it"]
+            step = Step(notebook, own, inputs, record, wanted, reasons)
+            yield step
+            if wanted and reasons:
+                before = before | {notebook.name: step.fingerprint}
+            elif record:
+                before = before | {notebook.name: record["fingerprint"]}
+
+    def check(self) -> None:
+        """Refuse parameters unlike those with which a notebook was made, or with which its trainings began.
+
+        Raises
+        ------
+        Mistake
+            With the parameter, its value then and now, and what to do.
+        """
+        manifest = read_manifest(self.folder)
+        other = manifest.get("profile", self.profile)
+        for notebook in self.notebooks:
+            record = manifest.get("notebooks", {}).get(notebook.name)
+            if not record or (self.force and notebook in self.selected):
+                continue
+            made = "made" if record["state"] == "finished" else "begun"
+            if made == "begun" and not has_trained(self.folder, record):
+                continue
+            own = {name: self.parameters.get(name) for name in notebook.parameters}
+            for name, (then, now) in changed(record["parameters"], own).items():
+                raise Mistake(
+                    f"runs/{self.folder.name} was {made} with {name} = {then!r} ({notebook.name}), now it is {now!r}: "
+                    f"take another --run NAME, or make {notebook.name} anew with --force"
+                    + (f" (it was made with --profile {other}, this is {self.profile})" * (other != self.profile))
+                )
+
+    def check_begin(self, alone: bool) -> None:
+        """Refuse to begin after a notebook that is not finished; one that runs `alone` says itself what it misses."""
+        records = read_manifest(self.folder).get("notebooks", {})
+        for notebook in self.notebooks[: self.notebooks.index(self.selected[0])]:
+            state = records.get(notebook.name, {}).get("state", "not run")
+            if state != "finished" and not (alone and state == "not run"):
+                begin = f"start with --from {notebook.name[:2]}"
+                raise Mistake(f"{notebook.name} is {state} in runs/{self.folder.name}: {begin}")
 
 
 def inputs_of(
@@ -131,52 +179,6 @@ def reasons_to_run(record: dict, parameters: dict[str, object], inputs: dict[str
         new = ", ".join(sorted(flat(parameters).keys() ^ flat(past).keys()))
         reasons.append(f"parameters came or went: {new}" if known and new else "another version of the code made it")
     return reasons
-
-
-# Requests that do not fit ---------------------------------------------------------------------------------------------
-
-
-def check_request(
-    notebooks: list[Notebook],
-    selected: list[Notebook],
-    parameters: dict[str, object],
-    folder: Path,
-    profile: str,
-    force: bool,
-    alone: bool,
-) -> None:
-    """Refuse what does not fit the run.
-
-    Parameters
-    ----------
-    alone : whether one notebook was asked for, which says itself what it misses
-
-    Raises
-    ------
-    Mistake
-        Where parameters are unlike those with which a notebook was made, or with which its trainings began; or where a
-        notebook before the first selected one is not finished.
-    """
-    manifest = read_manifest(folder)
-    records, other = manifest.get("notebooks", {}), manifest.get("profile", profile)
-    for notebook in notebooks:
-        record = records.get(notebook.name)
-        if not record or (force and notebook in selected):
-            continue
-        made = "made" if record["state"] == "finished" else "begun"
-        if made == "begun" and not has_trained(folder, record):
-            continue
-        own = {name: parameters.get(name) for name in notebook.parameters}
-        for name, (then, now) in changed(record["parameters"], own).items():
-            raise Mistake(
-                f"runs/{folder.name} was {made} with {name} = {then!r} ({notebook.name}), now it is {now!r}: "
-                f"take another --run NAME, or make {notebook.name} anew with --force"
-                + (f" (it was made with --profile {other}, this is {profile})" if other != profile else "")
-            )
-    for notebook in notebooks[: notebooks.index(selected[0])]:
-        state = records.get(notebook.name, {}).get("state", "not run")
-        if state != "finished" and not (alone and state == "not run"):
-            raise Mistake(f"{notebook.name} is {state} in runs/{folder.name}: start with --from {notebook.name[:2]}")
 
 
 def has_trained(folder: Path, record: dict) -> bool:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from lib.run.finished import Step
-from lib.run.notebooks import Notebook
+from lib.run.finished import Request, Step
 from lib.run.progress import duration
 from lib.run.settings import prefixes, same, settings_of
 
 
-def show(steps: Iterable[Step], selected: list[Notebook], makes: Mapping[str, str], folder: Path) -> None:
+def show(request: Request, makes: Mapping[str, str]) -> None:
     """Print of each notebook title, question, state, seconds and peak memory, what the next call does, parameters.
 
     Parameters
     ----------
-    selected : the notebooks that the next call is asked for
-    makes : what each makes, by name
-    folder : of the run
+    makes : what each notebook makes, by name
     """
-    for step in steps:
+    for step in request.steps():
         record, notebook = step.record, step.notebook
         took = f", {record['seconds']:.0f} s" if "seconds" in record else ""
         took += f", {record['memory_mb']} MB" if "memory_mb" in record else ""
@@ -28,7 +25,7 @@ def show(steps: Iterable[Step], selected: list[Notebook], makes: Mapping[str, st
         if notebook.name in makes:
             print(f"  makes {makes[notebook.name]}")
         if record:
-            print(f"  next: {what_next(step, notebook in selected)}")
+            print(f"  next: {what_next(step)}")
         for name, (default, meaning) in notebook.parameters.items():
             value, prefix = step.parameters.get(name, default), prefixes({name: default}).get(name)
             show_parameter(name, default, meaning, value if prefix is None else default)
@@ -36,13 +33,13 @@ def show(steps: Iterable[Step], selected: list[Notebook], makes: Mapping[str, st
                 if field in value:  # the others are parameters themselves
                     show_parameter(prefix + field, usual, said, value[field])
         print()
-    show_trainings(folder)
+    show_trainings(request.folder)
 
 
-def what_next(step: Step, wanted: bool) -> str:
+def what_next(step: Step) -> str:
     """Say what the next call does with a notebook that has run before, and how long that took."""
     reasons = "; ".join(step.reasons)
-    if not wanted:
+    if not step.wanted:
         return f"not asked for{f', though {reasons}' if reasons else ''}"
     if not reasons:
         return "unchanged, skipped"
