@@ -326,10 +326,7 @@ def render(patient: Patient, exposure: Exposure, drawn: str, size: int, rng: np.
 
 
 def marker_places(glyph: np.ndarray, size: int) -> list[tuple[slice, slice, np.ndarray]]:
-    """Return rows, columns and bool mask of a marker in each corner: top left, top right, bottom left, right.
-
-    A marker has about 8 % of the image's height.
-    """
+    """Return rows, columns and bool mask of a marker, 8 % of the image's height, at top left and right, then bottom."""
     mask = np.kron(glyph, np.ones((max(size // 72, 1),) * 2, bool))
     margin, (height, width) = size // 20, mask.shape
     far = size - margin
@@ -368,23 +365,16 @@ def _numbers(image_id: str) -> tuple[int, int]:
 class Phantom:
     """A cohort of phantom patients; each image is a pure function of (seed, patient, image).
 
-    Parameters
-    ----------
-    patients : number of patients, 3.6 images each on average (1 to 8)
-    size : side of the images in pixels
-    aff_share : share of AFF patients (the nearest published cohort has 159 AFF and 914 NFF patients)
-    overlap : share of NFF patients whose fracture is hard to tell from an atypical one (`nearly_transverse`)
-    seed : every number gives another cohort
-    marker_difference : share of AFF images with a side marker minus that of NFF images. The shares are 0.5 ± half of
-        it; where it is 0 both are 0.3. A counterfactual keeps the marker, or its absence.
+    With a `marker_difference` the shares of AFF and NFF images that carry a side marker are 0.5 ± half of it. It
+    changes nothing else that is drawn. A counterfactual keeps the marker, or its absence.
     """
 
-    patients: int = 1200
-    size: int = 256
-    aff_share: float = 0.15
-    overlap: float = 0.25
+    patients: int = 1200  # 3.6 images each on average (1 to 8)
+    size: int = 256  # side of the images in pixels
+    aff_share: float = 0.15  # of the patients; the nearest published cohort has 159 AFF and 914 NFF patients
+    overlap: float = 0.25  # share of NFF patients whose fracture is hard to tell from an atypical one
     seed: int = 0
-    marker_difference: float = 0.0
+    marker_difference: float = 0.0  # share of AFF minus that of NFF images; 0: both are `MARKER_SHARE`
 
     def __post_init__(self):
         if not -1 <= self.marker_difference <= 1:
@@ -471,7 +461,7 @@ class Phantom:
         return np.array([self.exposure(*_numbers(image_id)).marker[0] for image_id in image_ids], bool)
 
     def save(self, folder: str | Path) -> None:
-        """Write `phantom.json` beside the cohort, so that later steps can render its patients again."""
+        """Write `phantom.json` beside the cohort."""
         write_text(Path(folder) / "phantom.json", json.dumps(asdict(self)))
 
     @classmethod
