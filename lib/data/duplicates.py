@@ -18,11 +18,11 @@ from scipy.ndimage import gaussian_filter, rotate, shift, zoom
 from torch.nn.functional import affine_grid, grid_sample, interpolate, normalize
 
 from lib.data.cohort import Cohort, to_pixels
+from lib.data.pixels import BLOCK
 from lib.run.randomness import generator
 
 HASH_BITS, CORRELATION = 6, 0.995  # two images are one where hash and thumbnail agree at least as closely
 NEAREST = 2  # other images, each way round, that an image is aligned with
-BLOCK = 256  # images at a time
 # By side: from which correlation of amplitude spectra, and of aligned textures, two images are one. Those of different
 # phantom patients reached 0.71 and 0.93 at 64 px, 0.71 and 0.92 at 128, 0.97 and 0.97 at 32 (up to 4,317 images).
 SAME = {32: (0.98, 0.98), 64: (0.78, 0.95)}

@@ -286,24 +286,21 @@ def render(patient: Patient, exposure: Exposure, drawn: str, size: int, rng: np.
     own = patient.fractures[patient.label]
     if drawn in LABELS:
         bones = bone(patient.fractures[drawn])
-    elif drawn == "erased":
-        bones = bone(None)
     elif drawn == "blurred":
         near_line = np.exp(-0.5 * ((v - own.height) / 12) ** 2)
         bones = bone(own)
         bones += near_line * (gaussian_filter(bones, rng.uniform(2.5, 5) / ray) - bones)
-    elif drawn == "doubled":
-        bones = unbroken = bone(None)
-        for label in LABELS:
-            bones = bones + rng.uniform(0.4, 1.0) * (bone(patient.fractures[label]) - unbroken)
-        bones = np.maximum(bones, 0)  # where both gaps meet
     else:
-        half = (
-            ramp(int(rng.choice([-1, 1])) * u, 8.0)
-            if own.subtype in CLEARLY_NORMAL
-            else ramp(-u * copysign(1, cos(exposure.angle)), 8.0)  # its lateral half could be an incomplete AFF
-        )
-        bones = bone(None) + half * (bone(own) - bone(None))
+        bones = unbroken = bone(None)
+        if drawn == "doubled":
+            for label in LABELS:
+                bones = bones + rng.uniform(0.4, 1.0) * (bone(patient.fractures[label]) - unbroken)
+            bones = np.maximum(bones, 0)  # where both gaps meet
+        elif drawn == "half drawn":
+            side = -copysign(1, cos(exposure.angle))  # medial: its lateral half could be an incomplete AFF
+            if own.subtype in CLEARLY_NORMAL:
+                side = int(rng.choice([-1, 1]))
+            bones = unbroken + ramp(side * u, 8.0) * (bone(own) - unbroken)
     A[:, columns] += bones
 
     # Detector: average the intensities of a pixel's rays, blur, count photons.

@@ -18,12 +18,7 @@ PARTS = ("train", "validation", "test")
 
 
 def make_splits(
-    patients: pd.Series,
-    repeats: int,
-    folds: int,
-    seed: int,
-    test_share: float = 0.25,
-    validation_share: float = 0.2,
+    patients: pd.Series, repeats: int, folds: int, seed: int, test_share: float = 0.25, validation_share: float = 0.2
 ) -> pd.DataFrame:
     """Draw repeated splits by patient, stratified by label.
 

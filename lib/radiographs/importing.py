@@ -26,10 +26,11 @@ from PIL import Image
 from lib.data.cohort import LABELS, TO_SOURCE
 from lib.radiographs.decoding import Radiograph, read_dataset, read_image, reason
 from lib.radiographs.geometry import Picture
-from lib.radiographs.preparing import code, over_cores
+from lib.radiographs.preparing import over_cores
 from lib.radiographs.table import EXCLUDED, OPTIONAL, RadiographsError, read_csv
 from lib.radiographs.writing import text_lines, without_text
 from lib.run.files import write_text, written
+from lib.run.fingerprint import source_hash
 from lib.run.progress import progress
 
 KEY = Path.home() / ".config" / "aff-augmentation" / "key"
@@ -97,7 +98,7 @@ def import_folder(
         raise RadiographsError(f"--labels {labels} lies in the output folder, where nobody's number is to be: move it")
     key, labelled, linkage = read_key(key_file, out), read_labels(labels), linkage_of(key_file, out)
     known = {row["id"]: row for row in _read_private(linkage)}
-    made = f"{size} px{', writing hidden' * hide_text}, code {code()[:8]}"
+    made = f"{size} px{', writing hidden' * hide_text}, code {source_hash(read_image, picture)[:8]}"
     pictures, source = out / "images", str(folder.resolve())
     files = {_file_id(key, folder, file): file for file in walk(folder)}
     known = {id: row for id, row in known.items() if row["folder"] != source or id in files}

@@ -126,8 +126,7 @@ def flow(csv: str | Path) -> pd.DataFrame:
     if left_out.exists() and "problem" in (found := pd.read_csv(left_out, dtype=str)):
         problems = "not imported: " + found.problem
         counts = pd.concat([problems.value_counts().rename_axis("what").rename("images").to_frame(), counts])
-    order = counts.index.map(lambda what: ("not imported", "excluded", "read").index(what.split(":")[0]))
-    return counts.iloc[np.argsort(order, kind="stable")].astype("Int64").reset_index()
+    return counts.astype("Int64").reset_index()
 
 
 def _read_kept(csv: Path) -> tuple[pd.DataFrame, dict[int, list[str]]]:
