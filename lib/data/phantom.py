@@ -388,7 +388,8 @@ class Phantom:
         """
         start = np.random.default_rng([self.seed]).random()
         aff = bool((start + number * 0.6180339887498949) % 1 < self.aff_share)
-        rng, aff_rng, nff_rng = (np.random.default_rng([self.seed, number, *more]) for more in ([], [1], [2]))
+        rng = np.random.default_rng([self.seed, number])
+        aff_rng, nff_rng = (np.random.default_rng([self.seed, number, own]) for own in (1, 2))
         radius = min(max(rng.normal(14, 1.2), 11), 17)
         cortex = min(max(rng.normal(5.6 + 0.5 * aff, 0.9), 3.5), 8.5)
         return Patient(
