@@ -24,32 +24,17 @@ FIRST = "01_data_exploration"  # the notebook that makes a study
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """What every notebook after the first works on.
-
-    Parameters
-    ----------
-    run : the run's folder, which also knows what was made before
-    cohort : real or phantom radiographs
-    splits : `repeat, fold, patient_id, part`, see `lib.data.splits`
-    phantom : what the cohort was drawn from; None: real radiographs
-    windows : grey levels of each fold, `lib.data.splits.fit_windows`; None: as they are
-    """
+    """What every notebook after the first works on."""
 
     run: Run
     cohort: Cohort
-    splits: pd.DataFrame
-    phantom: Phantom | None = None
-    windows: pd.DataFrame | None = None
+    splits: pd.DataFrame  # `repeat, fold, patient_id, part`, see `lib.data.splits`
+    phantom: Phantom | None = None  # what the cohort was drawn from; None: real radiographs
+    windows: pd.DataFrame | None = None  # of grey levels, see `lib.data.splits.fit_windows`; None: as they are
 
     @classmethod
     def load(cls, run: Run) -> Study:
-        """Load what notebook 01 has saved.
-
-        Raises
-        ------
-        NotYet
-            Where notebook 01 has not run.
-        """
+        """Load what notebook 01 has saved; raise NotYet where it has not run."""
         splits = read_splits(run.require("cohort/splits.csv", FIRST))
         folder = run.require("cohort/table.csv", FIRST).parent
         windows = pd.read_csv(path) if (path := folder / "windows.csv").exists() else None
@@ -57,12 +42,7 @@ class Study:
 
     @classmethod
     def open(cls, run_dir: str | Path, notebook: str, values: Mapping[str, object]) -> Study:
-        """Load a run's study for a notebook, unless the run was made with other parameters.
-
-        Parameters
-        ----------
-        values : the notebook's `globals()`, see `lib.run.folder.Run.check_parameters`
-        """
+        """Load a run's study for a notebook with these `globals()`; raise ValueError where other parameters made it."""
         run = Run(run_dir)
         run.check_parameters(notebook, values)
         return cls.load(run)
@@ -85,13 +65,7 @@ class Study:
         return [self.fold(*key) for key in fold_keys(self.splits)]
 
     def fold(self, repeat: int = 0, number: int = 0) -> Fold:
-        """Return one fold.
-
-        Raises
-        ------
-        ValueError
-            Where the splits have none of this repeat and number.
-        """
+        """Return one fold; raise ValueError where the splits have none of this repeat and number."""
         found, window = _of_fold(self.splits, repeat, number), None
         if found.empty:
             names = ", ".join(f"r{r}f{f}" for r, f in fold_keys(self.splits))
@@ -116,22 +90,15 @@ class Fold:
 
     Tasks hold it when they are sent to other processes: of the splits it has its own rows alone, so that more repeats
     make no other tasks of those that are done, and a cohort on disk stays there.
-
-    Parameters
-    ----------
-    run, cohort, phantom : of the study
-    splits : the rows about this fold
-    repeat, number : its place in the protocol
-    window : grey levels that become black and white, in shares of the full range
     """
 
     run: Run
-    cohort: Cohort
-    splits: pd.DataFrame
+    cohort: Cohort  # of the study, all of it
+    splits: pd.DataFrame  # the rows about this fold
     repeat: int
-    number: int
-    phantom: Phantom | None = None
-    window: tuple[float, float] | None = None
+    number: int  # of the fold in its repeat
+    phantom: Phantom | None
+    window: tuple[float, float] | None  # grey levels that become black and white, in shares of the full range
 
     @property
     def name(self) -> str:

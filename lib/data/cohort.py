@@ -25,22 +25,13 @@ MEASURES = ("height", "width", "bits", "cropped", "contrast", "inversion", "meta
 
 @dataclass(frozen=True)
 class Cohort:
-    """Radiographs and what is known of each.
+    """Radiographs and what is known of each; selecting, joining and windowing read nothing of pixels on disk.
 
-    Parameters
-    ----------
-    table : one row an image, with at least `image_id` (unique), `patient_id`, `label`, `view` and `side`
-    pixels : (N, H, W) uint8 or uint16, in the table's order: an array, or on disk (`lib.data.pixels`), where selecting,
-        joining and windowing read nothing
-
-    Raises
-    ------
-    ValueError
-        Where table and pixels do not fit each other, a column is missing, an id repeats, or a label is unknown.
+    Raises ValueError where table and pixels do not fit, a column is missing, an id repeats, or a label is unknown.
     """
 
-    table: pd.DataFrame
-    pixels: np.ndarray | OnDisk
+    table: pd.DataFrame  # one row an image, with at least `COLUMNS`
+    pixels: np.ndarray | OnDisk  # (N, H, W) uint8 or uint16, in the table's order
 
     def __post_init__(self):
         object.__setattr__(self, "table", self.table.reset_index(drop=True))
@@ -102,8 +93,8 @@ class Cohort:
         return self.take(keep)
 
     def find(self, image_ids) -> Cohort:
-        """Take the images of these ids, in their order."""
-        return self.take(self.table.set_index("image_id").index.get_indexer(image_ids))
+        """Return the images of these ids, in their order; raise KeyError where one is missing."""
+        return self.take(pd.Series(range(len(self)), self.table.image_id).loc[list(image_ids)])
 
     def join(self, *others: Cohort) -> Cohort:
         """Append other cohorts; columns that one of them lacks become missing values."""
@@ -118,27 +109,18 @@ class Cohort:
         return to_images(self.pixels)
 
     def translated(self, images: np.ndarray, to: str, method: str, generator: str | None = None) -> Cohort:
-        """Make the synthetic cohort of what a translator made of this one, image by image.
-
-        Parameters
-        ----------
-        images : array (N, 1, H, W) in [-1, 1]
-        to, method, generator : as in `provenance`
-        """
+        """Make the synthetic cohort of what a translator made of it, (N, 1, H, W) in [-1, 1]; see `provenance`."""
         pixels = np.where(self.padding, 0, to_pixels(images, self.pixels.dtype))
         return Cohort(self.provenance(to, method, generator), pixels)
 
     def provenance(self, to: str, method: str, generator: str | None = None) -> pd.DataFrame:
-        """Make the table of the synthetic images that are made of these, one of each.
+        """Make the table of the synthetic images that a method makes of these, one of each, with the label `to`.
 
-        Each keeps its source's patient, view and side. It says which method made it from which image, and whose images
-        had trained the generator.
+        Each keeps its source's patient, view and side, and names its source.
 
         Parameters
         ----------
-        to : the label the images are translated to
-        method : the translator's name
-        generator : hash of the patients it was trained on (`lib.data.hashes.patients_hash`); None: it was not trained
+        generator : `lib.data.hashes.patients_hash` of those who trained the method; None: it was not trained
         """
         of_source = ["subtype", "split", "generator", *MEASURES]  # what described the source alone
         table = self.table.drop(columns=of_source, errors="ignore").assign(
@@ -188,7 +170,7 @@ class Cohort:
 
     def save(self, folder: str | Path) -> None:
         """Write `pixels.npy` and `table.csv` into a folder."""
-        starts = range(0, max(len(self), 1), BLOCK)
+        starts = range(0, max(len(self), 1), BLOCK)  # one empty block of an empty cohort
         save_blocks(folder, self.table, (self.pixels[start : start + BLOCK] for start in starts))
 
     @classmethod

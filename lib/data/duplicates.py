@@ -1,7 +1,6 @@
-"""Duplicates: is one radiograph, under the name of another patient, the same as another?
+"""Duplicates: the same radiograph twice, under the names of two patients, so that a test image would be trained on.
 
-A patient came back, or a file was exported twice: re-encoded, windowed otherwise, labelled, turned. If nobody finds it
-before training, a test image has been trained on. `duplicate_sensitivity` tells what the search finds.
+A patient came back, or a file was exported twice: re-encoded, windowed otherwise, labelled, turned.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from scipy.ndimage import gaussian_filter, rotate, shift, zoom
 from torch.nn.functional import affine_grid, grid_sample, interpolate, normalize
 
 from lib.data.cohort import Cohort, to_pixels
+from lib.data.pixels import BLOCK
 from lib.run.randomness import generator
 
 HASH_BITS, CORRELATION = 6, 0.995  # two images are one where hash and thumbnail agree at least as closely
 NEAREST = 2  # other images, each way round, that an image is aligned with
-BLOCK = 256  # images at a time
 # By side: from which correlation of amplitude spectra, and of aligned textures, two images are one. Those of different
 # phantom patients reached 0.71 and 0.93 at 64 px, 0.71 and 0.92 at 128, 0.97 and 0.97 at 32 (up to 4,317 images).
 SAME = {32: (0.98, 0.98), 64: (0.78, 0.95)}
 
 
 def duplicates(a: np.ndarray, b: np.ndarray, patients_a, patients_b) -> tuple[np.ndarray, np.ndarray]:
-    """Find the pairs of images, of different patients, that are one image.
+    """Find the pairs of images (N, H, W) and (M, H, W), of different patients, that are one image: rows of a and of b.
 
     A pair counts, as it is, mirrored, upside down or both, where
 
@@ -40,15 +39,6 @@ def duplicates(a: np.ndarray, b: np.ndarray, patients_a, patients_b) -> tuple[np
       `NEAREST` by spectrum are compared so. The sign does not count: an inverted image is a copy.
 
     The thresholds are those of phantoms of 32 px or more. Real radiographs may share more, such as a burnt-in frame.
-
-    Parameters
-    ----------
-    a, b : (N, H, W) and (M, H, W) integer pixels, read block by block
-    patients_a, patients_b : whose they are
-
-    Returns
-    -------
-    rows of a, rows of b : of each pair
     """
     patients_a, patients_b = np.asarray(patients_a), np.asarray(patients_b)
     same_spectrum, same_texture = SAME[min(SAME, key=lambda side: abs(side - min(a.shape[-1], 64)))]
@@ -81,12 +71,7 @@ def duplicates(a: np.ndarray, b: np.ndarray, patients_a, patients_b) -> tuple[np
 
 
 def duplicate_pairs(cohort: Cohort) -> pd.DataFrame:
-    """Find the pairs of images of a cohort that are one image.
-
-    Returns
-    -------
-    DataFrame `a, b, patients` : positions, a before b, and whether they are "one" patient's or of "two"
-    """
+    """Find the pairs of images that are one: `a, b, patients`, positions with a first, and "one" patient or "two"."""
     patients = cohort.table.patient_id
     rows = [(*duplicates(cohort.pixels, cohort.pixels, patients, patients), "two")]
     for own in cohort.table.groupby("patient_id").indices.values():
@@ -163,7 +148,7 @@ def _aligned(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _thumbnails(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Average to (N, side, side) float32."""
+    """Average images to (N, side, side) float32."""
     small = [
         interpolate(torch.from_numpy(np.asarray(pixels[i : i + BLOCK], np.float32))[:, None], (side, side),
                     mode="bilinear", antialias=True)[:, 0].numpy()
@@ -231,16 +216,9 @@ CHANGES: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = { 
 
 
 def duplicate_sensitivity(cohort: Cohort, seed: int, most: int = 20) -> pd.DataFrame:
-    """Tell which share of changed copies, given to invented patients, `duplicates` finds.
+    """Tell which share of changed copies, given to invented patients, `duplicates` finds: `change, found, n`.
 
-    Parameters
-    ----------
-    seed : draws the images, and the noise
-    most : images at most, each changed in all ways of `CHANGES`
-
-    Returns
-    -------
-    DataFrame `change, found, n` : found in percent of n
+    Found is in percent of n. At most `most` images are drawn, each of them changed in all ways of `CHANGES`.
     """
     rng = generator(seed, 5)
     rows = np.sort(rng.permutation(len(cohort))[:most])

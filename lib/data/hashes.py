@@ -1,4 +1,4 @@
-"""data.hashes"""
+"""Hashes: which images, tables and patients something was made of, in sixteen hexadecimal digits each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lib.data.pixels import blocks
 
 
 def cohort_hash(cohort: Cohort) -> str:
-    """Sixteen hexadecimal digits that change with any image or label of the cohort."""
+    """Return digits that change with any image or label of the cohort."""
     digest = hashlib.sha256(cohort.table[["image_id", "patient_id", "label"]].to_csv(index=False).encode())
     for rows in blocks(len(cohort)):
         digest.update(np.ascontiguousarray(cohort.pixels[rows]))
@@ -19,10 +19,10 @@ def cohort_hash(cohort: Cohort) -> str:
 
 
 def cohort_hashes(cohort: Cohort) -> list[str]:
-    """`cohort_hash`, and another that changes with anything else that the table says."""
+    """Return `cohort_hash`, and digits that change with anything else that the table says."""
     return [cohort_hash(cohort), hashlib.sha256(cohort.table.to_csv(index=False).encode()).hexdigest()[:16]]
 
 
 def patients_hash(cohort: Cohort) -> str:
-    """Sixteen hexadecimal digits for the set of patients: says which patients weights have seen, not who they are."""
+    """Return digits for the set of patients: they say which patients weights have seen, not who they are."""
     return hashlib.sha256("\n".join(sorted(cohort.patients.index)).encode()).hexdigest()[:16]

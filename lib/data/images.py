@@ -12,13 +12,7 @@ from lib.data.pixels import OnDisk
 
 
 class Images:
-    """Images to train on, in the integers they are stored in; those that are indexed become (B, 1, H, W) float32 in
-    [-1, 1], so that not all of them are at once.
-
-    Parameters
-    ----------
-    pixels : (N, H, W) integers, in memory or on disk
-    """
+    """Images to train on, (N, H, W) integers: those that are indexed become (B, 1, H, W) float32 in [-1, 1]."""
 
     def __init__(self, pixels: np.ndarray | OnDisk):
         self.pixels = pixels

@@ -19,12 +19,7 @@ def is_synthetic(cohort: Cohort) -> np.ndarray:
 
 
 def check_sources(synthetic: Cohort, real: Cohort) -> None:
-    """Raise LeakError unless every synthetic image was made from an image of `real`, and has its patient.
-
-    Parameters
-    ----------
-    real : a training part
-    """
+    """Raise LeakError unless every synthetic image was made from one of `real`, a training part, of its patient."""
     made = synthetic.table
     patient = made.source_image_id.map(real.table.set_index("image_id").patient_id)
     for image in made[patient.isna()].itertuples():

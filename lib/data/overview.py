@@ -18,8 +18,7 @@ def by_label(cohort: Cohort) -> pd.DataFrame:
 
 def by_kind(cohort: Cohort) -> pd.DataFrame:
     """Count the images of each label by view, side and, where the table has it, hospital."""
-    found = [kind for kind in KINDS if kind in cohort.table]
-    counts = {kind: pd.crosstab(cohort.table[kind], cohort.table.label) for kind in found}
+    counts = {kind: pd.crosstab(cohort.table[kind], cohort.table.label) for kind in KINDS if kind in cohort.table}
     return pd.concat(counts, names=["", ""]).reindex(columns=LABELS, fill_value=0)
 
 

@@ -159,58 +159,6 @@ def nearly_transverse(rng: np.random.Generator) -> Fracture:
     )
 
 
-def draw_patient(seed: int, number: int, aff_share: float, overlap: float) -> Patient:
-    """Draw a patient as a pure function of (seed, number).
-
-    Labels follow a golden-ratio sequence, not coin tosses: the first n patients hold the share of AFF patients to
-    within about one.
-    """
-    start = np.random.default_rng([seed]).random()
-    aff = bool((start + number * 0.6180339887498949) % 1 < aff_share)
-    rng = np.random.default_rng([seed, number])
-    aff_rng, nff_rng = np.random.default_rng([seed, number, 1]), np.random.default_rng([seed, number, 2])
-    radius = min(max(rng.normal(14, 1.2), 11), 17)
-    cortex = min(max(rng.normal(5.6 + 0.5 * aff, 0.9), 3.5), 8.5)
-    return Patient(
-        label="AFF" if aff else "NFF",
-        side=str(rng.choice(["left", "right"])),
-        images=1 + int(rng.binomial(7, 2.6 / 7)),
-        radius=radius,
-        cortex=cortex,
-        taper=rng.normal(0.0006, 0.0006),
-        bowing=(rng.normal(0.0008 + 0.0003 * aff, 0.0005), rng.normal(0.0015, 0.0004)),
-        thigh=(min(max(rng.normal(75, 12), 48), 110), min(max(rng.normal(65, 10), 45), 95)),
-        fractures={
-            "AFF": atypical(aff_rng, radius),
-            "NFF": nearly_transverse(nff_rng) if nff_rng.random() < overlap else normal(nff_rng),
-        },
-    )
-
-
-def draw_exposure(seed: int, number: int, image: int, marker_share: float = MARKER_SHARE) -> Exposure:
-    """Draw an exposure as a pure function of (seed, patient number, image number). The first image is AP.
-
-    Parameters
-    ----------
-    marker_share : probability of a side marker; it changes nothing else that is drawn
-    """
-    rng = np.random.default_rng([seed, number, 3 + image])
-    view = "lateral" if rng.random() < 0.2 and image > 0 else "AP"
-    cut = rng.uniform(3, 14, 4) * (rng.random(4) < 0.12)
-    return Exposure(
-        view=view,
-        angle=radians(rng.normal(90 if view == "lateral" else 0, 8)),
-        tilt=radians(rng.normal(0, 4)),
-        offset=(rng.normal(0, 4), rng.normal(0, 4)),
-        zoom=rng.uniform(0.95, 1.1),
-        photons=rng.lognormal(log(1e5), 0.5),
-        window=(rng.uniform(0.5, 4), rng.uniform(98.5, 99.9)),
-        collimation=tuple(cut),
-        marker=(rng.random() < marker_share, rng.random() < 0.5, rng.random() < 0.5),
-        texture=rng.normal(0, 0.02, (9, 9)).astype(np.float32),
-    )
-
-
 # Physics -------------------------------------------------------------------------------------------------------------
 
 
@@ -227,10 +175,10 @@ def fracture_surface(fracture: Fracture, l: np.ndarray, a: np.ndarray, radius: f
     return v + fracture.spike * np.clip((-l / radius - 0.6) / 0.4, 0, 1)
 
 
-def bone_paths(u, v, patient: Patient, fracture: Fracture | None, angle: float):
-    """Return half a ray's path, in mm, through cortex and through marrow of an unbroken shaft at (u, v)."""
+def half_attenuation(u, v, patient: Patient, fracture: Fracture | None, angle: float) -> np.ndarray:
+    """Return what half of an unbroken shaft, in front of its middle or behind, adds to the soft tissue at (u, v)."""
     lateral = cos(angle)
-    u = u - 0.5 * v**2 * (patient.bowing[0] * cos(angle) + patient.bowing[1] * sin(angle))
+    u = u - 0.5 * v**2 * (patient.bowing[0] * lateral + patient.bowing[1] * sin(angle))
     outer = patient.radius * (1 + patient.taper * v)
     inner = outer - patient.cortex
     thickened = 0.0
@@ -242,19 +190,14 @@ def bone_paths(u, v, patient: Patient, fracture: Fracture | None, angle: float):
         thickened = (fracture.beak + fracture.endosteal) * 0.5 * bump * (1 - abs(lateral))
         thickened = thickened * np.exp(-((2 * u / patient.radius) ** 2))
     half_outer = np.sqrt(np.maximum(outer**2 - u**2, 0))
-    half_inner = np.sqrt(np.maximum(inner**2 - u**2, 0))
-    return half_outer - half_inner + thickened, half_inner
+    marrow = np.sqrt(np.maximum(inner**2 - u**2, 0))
+    return (MU_CORTEX - MU_SOFT) * (half_outer - marrow + thickened) + (MU_MARROW - MU_SOFT) * marrow
 
 
 def bone_attenuation(u, v, patient: Patient, fracture: Fracture | None, angle: float, ray: float) -> np.ndarray:
     """Return what the bone attenuates beyond the soft tissue it displaces, at image positions (u, v) in mm."""
-
-    def attenuation(u, v):
-        cortex, marrow = bone_paths(u, v, patient, fracture, angle)
-        return (MU_CORTEX - MU_SOFT) * cortex + (MU_MARROW - MU_SOFT) * marrow
-
     if fracture is None:
-        return 2 * attenuation(u, v)
+        return 2 * half_attenuation(u, v, patient, None, angle)
 
     def side_of_surface(u, v, depth_sign):
         """Return the distance above the fracture surface, half the gap, and that above a butterfly's other one."""
@@ -281,7 +224,7 @@ def bone_attenuation(u, v, patient: Patient, fracture: Fracture | None, angle: f
         outward = -copysign(1, fracture.wedge)
         fragments.append(("butterfly", moved(u, v, (2.0 * outward, 0.0, 0.5 * fracture.shift[2]), 1.5 * turn)))
     for name, (fu, fv) in fragments:
-        half = attenuation(fu, fv)
+        half = half_attenuation(fu, fv, patient, fracture, angle)
         for depth_sign in (-1, 1):
             above, half_gap, above_wedge = side_of_surface(fu, fv, depth_sign)
             if name == "proximal":
@@ -343,24 +286,21 @@ def render(patient: Patient, exposure: Exposure, drawn: str, size: int, rng: np.
     own = patient.fractures[patient.label]
     if drawn in LABELS:
         bones = bone(patient.fractures[drawn])
-    elif drawn == "erased":
-        bones = bone(None)
     elif drawn == "blurred":
         near_line = np.exp(-0.5 * ((v - own.height) / 12) ** 2)
         bones = bone(own)
         bones += near_line * (gaussian_filter(bones, rng.uniform(2.5, 5) / ray) - bones)
-    elif drawn == "doubled":
-        bones = unbroken = bone(None)
-        for label in LABELS:
-            bones = bones + rng.uniform(0.4, 1.0) * (bone(patient.fractures[label]) - unbroken)
-        bones = np.maximum(bones, 0)  # where both gaps meet
     else:
-        half = (
-            ramp(int(rng.choice([-1, 1])) * u, 8.0)
-            if own.subtype in CLEARLY_NORMAL
-            else ramp(-u * copysign(1, cos(exposure.angle)), 8.0)  # its lateral half could be an incomplete AFF
-        )
-        bones = bone(None) + half * (bone(own) - bone(None))
+        bones = unbroken = bone(None)
+        if drawn == "doubled":
+            for label in LABELS:
+                bones = bones + rng.uniform(0.4, 1.0) * (bone(patient.fractures[label]) - unbroken)
+            bones = np.maximum(bones, 0)  # where both gaps meet
+        elif drawn == "half drawn":
+            side = -copysign(1, cos(exposure.angle))  # medial: its lateral half could be an incomplete AFF
+            if own.subtype in CLEARLY_NORMAL:
+                side = int(rng.choice([-1, 1]))
+            bones = unbroken + ramp(side * u, 8.0) * (bone(own) - unbroken)
     A[:, columns] += bones
 
     # Detector: average the intensities of a pixel's rays, blur, count photons.
@@ -383,10 +323,7 @@ def render(patient: Patient, exposure: Exposure, drawn: str, size: int, rng: np.
 
 
 def marker_places(glyph: np.ndarray, size: int) -> list[tuple[slice, slice, np.ndarray]]:
-    """Return rows, columns and bool mask of a marker in each corner: top left, top right, bottom left, right.
-
-    A marker has about 8 % of the image's height.
-    """
+    """Return rows, columns and bool mask of a marker, 8 % of the image's height, at top left and right, then bottom."""
     mask = np.kron(glyph, np.ones((max(size // 72, 1),) * 2, bool))
     margin, (height, width) = size // 20, mask.shape
     far = size - margin
@@ -425,23 +362,16 @@ def _numbers(image_id: str) -> tuple[int, int]:
 class Phantom:
     """A cohort of phantom patients; each image is a pure function of (seed, patient, image).
 
-    Parameters
-    ----------
-    patients : number of patients, 3.6 images each on average (1 to 8)
-    size : side of the images in pixels
-    aff_share : share of AFF patients (the nearest published cohort has 159 AFF and 914 NFF patients)
-    overlap : share of NFF patients whose fracture is hard to tell from an atypical one (`nearly_transverse`)
-    seed : every number gives another cohort
-    marker_difference : share of AFF images with a side marker minus that of NFF images. The shares are 0.5 ± half of
-        it; where it is 0 both are 0.3. A counterfactual keeps the marker, or its absence.
+    With a `marker_difference` the shares of AFF and NFF images that carry a side marker are 0.5 ± half of it. It
+    changes nothing else that is drawn. A counterfactual keeps the marker, or its absence.
     """
 
-    patients: int = 1200
-    size: int = 256
-    aff_share: float = 0.15
-    overlap: float = 0.25
+    patients: int = 1200  # 3.6 images each on average (1 to 8)
+    size: int = 256  # side of the images in pixels
+    aff_share: float = 0.15  # of the patients; the nearest published cohort has 159 AFF and 914 NFF patients
+    overlap: float = 0.25  # share of NFF patients whose fracture is hard to tell from an atypical one
     seed: int = 0
-    marker_difference: float = 0.0
+    marker_difference: float = 0.0  # share of AFF minus that of NFF images; 0: both are `MARKER_SHARE`
 
     def __post_init__(self):
         if not -1 <= self.marker_difference <= 1:
@@ -451,13 +381,52 @@ class Phantom:
             raise ValueError(f"no phantom can be drawn from {self}: {allowed}")
 
     def patient(self, number: int) -> Patient:
-        return draw_patient(self.seed, number, self.aff_share, self.overlap)
+        """Draw a patient.
+
+        Labels follow a golden-ratio sequence, not coin tosses: the first n patients hold the share of AFF patients to
+        within about one.
+        """
+        start = np.random.default_rng([self.seed]).random()
+        aff = bool((start + number * 0.6180339887498949) % 1 < self.aff_share)
+        rng = np.random.default_rng([self.seed, number])
+        aff_rng, nff_rng = (np.random.default_rng([self.seed, number, own]) for own in (1, 2))
+        radius = min(max(rng.normal(14, 1.2), 11), 17)
+        cortex = min(max(rng.normal(5.6 + 0.5 * aff, 0.9), 3.5), 8.5)
+        return Patient(
+            label="AFF" if aff else "NFF",
+            side=str(rng.choice(["left", "right"])),
+            images=1 + int(rng.binomial(7, 2.6 / 7)),
+            radius=radius,
+            cortex=cortex,
+            taper=rng.normal(0.0006, 0.0006),
+            bowing=(rng.normal(0.0008 + 0.0003 * aff, 0.0005), rng.normal(0.0015, 0.0004)),
+            thigh=(min(max(rng.normal(75, 12), 48), 110), min(max(rng.normal(65, 10), 45), 95)),
+            fractures={
+                "AFF": atypical(aff_rng, radius),
+                "NFF": nearly_transverse(nff_rng) if nff_rng.random() < self.overlap else normal(nff_rng),
+            },
+        )
 
     def exposure(self, number: int, image: int) -> Exposure:
-        share = MARKER_SHARE
+        """Draw one exposure of a patient; the first is AP."""
+        marker_share = MARKER_SHARE
         if self.marker_difference:
-            share = 0.5 + self.marker_difference / 2 * (1 if self.patient(number).label == "AFF" else -1)
-        return draw_exposure(self.seed, number, image, share)
+            marker_share = 0.5 + self.marker_difference / 2 * (1 if self.patient(number).label == "AFF" else -1)
+        rng = np.random.default_rng([self.seed, number, 3 + image])
+        view = "lateral" if rng.random() < 0.2 and image > 0 else "AP"
+        cut = rng.uniform(3, 14, 4) * (rng.random(4) < 0.12)
+        return Exposure(
+            view=view,
+            angle=radians(rng.normal(90 if view == "lateral" else 0, 8)),
+            tilt=radians(rng.normal(0, 4)),
+            offset=(rng.normal(0, 4), rng.normal(0, 4)),
+            zoom=rng.uniform(0.95, 1.1),
+            photons=rng.lognormal(log(1e5), 0.5),
+            window=(rng.uniform(0.5, 4), rng.uniform(98.5, 99.9)),
+            collimation=tuple(cut),
+            marker=(rng.random() < marker_share, rng.random() < 0.5, rng.random() < 0.5),
+            texture=rng.normal(0, 0.02, (9, 9)).astype(np.float32),
+        )
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -490,7 +459,7 @@ class Phantom:
         return np.array([self.exposure(*_numbers(image_id)).marker[0] for image_id in image_ids], bool)
 
     def save(self, folder: str | Path) -> None:
-        """Write `phantom.json` beside the cohort, so that later steps can render its patients again."""
+        """Write `phantom.json` beside the cohort."""
         write_text(Path(folder) / "phantom.json", json.dumps(asdict(self)))
 
     @classmethod

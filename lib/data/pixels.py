@@ -58,18 +58,14 @@ def save_pixels(path: Path, n: int, images: Iterable[np.ndarray]) -> None:
 class File:
     """A `.npy` file of (N, H, W) integers, held open: it keeps its content where another file takes its place.
 
-    Raises
-    ------
-    ValueError
-        Where the file does not hold such an array, or less of it than it says.
+    Raises ValueError where the file does not hold such an array, or less of it than it says.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path).resolve()
         with open(self.path, "rb", buffering=0) as file:
-            first = np.lib.format.read_magic(file) == (1, 0)
-            read_header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-            self.shape, by_columns, self.dtype = read_header(file)
+            np.lib.format.read_magic(file)
+            self.shape, by_columns, self.dtype = np.lib.format.read_array_header_1_0(file)
             self.offset, state = file.tell(), os.fstat(file.fileno())
             self.descriptor = os.dup(file.fileno())
         weakref.finalize(self, os.close, self.descriptor)
@@ -106,8 +102,7 @@ class OnDisk:
 
     Parameters
     ----------
-    parts : sources of images, each a `File` or an array, with the table of grey levels that it is seen through: (256,)
-        or (65536,), or None
+    parts : files or arrays, each with the table of grey levels that it is seen through, (256,) or (65536,), or None
     which, row : (N,) the part of each image, and its position there
     """
 

@@ -18,29 +18,20 @@ PARTS = ("train", "validation", "test")
 
 
 def make_splits(
-    patients: pd.Series,
-    repeats: int,
-    folds: int,
-    seed: int,
-    test_share: float = 0.25,
-    validation_share: float = 0.2,
+    patients: pd.Series, repeats: int, folds: int, seed: int, test_share: float = 0.25, validation_share: float = 0.2
 ) -> pd.DataFrame:
     """Draw repeated splits by patient, stratified by label.
 
     Repeat r depends on the patients, `folds`, `seed` and r alone: more repeats leave the earlier ones as they were, and
-    the order of the patients does not matter.
+    the order of the patients does not matter. Raises ValueError where a class has too few patients for one in each part
+    of each fold, or for so many different repeats.
 
     Parameters
     ----------
     patients : patient_id → label, as `Cohort.patients`
     folds : 1: one hold-out fold a repeat; from 2 on, every patient is tested once a repeat
-    test_share : share of each class's patients that a hold-out fold tests on
-    validation_share : share of each class's other patients that validates
-
-    Raises
-    ------
-    ValueError
-        Where a class has too few patients for one in each part of each fold, or for so many different repeats.
+    test_share : of each class's patients, where there is a hold-out fold
+    validation_share : of each class's patients that are not tested
     """
     if repeats < 1 or folds < 1:
         raise ValueError(f"repeats={repeats} and folds={folds} must be at least 1")
@@ -59,7 +50,11 @@ def make_splits(
     rows, seen = [], {}
     for repeat in range(repeats):
         rng = np.random.default_rng([seed, repeat])
-        tests = _test_sets(patients, folds, test_share, rng)
+        if folds == 1:
+            tests = [_draw(patients, test_share, rng, spare=2, least=2)]
+        else:
+            folding = StratifiedKFold(folds, shuffle=True, random_state=int(rng.integers(2**32)))
+            tests = [patients.index[test] for _, test in folding.split(patients, patients)]
         for fold, test in enumerate(tests):
             part = pd.Series("train", patients.index)
             part.loc[test] = "test"
@@ -74,14 +69,6 @@ def make_splits(
     return check_splits(pd.concat(rows, ignore_index=True), patients)
 
 
-def _test_sets(patients: pd.Series, folds: int, test_share: float, rng: np.random.Generator) -> list:
-    """Draw the patients to test on, fold by fold."""
-    if folds == 1:
-        return [_draw(patients, test_share, rng, spare=2, least=2)]
-    folding = StratifiedKFold(folds, shuffle=True, random_state=int(rng.integers(2**32)))
-    return [patients.index[test] for _, test in folding.split(patients, patients)]
-
-
 def _draw(patients: pd.Series, share: float, rng: np.random.Generator, spare: int, least: int = 1) -> np.ndarray:
     """Draw a share of each class's patients, at least `least` and all but `spare` at most."""
     drawn = [
@@ -92,13 +79,7 @@ def _draw(patients: pd.Series, share: float, rng: np.random.Generator, spare: in
 
 
 def predefined_splits(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the one fold that a cohort table's own `split` column describes.
-
-    Raises
-    ------
-    ValueError
-        Where the column is missing, a patient stands in two parts, or a part lacks a class.
-    """
+    """Return the one fold that a cohort table's own `split` column describes, checked by `check_splits`."""
     if "split" not in table:
         raise ValueError("the table has no column split (train, validation, test)")
     rows = table[["patient_id", "split"]].drop_duplicates().sort_values("patient_id", ignore_index=True)
@@ -107,15 +88,10 @@ def predefined_splits(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def keep_aff(splits: pd.DataFrame, labels: pd.Series, share: float, seed: int) -> pd.DataFrame:
-    """Keep this share of each fold's AFF training patients, at least one; the others are in no part.
+    """Keep this share (0 < share ≤ 1) of each fold's AFF training patients, at least one; the others are in no part.
 
     What a small share keeps, a larger one keeps too, and nobody else moves: so results of several shares are points of
-    one learning curve.
-
-    Parameters
-    ----------
-    labels : patient_id → label, as `Cohort.patients`
-    share : above 0, up to 1
+    one learning curve. `labels` are `Cohort.patients`.
     """
     if not 0 < share <= 1:
         raise ValueError(f"training_aff_share={share} must lie above 0 and up to 1")
@@ -128,11 +104,9 @@ def keep_aff(splits: pd.DataFrame, labels: pd.Series, share: float, seed: int) -
 
 
 def check_splits(splits: pd.DataFrame, labels: pd.Series) -> pd.DataFrame:
-    """Return the splits if each patient is in one part of a fold, and each part has patients of both classes.
+    """Return the splits; raise ValueError unless each patient is in one part of a fold, and each part has both classes.
 
-    Parameters
-    ----------
-    labels : patient_id → label; a patient with images of both may occur twice
+    `labels` is patient_id → label; a patient with images of both may occur twice.
     """
     if (twice := splits.duplicated(["repeat", "fold", "patient_id"])).any():
         row = splits[twice].iloc[0]
@@ -161,16 +135,8 @@ def fold_keys(splits: pd.DataFrame) -> list[tuple[int, int]]:
 def fit_windows(splits: pd.DataFrame, cohort: Cohort, percentiles: tuple[float, float]) -> pd.DataFrame:
     """Fit each fold's window of grey levels to its training images, padding left out.
 
-    So nothing of how images look is fitted to anyone who validates or tests.
-
-    Returns
-    -------
-    DataFrame `repeat, fold, black, white`: which levels become black and white, in shares of the full range
-
-    Raises
-    ------
-    ValueError
-        Where percentiles are none, or training images have one grey level between them.
+    Returns `repeat, fold, black, white`: which levels become black and white, in shares of the full range. Raises
+    ValueError where percentiles are none, or training images have one grey level between them.
     """
     low, high = percentiles
     if not 0 <= low < high <= 100:

@@ -6,5 +6,5 @@ writing.py     burned-in text, found and painted over
 preparing.py   a radiograph → a square, step by step; the cache
 table.py       a CSV that says which file shows which patient → a cohort
 importing.py   a hospital's folder of DICOM files → such a CSV and pictures that name nobody
-quality.py     what is suspicious about an image, by the numbers of measures.py
+quality.py     what can be measured of an image without training, and what is suspicious about it
 """

@@ -51,12 +51,8 @@ def read_image(path: str | Path) -> Radiograph:
     """Read one PNG, JPEG, TIFF or DICOM file; of several frames or pages the first.
 
     DICOM values pass the file's modality and VOI transforms, and pixel padding becomes black. Other files span the full
-    range of their bit depth. Colours become luminance (ITU-R BT.601); grey stays grey.
-
-    Raises
-    ------
-    Unusable
-        With the reason, and without the path, where the file holds no usable image.
+    range of their bit depth. Colours become luminance (ITU-R BT.601); grey stays grey. Raises Unusable with the reason,
+    and without the path, where the file holds no usable image.
     """
     path = Path(path)
     try:
@@ -160,18 +156,10 @@ def _read_dicom(ds: pydicom.Dataset) -> Radiograph:
 
 
 def read_dataset(path: str | Path, pixels: bool = True) -> pydicom.Dataset | None:
-    """Read a DICOM file's tags; None where it is no DICOM file.
+    """Read a DICOM file's tags, with or without its pixels; None where it is no DICOM file.
 
-    Files without a preamble, or without file meta information, are read too.
-
-    Parameters
-    ----------
-    pixels : whether the pixels are read too
-
-    Raises
-    ------
-    Unusable
-        Where a deflated file would unfold into more than `MAX_BYTES`. A broken file raises pydicom's own errors.
+    Files without a preamble, or without file meta information, are read too. Raises Unusable where a deflated file
+    would unfold into more than `MAX_BYTES`. A broken file raises pydicom's own errors.
     """
     with open(path, "rb") as file:
         head = file.read(132)
@@ -220,15 +208,10 @@ def _check_codestream(ds: pydicom.Dataset) -> None:
 
 
 def presentation(ds: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return what each stored value of a grey image is shown as, in one table.
+    """Return the values that a grey image can store, (2^bits,), ascending, and what each shows as: float32 in [0, 1].
 
     Modality LUT or rescale, then VOI LUT or window (the first of several), then MONOCHROME1 inverted. Without VOI, the
     full range of the stored bits. Pixel padding is black. DICOM PS3.3 C.7.5.1.1.2, C.11.1, C.11.2.
-
-    Returns
-    -------
-    stored : (2^bits,) the values that can be stored, ascending
-    shown : (2^bits,) float32 in [0, 1]
     """
     if not 1 <= ds.BitsStored <= 16:
         raise Unusable(f"{ds.BitsStored} bits stored per pixel: 1 to 16 can be read")

@@ -39,13 +39,9 @@ class Picture:
         return Picture(self.image[:, ::-1], self.to_source @ _affine(xx=-1, x0=self.image.shape[1]))
 
     def resized(self, height: int, width: int, gap: float | None = None) -> Picture:
-        """Resample with a triangle filter as wide as the reduction asks for.
+        """Resample with a triangle filter as wide as the reduction asks for: sharper ones draw seams along cortices.
 
-        It is antialiased at any ratio. It does not overshoot: sharper filters would draw seams along cortices.
-
-        Parameters
-        ----------
-        gap : first take means of whole pixels, down to so many times the size: faster, and hardly less exact
+        With a `gap`, means of whole pixels are taken first, down to so many times the size: faster, hardly less exact.
         """
         image = Image.fromarray(np.ascontiguousarray(self.image))
         small = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=gap)
@@ -88,8 +84,7 @@ def moved(points, matrix: np.ndarray) -> np.ndarray:
 
 def fitting(extent, size: int) -> tuple[int, int]:
     """Return height and width, in pixels, of what has this extent and is to fit a square."""
-    height, width = (max(1, round(side * size / max(extent))) for side in extent)
-    return height, width
+    return tuple(max(1, round(side * size / max(extent))) for side in extent)
 
 
 def field_of_view(image: np.ndarray) -> tuple[int, int, int, int]:
@@ -99,10 +94,6 @@ def field_of_view(image: np.ndarray) -> tuple[int, int, int, int]:
     85 %) must lie near one of the two, since a border may hold a marker or writing. Lines are taken off all four sides
     again and again, so that a white frame within a black margin goes too. Borders that are not parallel to the image
     stay. Where less than a quarter of the height or width would be left, nothing is taken off.
-
-    Parameters
-    ----------
-    image : (h, w) in [0, 1]
     """
     height, width = image.shape
     low, high = np.percentile(image[:: max(height // 500, 1), :: max(width // 500, 1)], [0.1, 99.9])

@@ -26,10 +26,11 @@ from PIL import Image
 from lib.data.cohort import LABELS, TO_SOURCE
 from lib.radiographs.decoding import Radiograph, read_dataset, read_image, reason
 from lib.radiographs.geometry import Picture
-from lib.radiographs.preparing import code, over_cores
+from lib.radiographs.preparing import over_cores
 from lib.radiographs.table import EXCLUDED, OPTIONAL, RadiographsError, read_csv
 from lib.radiographs.writing import text_lines, without_text
 from lib.run.files import write_text, written
+from lib.run.fingerprint import source_hash
 from lib.run.progress import progress
 
 KEY = Path.home() / ".config" / "aff-augmentation" / "key"
@@ -48,10 +49,7 @@ EVERY = 200  # files between two savings of what is known so far
 def read_key(path: Path, out: Path) -> bytes:
     """Return the secret of the hashes, made where there is none yet, in a file that only its owner can read.
 
-    Raises
-    ------
-    RadiographsError
-        Where it would lie in the output folder: who has both can find out who is who. Where it is too short.
+    Raises RadiographsError where it is too short, or lies in the output folder: who has both finds out who is who.
     """
     if path.resolve().is_relative_to(out.resolve()):
         raise RadiographsError(f"--key {path} lies in the output folder: keep it elsewhere, it undoes the pseudonyms")
@@ -82,10 +80,10 @@ def import_folder(
     """Write `radiographs.csv`, `images/` and `excluded.csv` into `out`, and the linkage beside the key.
 
     Several folders may go into one `out`, one after the other. Pictures that the table does not name are deleted.
+    Raises RadiographsError where the labels or the key cannot be used.
 
     Parameters
     ----------
-    folder : walked through, links not followed
     labels : CSV with `label` and one of `patient_number` and `accession`, as in DICOM's PatientID and AccessionNumber
     size : longest side of the pictures in pixels; they are never enlarged
     hide_text : paint over what looks like writing (`lib.radiographs.writing`)
@@ -93,11 +91,6 @@ def import_folder(
     Returns
     -------
     DataFrame `what, images`: how many files are used, how many are left out and why, and notes on those used
-
-    Raises
-    ------
-    RadiographsError
-        Where the labels or the key cannot be used.
     """
     if not folder.is_dir():
         raise RadiographsError(f"{folder} is no folder")
@@ -105,7 +98,7 @@ def import_folder(
         raise RadiographsError(f"--labels {labels} lies in the output folder, where nobody's number is to be: move it")
     key, labelled, linkage = read_key(key_file, out), read_labels(labels), linkage_of(key_file, out)
     known = {row["id"]: row for row in _read_private(linkage)}
-    made = f"{size} px{', writing hidden' * hide_text}, code {code()[:8]}"
+    made = f"{size} px{', writing hidden' * hide_text}, code {source_hash(read_image, picture)[:8]}"
     pictures, source = out / "images", str(folder.resolve())
     files = {_file_id(key, folder, file): file for file in walk(folder)}
     known = {id: row for id, row in known.items() if row["folder"] != source or id in files}
@@ -154,10 +147,7 @@ def _label(row: dict[str, str], labelled: dict[str, dict[str, str]]) -> str:
 def walk(folder: Path) -> list[Path]:
     """List all files below a folder, sorted, but hidden ones, links, and what lies behind links.
 
-    Raises
-    ------
-    OSError
-        Where a folder cannot be read: what is in it would be missing without a word.
+    Raises OSError where a folder cannot be read: what is in it would be missing without a word.
     """
 
     def stop(error: OSError):
@@ -214,10 +204,7 @@ def _import(
 def picture(radiograph: Radiograph, size: int, hide_text: bool = False) -> tuple[Image.Image, np.ndarray]:
     """Make a radiograph's picture: head up, square pixels, longest side at most `size`, 8 or 16 bits, no tag.
 
-    Returns
-    -------
-    the picture
-    to_source : (3, 3), from its (x, y, 1) to the file's
+    Returns it, and the matrix (3, 3) from its (x, y, 1) to the file's.
     """
     image = without_text(radiograph.image, text_lines(radiograph.image)) if hide_text else radiograph.image
     spacing = np.roll(radiograph.spacing, radiograph.quarters % 2)
@@ -262,11 +249,11 @@ def _write_tables(found: pd.DataFrame, key: bytes, out: Path) -> pd.DataFrame:
     table = _with_what_was_filled_in(table, out / TABLE)
     for name, rows in ((TABLE, table.sort_values("image_id")), (EXCLUDED, excluded.sort_values("id"))):
         write_text(out / name, rows.to_csv(index=False))
+    pictures = set(found.id[kept] + ".png")
     for path in (out / "images").glob("*.png"):
-        if path.stem not in set(found.id[kept]):
+        if path.name not in pictures:
             path.unlink()
-    kinds = problem.where(~kept, "in the table: " + found.label)
-    counts = kinds.value_counts().to_dict()
+    counts = problem.where(~kept, "in the table: " + found.label).value_counts().to_dict()
     notes = Counter(note for text in found.notes[kept] if text for note in text.split("; "))
     counts |= {f"of these: {note}": number for note, number in notes.most_common()}
     return pd.DataFrame({"what": list(counts), "images": list(counts.values())})

@@ -17,7 +17,7 @@ from joblib import Parallel, delayed
 from lib.data.cohort import CROP, TO_SOURCE
 from lib.radiographs.decoding import Radiograph, read_image
 from lib.radiographs.geometry import Picture, field_of_view, fitting, tilt
-from lib.radiographs.measures import measures
+from lib.radiographs.quality import measures
 from lib.radiographs.writing import text_lines, without_text
 from lib.run.files import written
 from lib.run.fingerprint import source_hash
@@ -43,31 +43,20 @@ class Preparation:
 
 
 DEFAULT = Preparation()
-STEPS = (
-    *("decoded", "writing hidden", "region", "borders off"),
-    *("proximal up", "shaft upright", "as a left side", "square"),
-)
+STEPS = ("decoded", "writing hidden", "region", "borders off", "proximal up", "shaft upright", "as a left side",
+         "square")  # fmt: skip
 
 
 def prepare(
     radiograph: Radiograph, size: int, how: Preparation = DEFAULT
 ) -> tuple[dict[str, Picture], tuple[int, int, int, int], dict]:
-    """Put a radiograph into the middle of a black square, with its true proportions.
-
-    Parameters
-    ----------
-    size : side of the square in pixels
+    """Put a radiograph into the middle of a black square, in proportion; raise ValueError where its region is empty.
 
     Returns
     -------
-    steps : name → the image after this step; the last is the square
+    steps : name → the image after this step; the last is the square of `size` pixels a side
     crop : (top, left, bottom, right) of what is shown of the file's image, in its pixels
     about : `lib.data.cohort.MEASURES` of the image
-
-    Raises
-    ------
-    ValueError
-        Where the region holds no pixel.
     """
     picture = Picture(radiograph.image)
     steps = {"decoded": picture}
@@ -112,12 +101,7 @@ class Prepared(NamedTuple):
 def prepared(
     files: dict[Hashable, tuple[Path, Preparation]], size: int, cache: str | Path | None
 ) -> Iterator[tuple[Hashable, Prepared | ValueError]]:
-    """Prepare many files: from the cache where it has them, the others over all cores.
-
-    Yields
-    ------
-    key of the file, and its square, or a ValueError where it holds no usable image
-    """
+    """Yield each file's key and square, from the cache or made over all cores; a ValueError where it is unusable."""
     new = {}
     for key, (path, how) in files.items():
         entry = _entry(path, size, how, cache)
@@ -156,10 +140,7 @@ def _prepared_or_error(file: tuple[Path, Preparation, Path | None], size: int) -
 
 
 def _entry(path: Path, size: int, how: Preparation, cache: str | Path | None) -> Path | None:
-    """Return the cache's file for a radiograph as it is now: a line of JSON, then the pixels.
-
-    An .npz would be ten times slower. The name says nothing of the radiograph's.
-    """
+    """Return the cache's file for a radiograph as it is now: a line of JSON, then the pixels (.npz is slow)."""
     if cache is None:
         return None
     stat = path.stat()

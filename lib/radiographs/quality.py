@@ -1,7 +1,6 @@
 """Quality control: what is suspicious about an image, by numbers that need no training.
 
-Suspicions are for a person to look at. Notebook 01 counts them and shows the worst. Who leaves an image out writes the
-reason into the table's column `exclude`.
+Suspicions are for a person to look at. Who leaves an image out writes the reason into the table's column `exclude`.
 """
 
 from __future__ import annotations
@@ -10,9 +9,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+from scipy.ndimage import label
+from skimage.segmentation import clear_border
 
 from lib.data.cohort import MEASURES, Cohort
-from lib.radiographs.measures import measures
+from lib.radiographs.geometry import Picture
 from lib.radiographs.writing import text_lines
 
 SUSPICIONS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
@@ -25,18 +26,40 @@ SUSPICIONS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
 }
 
 
+def measures(image: np.ndarray) -> dict[str, float]:
+    """Measure one image (h, w) in [0, 1], borders taken off.
+
+    Returns
+    -------
+    contrast : from the 1st to the 99th percentile
+    inversion : how much brighter the left and right edges are than the middle, by medians
+    metal : share of the largest saturated patch that does not touch the border
+    """
+    small = Picture(image).shrunk(min(256, max(image.shape))).image
+    width = small.shape[1]
+    low, high = np.percentile(small, [1, 99])
+    edge = max(width // 12, 1)
+    edges = np.concatenate([small[:, :edge], small[:, -edge:]], 1)
+    patches, _ = label(small >= max(0.97 * small.max(), 0.6))
+    sizes = np.bincount(clear_border(patches).ravel())[1:]
+    return {
+        "contrast": float(high - low),
+        "inversion": float(np.median(edges) - np.median(small[:, width // 3 : width - width // 3])),
+        "metal": float(sizes.max(initial=0) / small.size),
+    }
+
+
 def quality(cohort: Cohort, pairs: pd.DataFrame) -> pd.DataFrame:
     """Measure each image, and say what is suspicious about it.
 
     Parameters
     ----------
     cohort : has the columns `MEASURES` if it was read from files; else its own pixels are measured
-    pairs : its `lib.data.duplicates.duplicate_pairs`
+    pairs : its `lib.data.duplicates.duplicate_pairs`, for the suspicions "twice" and "of two patients"
 
     Returns
     -------
-    DataFrame, a row an image: `image_id`, `MEASURES`, a column of bool for each suspicion, and `suspicions`, their
-    number. Besides `SUSPICIONS` there are "twice" and "of two patients": another image is the same.
+    DataFrame, a row an image: `image_id`, `MEASURES`, a column of bool a suspicion, and `suspicions`, their number
     """
     if set(MEASURES) <= set(cohort.table):
         numbers = cohort.table[list(MEASURES)].copy()

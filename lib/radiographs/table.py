@@ -39,19 +39,20 @@ class RadiographsError(ValueError):
     Rows are counted as a spreadsheet counts them: the header is row 1.
     """
 
-    def __init__(self, message: str, problems: list[tuple[int, str, str]] | None = None):
+    def __init__(self, message: str, problems: Sequence[tuple[int, str, str]] = ()):
         super().__init__(message)
-        self.problems = problems or []
+        self.problems = problems
 
 
 def read_radiographs(
-    csv: str | Path,
-    size: int,
-    cache: str | Path | None = None,
-    rows=None,
-    how: Preparation = DEFAULT,
+    csv: str | Path, size: int, cache: str | Path | None = None, rows=None, how: Preparation = DEFAULT
 ) -> Cohort:
     """Read the cohort that a CSV of one's own radiographs describes.
+
+    Its rows are in the CSV's order, without those that have a reason in `exclude`. Pixels are uint8, or uint16 if any
+    file has more than 8 bits: 8-bit values are then multiplied by 257. The fracture zone is in fractions of the square.
+    Further columns are `CROP`, `TO_SOURCE` and `MEASURES` of `lib.data.cohort`. Raises RadiographsError, which names
+    every row that cannot be used, and why.
 
     Parameters
     ----------
@@ -60,18 +61,6 @@ def read_radiographs(
     cache : folder of prepared images, so that the next call reads only files that are new or changed
     rows : positions of the rows to read, among those that are not excluded; by default all
     how : what is done to the images; `region_…`, `turn` and `side` of a row come before it
-
-    Returns
-    -------
-    Cohort
-        Rows in the CSV's order, without those that have a reason in `exclude`. uint8, or uint16 if any file has more
-        than 8 bits: 8-bit values are then multiplied by 257. The fracture zone is in fractions of the square. Further
-        columns: `CROP`, `TO_SOURCE` and `MEASURES` of `lib.data.cohort`.
-
-    Raises
-    ------
-    RadiographsError
-        Naming every row that cannot be used, and why.
     """
     csv = Path(csv)
     table, reasons = _read_kept(csv)
@@ -93,8 +82,8 @@ def read_radiographs(
                 pixels = np.zeros((len(table), size, size), found.pixels.dtype)
             if found.pixels.dtype != pixels.dtype:
                 pixels = _of_16_bits(pixels)
-            wide = pixels.dtype == np.uint16
-            pixels[table.index.get_loc(row)] = _of_16_bits(found.pixels) if wide else found.pixels
+            same = found.pixels.dtype == pixels.dtype
+            pixels[table.index.get_loc(row)] = found.pixels if same else _of_16_bits(found.pixels)
             read[row] = found._replace(pixels=None)
     if problems := [(row, table.path[row], "; ".join(found)) for row, found in reasons.items() if found]:
         raise RadiographsError(_message(csv, len(table), problems), problems)
@@ -106,15 +95,9 @@ def read_radiographs(
 
 
 def steps(csv: str | Path, rows: Sequence[int], size: int, how: Preparation = DEFAULT) -> dict[str, np.ndarray]:
-    """Return what `read_radiographs` does to some images, step by step, each scaled into a black square.
+    """Return what `read_radiographs` does to images: name of the step → (n, size, size) float32 in [-1, 1].
 
-    Parameters
-    ----------
-    rows : positions among the rows that are not excluded
-
-    Returns
-    -------
-    name of the step → (n, size, size) float32 in [-1, 1]; an image that a step leaves alone stays as before it
+    `rows` are positions among those that are not excluded. An image that a step leaves alone stays as before it.
     """
     csv = Path(csv)
     table, _ = _read_kept(csv)
@@ -132,9 +115,7 @@ def steps(csv: str | Path, rows: Sequence[int], size: int, how: Preparation = DE
 def flow(csv: str | Path) -> pd.DataFrame:
     """Count all images: those that an import left out, those that the table excludes, those that are read.
 
-    Returns
-    -------
-    DataFrame `what, images, patients`, in this order; the patients that an import left out are not known
+    Returns `what, images, patients`, in this order; the patients that an import left out are not known.
     """
     csv = Path(csv)
     table, _ = read_csv(csv)
@@ -145,8 +126,7 @@ def flow(csv: str | Path) -> pd.DataFrame:
     if left_out.exists() and "problem" in (found := pd.read_csv(left_out, dtype=str)):
         problems = "not imported: " + found.problem
         counts = pd.concat([problems.value_counts().rename_axis("what").rename("images").to_frame(), counts])
-    order = counts.index.map(lambda what: ("not imported", "excluded", "read").index(what.split(":")[0]))
-    return counts.iloc[np.argsort(order, kind="stable")].astype("Int64").reset_index()
+    return counts.astype("Int64").reset_index()
 
 
 def _read_kept(csv: Path) -> tuple[pd.DataFrame, dict[int, list[str]]]:
@@ -175,22 +155,13 @@ def _of_row(row: pd.Series, how: Preparation) -> Preparation:
 def read_csv(
     csv: Path, needed: tuple[str, ...] = REQUIRED, known: tuple[str, ...] | None = OPTIONAL
 ) -> tuple[pd.DataFrame, dict[int, list[str]]]:
-    """Read a CSV as spreadsheets save it.
-
-    Parameters
-    ----------
-    known : further columns that are read; None: every one
+    """Read a CSV as spreadsheets save it; raise RadiographsError where it is none, or a needed column is missing.
 
     Returns
     -------
-    table : the needed columns and, where they are not empty, the known ones, as stripped strings, indexed by the
-        spreadsheet's rows
+    table : the needed columns and, where they are not empty, the known ones (None: every one), as stripped strings,
+        indexed by the spreadsheet's rows
     reasons : row → [] or what is wrong with it
-
-    Raises
-    ------
-    RadiographsError
-        Where there is no such file, it is no CSV, or a needed column is missing.
     """
     if not csv.is_file():
         raise RadiographsError(f"there is no CSV file {csv}")
@@ -212,13 +183,13 @@ def read_csv(
         raise RadiographsError(f"{csv.name} is no CSV file, after its row {len(lines)}: {error}") from None
     columns = [name.strip().lower() for name in lines[0]] if lines else []
     n = len(columns)
+    ours = [name for name in columns if name in (*needed, *(known or ()))]  # the others may be a patient's data
     if missing := [name for name in needed if name not in columns]:
-        ours = [name for name in columns if name in (*needed, *(known or ()))]  # the others may be a patient's data
         raise RadiographsError(
             f"{csv.name} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}; needed are "
             f"{', '.join(needed)}; its first row has {', '.join(ours) or 'none of them'}, and {n - len(ours)} others"
         )
-    if repeated := {name for name in columns if name in (*needed, *(known or ())) and columns.count(name) > 1}:
+    if repeated := {name for name in ours if ours.count(name) > 1}:
         raise RadiographsError(f"{csv.name} has the column {', '.join(sorted(repeated))} more than once")
     rows = {row: [cell.strip() for cell in line] for row, line in enumerate(lines[1:], 2) if any(map(str.strip, line))}
     if not rows:
@@ -246,13 +217,9 @@ def decoded(data: bytes, errors: str = "strict") -> str:
 
 
 def _inside(root: Path, written: str) -> Path:
-    """Return the file that a row names, if it lies in the CSV's folder `root`, links followed.
+    """Return the file that a row names; raise ValueError unless it lies in the CSV's folder `root`, links followed.
 
-    Raises
-    ------
-    ValueError
-        Where there is no such file, or it lies elsewhere: a table from elsewhere must not have any file of this machine
-        read into a cohort.
+    A table from elsewhere must not have any file of this machine read into a cohort.
     """
     try:
         path = (root / _as_path(written)).resolve()

@@ -18,14 +18,10 @@ GLYPHS = 3  # so many letters in a line are writing: a single L or R is a side m
 
 
 def text_lines(image: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Return (top, left, bottom, right) of what looks like a line of writing, with a margin around it.
+    """Return (top, left, bottom, right) of what looks like a line of writing in (h, w) in [0, 1], with a margin.
 
     Letters are thin patches, far brighter or darker than what surrounds them, and as high as letters are. A line is at
     least `GLYPHS` of them side by side, of about one height, in the outer parts of the image.
-
-    Parameters
-    ----------
-    image : (h, w) in [0, 1]
     """
     height, width = image.shape
     strip = max(round(STRIP * height), 1)

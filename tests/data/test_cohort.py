@@ -66,6 +66,13 @@ def test_select():
         cohort.select(hospital="A")
 
 
+def test_find_takes_images_in_the_order_of_their_ids_and_knows_who_is_missing():
+    cohort = make_cohort()
+    assert numbers(cohort.find(["007", "001"])) == [7, 1] and not len(cohort.find([]))
+    with pytest.raises(KeyError, match="099"):
+        cohort.find(["001", "099"])
+
+
 def test_join_is_the_inverse_of_selecting():
     cohort = make_cohort()
     joined = cohort.select(label="AFF").join(

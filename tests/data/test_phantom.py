@@ -14,8 +14,6 @@ from lib.data.phantom import (
     Patient,
     Phantom,
     bone_attenuation,
-    draw_exposure,
-    draw_patient,
     ramp,
 )
 
@@ -110,7 +108,8 @@ def test_patients_have_one_to_eight_images_of_one_label_and_side(cohort):
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10_000), st.floats(0.05, 0.5), st.integers(20, 300))
 def test_share_of_aff_patients_holds_for_every_prefix(seed, share, patients):
-    labels = [draw_patient(seed, number, share, 0.5).label for number in range(0, patients)]
+    phantom = Phantom(aff_share=share, seed=seed)
+    labels = [phantom.patient(number).label for number in range(patients)]
     assert abs(labels.count("AFF") - share * patients) <= 2.5
 
 
@@ -142,15 +141,20 @@ def test_failures_are_neither_fracture(cohort):
 
 def test_overlap_is_the_share_of_normal_fractures_that_are_hard_to_tell():
     """Without it every fracture has its class' features; with it they overlap in slope and thickening."""
+
+    def fractures(overlap, n):
+        phantom = Phantom(aff_share=0.5, overlap=overlap)
+        return [phantom.patient(number).fractures for number in range(n)]
+
     for overlap in (0.0, 0.4):
-        patients = [draw_patient(0, number, 0.5, overlap) for number in range(1500)]
-        hard = {name: np.mean([p.fractures[name].subtype == "nearly transverse" for p in patients]) for name in LABELS}
+        drawn = fractures(overlap, 1500)
+        hard = {name: np.mean([f[name].subtype == "nearly transverse" for f in drawn]) for name in LABELS}
         assert hard["NFF"] == pytest.approx(overlap, abs=0.04)
         assert hard["AFF"] == 0
-    clear = [draw_patient(0, number, 0.5, 0.0).fractures for number in range(300)]
+    clear = fractures(0.0, 300)
     assert min(abs(f["NFF"].slope) for f in clear) > np.tan(np.deg2rad(30))
     assert all(f["NFF"].beak == 0 and f["AFF"].beak >= 0.5 for f in clear)
-    hard = [draw_patient(0, number, 0.5, 1.0).fractures for number in range(300)]
+    hard = fractures(1.0, 300)
     assert max(abs(f["NFF"].slope) for f in hard) < np.tan(np.deg2rad(16))
     assert 0.1 < np.mean([f["NFF"].beak > f["AFF"].beak for f in hard]) < 0.4
 
@@ -162,7 +166,7 @@ def test_half_drawn_lines_never_pass_for_incomplete_atypical_ones():
     rows = table[(table["view"] == "AP") & table.image_id.str.endswith("-0")].reset_index(drop=True)
     half, whole = (phantom.render(rows.image_id, [kind] * len(rows)).astype(float) for kind in ("half drawn", "erased"))
     change = np.abs(half - whole).sum(1)  # by column
-    middle = 32 + np.array([draw_exposure(2, int(i[1:5]), 0).offset[0] for i in rows.image_id]) * 64 / 90
+    middle = 32 + np.array([phantom.exposure(int(i[1:5]), 0).offset[0] for i in rows.image_id]) * 64 / 90
     towards_lateral = np.where(rows.side == "left", 1, -1)[:, None] * (np.arange(64)[None] + 0.5 - middle[:, None])
     lateral, medial = (np.where(side, change, 0).sum() for side in (towards_lateral > 5, towards_lateral < -5))
     assert medial > 3 * lateral

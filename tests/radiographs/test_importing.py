@@ -196,6 +196,18 @@ def test_another_size_makes_other_pictures_of_the_same_names(hospital):
     assert {Image.open(path).size for path in (out / "images").iterdir()} == {(48, 48)}
 
 
+def test_other_code_makes_pictures_again(hospital, monkeypatch):
+    folder, labels, out, key = hospital
+    import_folder(folder, labels, out, key)
+    read, original = [], importing.read_image
+    monkeypatch.setattr(importing, "read_image", lambda path: read.append(path) or original(path))
+    monkeypatch.setattr(
+        importing, "source_hash", lambda *those: "another" if importing.picture in those else "the same"
+    )
+    import_folder(folder, labels, out, key)
+    assert len(read) == 12
+
+
 def test_hospitals_are_told_apart_and_not_named(hospital):
     folder, labels, out, key = hospital
     write_dicom(folder / "z.dcm", RAMP16[::-1], 16, PatientID="19000101-0", InstitutionName="SPITAL")

@@ -18,9 +18,8 @@ from lib.data.phantom import Phantom
 from lib.data.splits import fit_windows, make_splits
 from lib.radiographs.decoding import Radiograph, read_image
 from lib.radiographs.geometry import Picture, field_of_view, moved, tilt
-from lib.radiographs.measures import measures
 from lib.radiographs.preparing import Preparation, prepare
-from lib.radiographs.quality import quality
+from lib.radiographs.quality import measures, quality
 from lib.radiographs.writing import text_lines, without_text
 from lib.run.folder import Run
 from lib.study import Study

@@ -740,7 +740,7 @@ def test_a_script_without_a_main_guard_reads_over_all_cores(tmp_path):
     assert done.stdout.strip() == "130", done.stderr
 
 
-# What reviewers broke -------------------------------------------------------------------------------------------------
+# Odd tables and tags --------------------------------------------------------------------------------------------------
 
 
 def test_a_table_without_a_header_is_not_quoted(tmp_path):
