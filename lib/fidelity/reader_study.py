@@ -22,12 +22,8 @@ ANSWERS = ("reader", "number", *QUESTIONS, "seconds")
 def sheet(real: Cohort, synthetic: dict[str, Cohort], each: int, repeats: int, seed: int) -> Cohort:
     """Draw the images of a study, in the order in which they are shown.
 
-    Parameters
-    ----------
-    real : images that no generator has seen
-    synthetic : method → its images
-    each : images of each method and class; as many real ones of each class as all methods have together
-    repeats : images that come a second time, in the last part, so that at least half of the sheet lies between
+    There are `each` images of each class and method of `synthetic`, and of each class as many `real` ones, which no
+    generator has seen, as of all methods together. Some of the first half come again at the end, as `repeats`.
 
     Returns
     -------
@@ -55,17 +51,16 @@ def sheet(real: Cohort, synthetic: dict[str, Cohort], each: int, repeats: int, s
         raise ValueError(f"repeats={repeats}: from 0 to half of the {n} images")
     order = rng.permutation(n)
     again = rng.permutation(n // 2)[:repeats]  # positions in the first half
-    once, twice = images.take(order), images.take(order[again])
-    twice = Cohort(twice.table.assign(image_id=twice.table.image_id + "-again"), twice.pixels)
-    shown = once.join(twice)
-    numbers = {"number": np.arange(1, len(shown) + 1), "first": np.concatenate([np.zeros(n, int), again + 1])}
-    return Cohort(shown.table.assign(**numbers), shown.pixels)
+    both = images.take(np.concatenate([order, order[again]]))
+    numbers = {"number": np.arange(1, len(both) + 1), "first": np.concatenate([np.zeros(n, int), again + 1])}
+    ids = both.table.image_id + np.repeat(["", "-again"], [n, repeats])
+    return Cohort(both.table.assign(image_id=ids, **numbers), both.pixels)
 
 
 def begin(real: Cohort, synthetic: dict[str, Cohort], most: int, seed: int, folder: Path) -> Cohort:
-    """Draw a sheet of as many images of each method and class as there are, `most` at the most, half of them twice.
+    """Draw a sheet of as many images of each method and class as there are, `most` at most, or go on with the old one.
 
-    A study that has begun in the folder goes on with its own.
+    Half as many images as one method has of one class come twice.
     """
     each = min(real.table.label.value_counts().min() // len(synthetic), most)
     return begun_or(sheet(real, synthetic, each, repeats=max(each // 2, 1), seed=seed), folder)
@@ -83,11 +78,11 @@ def begun_or(images: Cohort, folder: Path) -> Cohort:
 
 
 def outdated(images: Cohort, made: dict[str, Cohort]) -> list[str]:
-    """Name the methods of a sheet whose generator was trained again since: other images are there now."""
+    """Name the methods of a sheet whose images are no longer among those made: the generator was trained again."""
     old = []
     for method in sorted(set(images.table.method) & set(made)):
-        shown_then = pixel_hashes(images.take(np.flatnonzero(images.table.method == method)))
-        old += [method] * (not set(shown_then) <= set(pixel_hashes(made[method])))
+        if set(pixel_hashes(images.select(method=method))) - set(pixel_hashes(made[method])):
+            old.append(method)
     return old
 
 
@@ -97,12 +92,12 @@ def read_answers(path: Path) -> pd.DataFrame:
 
 
 def record(path: Path, reader: str, number: int, seconds: float, **answers) -> None:
-    """Add one answer to the file, whole or not at all; a second one to the same number takes the first's place.
+    """Add one answer to the file; a second one to the same number takes the first's place.
 
     Raises
     ------
     ValueError
-        Where an answer is none of `QUESTIONS`, or one is missing.
+        Where an answer is none of those in `QUESTIONS`, or one is missing.
     """
     for question, allowed in QUESTIONS.items():
         if answers.get(question) not in allowed:

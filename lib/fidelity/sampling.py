@@ -15,13 +15,7 @@ IMAGES = 64  # validation images that every variant translates
 
 
 class Tryout:
-    """Validation images of a fold that variants of a model translate from NFF to AFF.
-
-    Parameters
-    ----------
-    judge : says what the translations are taken for
-    seed : of the noise that a translation starts from
-    """
+    """Lets variants of a model translate a fold's validation images from NFF to AFF, from noise of one seed."""
 
     def __init__(self, fold: Fold, judge: Judge, seed: int):
         validation, phantom = fold.validation, fold.phantom
@@ -30,7 +24,7 @@ class Tryout:
         self.judge, self.seed = judge, seed
 
     def measure(self, model) -> dict[str, float]:
-        """Translate the images and return `seconds` an image and `lib.fidelity.measures.at_a_glance`."""
+        """Translate the images; return `seconds` per image and what `lib.fidelity.measures.at_a_glance` measures."""
         started = time.perf_counter()
         translated = model.translate(self.source, "AFF", seed=self.seed)
         seconds = (time.perf_counter() - started) / len(self.source)
@@ -39,10 +33,8 @@ class Tryout:
 
     def table(self, model, variants: Sequence[dict[str, object]]) -> pd.DataFrame:
         """Measure a model with each variant of its sampler: the variant's fields, then what was measured."""
-        return pd.DataFrame([{**variant, **self.measure(model.with_sampler(**variant))} for variant in variants])
+        return pd.DataFrame([variant | self.measure(model.with_sampler(**variant)) for variant in variants])
 
     def compare(self, models: Mapping[tuple, object], names: Sequence[str]) -> pd.DataFrame:
-        """Measure several models; their keys stand in the columns of these names."""
-        return pd.DataFrame(
-            [{**dict(zip(names, key, strict=True)), **self.measure(model)} for key, model in models.items()]
-        )
+        """Measure several models; the parts of their keys stand in the columns `names`."""
+        return pd.DataFrame([dict(zip(names, key, strict=True)) | self.measure(models[key]) for key in models])
