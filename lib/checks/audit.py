@@ -62,9 +62,6 @@ def _check(check: str, where: str, compared: int, offenders: Iterable[str]) -> t
     return check, where, compared, len(offenders), next(iter(offenders), ""), not offenders
 
 
-# Real images ---------------------------------------------------------------------------------------------------------
-
-
 def part_checks(study: Study) -> pd.DataFrame:
     """Check that no patient is in two parts of a fold, and nobody in the splits but not in the cohort."""
     rows, known = [], set(study.cohort.table.patient_id)
@@ -117,9 +114,6 @@ def window_checks(study: Study, percentiles: tuple[float, float]) -> pd.DataFram
     return pd.DataFrame([row], columns=COLUMNS)
 
 
-# Fitted things -------------------------------------------------------------------------------------------------------
-
-
 def weights_checks(study: Study, *names: str) -> pd.DataFrame:
     """Check that translators and judge of each fold have seen all of its training images and no others.
 
@@ -139,9 +133,6 @@ def weights_checks(study: Study, *names: str) -> pd.DataFrame:
         if trained:
             rows.append(_check(f"{name} fitted to other images", "all folds", len(trained), strangers))
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-# Synthetic images ----------------------------------------------------------------------------------------------------
 
 
 def synthetic_checks(fold: Fold, synthetic: dict[str, Cohort]) -> pd.DataFrame:

@@ -7,6 +7,8 @@ Every distance (`lib.fidelity.distances`) stands beside two references: `real`, 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -37,6 +39,7 @@ DIRECTIONS = {"AFF": "NFF→AFF", "NFF": "AFF→NFF"}  # by the label translated
 COLUMNS = ("method", "repeat", "fold", "direction", "features", "metric", "value", "ci_low", "ci_high", "n")
 KID_COLUMNS = ("question", "metric", "a", "b", "n", "patients", "difference", "ci_low", "ci_high", "test", "statistic",
                "p", "repeat", "fold")  # fmt: skip
+TRYOUT_IMAGES = 64  # validation images that every variant of a sampler translates
 OF_JUDGE = ("transfer", "neither", "transfer_blurred", "transfer_noised")  # measured by its eye, not in pixels
 
 
@@ -63,8 +66,8 @@ def distance_rows(sets: dict[str, Cohort], reference: Cohort, found: dict[str, S
         dimensions = space.leading(few_real).shape[1]
         for method, cohort in sets.items():
             generated, what = space.features(cohort.pixels), {"method": method, "features": name}
-            kid = kid_jackknife(generated, real, cohort.table.patient_id, reference.table.patient_id)
-            rows.append({**what, "metric": "kid", **kid[["value", "ci_low", "ci_high"]], "n": len(cohort)})
+            estimate = kid_jackknife(generated, real, cohort.table.patient_id, reference.table.patient_id)
+            rows.append({**what, "metric": "kid", **estimate[["value", "ci_low", "ci_high"]], "n": len(cohort)})
             for metric, value in distances(subsample(generated, n, seed=n), few_real, space.leading).items():
                 used = {"dimensions": dimensions} if metric.startswith("fid") else {}
                 rows.append({**what, "metric": metric, "value": value, "n": n, **used})
@@ -86,10 +89,9 @@ def ssim_by_zone(a: np.ndarray, b: np.ndarray, table: pd.DataFrame) -> tuple[np.
 
     `a` and `b` are (N, H, W) integers of the same type. NaN where a zone leaves nothing inside or outside.
     """
-    height, top_value = a.shape[1], np.iinfo(a.dtype).max
-    inside, outside = np.full(len(a), np.nan), np.full(len(a), np.nan)
-    for i, zone in enumerate(zone_rows(table, height)):
-        similarity = structural_similarity(a[i], b[i], data_range=top_value, full=True)[1]
+    inside, outside = np.full((2, len(a)), np.nan)
+    for i, zone in enumerate(zone_rows(table, a.shape[1])):
+        similarity = structural_similarity(a[i], b[i], data_range=np.iinfo(a.dtype).max, full=True)[1]
         if zone.any():
             inside[i] = similarity[zone].mean()
         if not zone.all():
@@ -200,6 +202,35 @@ def reconstruction(back: Cohort, images: Cohort, judge: Judge) -> dict[str, floa
         probabilities = judge.probabilities(cohort.pixels)
         found[name] = roc_auc_score(images.targets, probabilities[:, 1] - probabilities[:, 0])
     return found
+
+
+class Tryout:
+    """Lets variants of a model translate a fold's validation images from NFF to AFF, from noise of one seed."""
+
+    def __init__(self, fold: Fold, judge: Judge, seed: int):
+        validation, phantom = fold.validation, fold.phantom
+        self.source, self.reference = (
+            validation.select(label="NFF").first(TRYOUT_IMAGES),
+            validation.select(label="AFF"),
+        )
+        self.counterfactual = phantom.counterfactual(self.source) if phantom else None
+        self.judge, self.seed = judge, seed
+
+    def measure(self, model) -> dict[str, float]:
+        """Translate the images; return `seconds` per image and what `at_a_glance` measures."""
+        started = time.perf_counter()
+        translated = model.translate(self.source, "AFF", seed=self.seed)
+        seconds = (time.perf_counter() - started) / len(self.source)
+        measured = at_a_glance(translated, self.source, self.reference, self.judge, self.counterfactual)
+        return {"seconds": seconds, **measured}
+
+    def table(self, model, variants: Sequence[dict[str, object]]) -> pd.DataFrame:
+        """Measure a model with each variant of its sampler: the variant's fields, then what was measured."""
+        return pd.DataFrame([variant | self.measure(model.with_sampler(**variant)) for variant in variants])
+
+    def compare(self, models: Mapping[tuple, object], names: Sequence[str]) -> pd.DataFrame:
+        """Measure several models; the parts of their keys stand in the columns `names`."""
+        return pd.DataFrame([dict(zip(names, key, strict=True)) | self.measure(models[key]) for key in models])
 
 
 # Tables --------------------------------------------------------------------------------------------------------------

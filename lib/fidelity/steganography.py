@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import gaussian_filter
+from scipy import ndimage
 
 from lib.data.cohort import Cohort
 from lib.data.pixels import blocks
@@ -27,7 +27,7 @@ COLLAPSE = 2.0  # a way back that moves by more than twice the change reads what
 PERTURBATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     CLEAN: lambda images: images,
     "8 bits": lambda images: np.rint(images * 255) / 255,
-    "low-pass": lambda images: gaussian_filter(images, (0, images.shape[1] / 128, images.shape[1] / 128)),
+    "low-pass": lambda images: ndimage.gaussian_filter(images, (0, images.shape[1] / 128, images.shape[1] / 128)),
     **{
         f"noise {s}/255": lambda images, s=s: images + generator(s).normal(0, s / 255, images.shape)
         for s in (1, 2, 4, 8)
@@ -86,11 +86,9 @@ def radial_spectrum(pixels: np.ndarray) -> pd.Series:
             total += power
     power = total / len(pixels) / size**2
     frequency = np.hypot(*np.meshgrid(*[np.fft.fftfreq(size)] * 2))
-    ring = np.rint(frequency * size).astype(int)
-    counts = np.bincount(ring.ravel())
-    mean = np.bincount(ring.ravel(), power.ravel()) / counts
     rings = np.arange(1, size // 2 + 1)
-    return pd.Series(mean[rings], pd.Index(rings / size, name="frequency"), name="power")
+    means = ndimage.mean(power, np.rint(frequency * size).astype(int), rings)
+    return pd.Series(means, pd.Index(rings / size, name="frequency"), name="power")
 
 
 def look(fold: Fold, methods: Iterable[str], sources: Cohort) -> tuple[dict[str, pd.DataFrame], dict[str, pd.Series]]:
