@@ -4,8 +4,6 @@ Each check counts what it finds that must not be there, and is one row of a tabl
 example, passed`. A run prints the table, and stops where a check did not pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from itertools import combinations
 from pathlib import Path
@@ -31,10 +29,7 @@ COLUMNS = ("check", "where", "compared", "found", "example", "passed")
 def audit(path: Path, *checks: pd.DataFrame) -> pd.DataFrame:
     """Write these checks into a run's audit table, replacing those of the same names, and return them `by_check`.
 
-    Raises
-    ------
-    LeakError
-        Naming each check that did not pass; the table is written before.
+    Once the table is written, a LeakError names each check that did not pass.
     """
     new = table = pd.concat(checks, ignore_index=True)
     if path.exists():

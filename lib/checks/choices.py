@@ -1,7 +1,5 @@
 """Choices: parameters that a notebook would refuse after hours of training, refused beforehand."""
 
-from __future__ import annotations
-
 import shutil
 
 from lib.run.files import from_root

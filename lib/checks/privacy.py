@@ -8,8 +8,6 @@ machine. It says in which file there is something, and of which kind, never what
 what is drawn in pictures.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import gzip

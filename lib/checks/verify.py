@@ -3,8 +3,6 @@
 Table cells are compared as they are written, tensors bit for bit. Columns and rows that hold times may differ.
 """
 
-from __future__ import annotations
-
 import shutil
 import sys
 from dataclasses import replace
@@ -35,12 +33,8 @@ def repeat(request: Request, pages: ModuleType) -> bool:
     """Repeat a finished run, with its parameters, in NAME-verify beside it, and return whether all is the same.
 
     An interrupted repetition goes on. It is deleted where all is the same, else kept until the next call. The request
-    names all notebooks of the run; `pages` are as in `lib.run.executing.run_notebooks`.
-
-    Raises
-    ------
-    Mistake
-        Where the run is not finished, or was made with other code, parameters, radiographs or decisions.
+    names all notebooks of the run; `pages` are as in `lib.run.executing.run_notebooks`. Mistake where the run is not
+    finished, or was made with other code, parameters, radiographs or decisions.
     """
     folder = request.folder
     name, beside = folder.name, folder.with_name(f"{folder.name}-verify")

@@ -4,8 +4,6 @@ A study that cannot tell an oracle from copies, or finds something where labels 
 generators among them make AFF images for a training set as translators do.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Curation: which synthetic images somebody looked at and rejected."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -5,8 +5,6 @@ there are always two spaces, of different kinds (`spaces`), and a third where In
 a space's leading directions alone, for it means nothing where there are as many dimensions as images.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +19,9 @@ from torch.nn.functional import interpolate
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from lib.data.cohort import Cohort, to_images
+from lib.data.cohort import Cohort
 from lib.data.images import Images
-from lib.data.pixels import OnDisk, blocks
+from lib.data.pixels import BLOCK, OnDisk
 from lib.fidelity.judge import Judge
 from lib.run.files import from_root
 from lib.run.randomness import generator
@@ -84,11 +82,8 @@ def principal_components(training: Cohort) -> Callable[[np.ndarray], np.ndarray]
 def shrunk(pixels: np.ndarray | OnDisk, most: int) -> np.ndarray:
     """Shrink (N, H, W) integers to (N, side, side) float32 in [-1, 1], at most `most` pixels a side, by averaging."""
     side = min(most, pixels.shape[-1])
-    small = np.empty((len(pixels), side, side), np.float32)
-    for rows in blocks(len(pixels)):
-        images = torch.from_numpy(to_images(pixels[rows]))
-        small[rows] = interpolate(images, (side, side), mode="bilinear", antialias=True)[:, 0].numpy()
-    return small
+    batches = Images(pixels).split(BLOCK)
+    return torch.cat([interpolate(x, (side, side), mode="bilinear", antialias=True)[:, 0] for x in batches]).numpy()
 
 
 def inception_available(weights: str) -> str:

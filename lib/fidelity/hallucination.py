@@ -5,8 +5,6 @@ Where an attribute is commoner in one class, matching distributions rewards a ge
 commoner in one class (`lib.data.phantom.Phantom.marker_difference`).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_curve

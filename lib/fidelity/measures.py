@@ -4,8 +4,6 @@ Every distance (`lib.fidelity.distances`) stands beside two references: `real`, 
 `source`, untranslated images. Distances other than KID, which is unbiased, compare equally many images.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ A translation resembles its source by design, so it is compared with training im
 measure is calibrated with planted copies (`planted`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

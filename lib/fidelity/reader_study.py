@@ -1,7 +1,5 @@
 """The reader study: which images readers see, and what they answer. What answers prove: `lib.statistics.readers`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +27,6 @@ def sheet(real: Cohort, synthetic: dict[str, Cohort], each: int, repeats: int, s
     -------
     Cohort with the columns `number` (from 1), `origin`, `method` ("real" or a key of `synthetic`) and `first` (the
     number of the first showing of a repeat, else 0)
-
-    Raises
-    ------
-    ValueError
-        Where there are too few images, or more repeats than half of them.
     """
     rng, chosen = generator(seed, 6), []
     for method, images in {"real": real, **synthetic}.items():
@@ -92,13 +85,7 @@ def read_answers(path: Path) -> pd.DataFrame:
 
 
 def record(path: Path, reader: str, number: int, seconds: float, **answers) -> None:
-    """Add one answer to the file; a second one to the same number takes the first's place.
-
-    Raises
-    ------
-    ValueError
-        Where an answer is none of those in `QUESTIONS`, or one is missing.
-    """
+    """Add one answer to each of `QUESTIONS` to the file; a second one to the same number takes the first's place."""
     for question, allowed in QUESTIONS.items():
         if answers.get(question) not in allowed:
             raise ValueError(f"{question}: {answers.get(question)!r} is none of {', '.join(map(str, allowed))}")

@@ -4,8 +4,6 @@ Chu, Zhmoginov & Sandler 2017, arXiv:1712.02950: cycle consistency rewards a gen
 noise of its output, where the way back reads it. Such a cycle collapses when that noise is changed a little.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Summary: a run's fidelity, as notebook 04 shows and says it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pandas as pd

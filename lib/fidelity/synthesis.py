@@ -4,8 +4,6 @@ Each set of images has a folder below `synthetic/` of the run. Its chunks stay o
 killed synthesis goes on where it was. A set that was made from the same inputs is not made again.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -99,12 +97,8 @@ def make_sets(study: Study, methods: Sequence[str], ratio: float, seed: int, mac
 def synthesise(fold: Fold, method: str, ratio: float, seed: int) -> Cohort:
     """Make the AFF images that a method (`known_methods`) adds to a fold's training part, in `synthetic/METHOD/FOLD`.
 
-    With them the training set has `ratio` AFF images per NFF image. The seed draws the sources, and noise.
-
-    Raises
-    ------
-    ValueError
-        Where the training part has that ratio already, or too few NFF images to make them of.
+    With them the training set has `ratio` AFF images per NFF image. The seed draws the sources, and noise. A ValueError
+    where the training part has that ratio already, or too few NFF images to translate.
     """
     training = fold.train
     needed = images_needed(training, ratio)

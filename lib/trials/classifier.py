@@ -1,7 +1,5 @@
 """The classifier: a torchvision ResNet for one-channel radiographs, with one logit for AFF, and its training."""
 
-from __future__ import annotations
-
 import functools
 import math
 from dataclasses import asdict, dataclass

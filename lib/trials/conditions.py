@@ -4,8 +4,6 @@ They are a factorial: how the classes are balanced, times whether the standard a
 smaller doses of what is added, and controls (`lib.fidelity.controls`).
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,18 +96,9 @@ def training_set(condition: Condition, real: Cohort, synthetic: dict[str, Cohort
     """Return the images a condition trains on, and the weight of an AFF image in the loss.
 
     Undersampling, weighted, oversampling and the generators reach the same ratio of AFF to NFF, in images or in weight,
-    so that class balance explains no difference between them. Smaller doses are parts of larger ones.
-
-    Parameters
-    ----------
-    real : a fold's training part
-    synthetic : by method, the AFF images that were made for it (`lib.fidelity.synthesis.load`)
-    seed : decides which images are dropped, copied or left out
-
-    Raises
-    ------
-    LeakError
-        Where a synthetic image was not made from the training part.
+    so that class balance explains no difference between them. Smaller doses are parts of larger ones. The seed decides
+    which images are dropped, copied or left out. A LeakError where one of the `synthetic` images (by method, see
+    `lib.fidelity.synthesis.load`) was not made from `real`, the training part.
     """
     if condition.balance in AS_REAL:
         return real, 1.0

@@ -1,7 +1,5 @@
 """Summaries: what the trials of a run were given and what they reached, before any test."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

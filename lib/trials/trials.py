@@ -3,8 +3,6 @@
 A trial is condition × repeat × fold × seed. Its result is one file; the tables are made of these files.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Sequence
@@ -204,11 +202,8 @@ def read(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
 def learning_curve_of(run: Run, folders: Sequence[str], conditions: Sequence[str]) -> pd.DataFrame:
     """Return the AUROC of the conditions' trials in this and other runs, each with its run's `share` of AFF patients.
 
-    Raises
-    ------
-    ValueError
-        Where another run tested on other images, or differs in a parameter that trains something. The manifest of a run
-        by hand holds no parameters: only its test images are compared.
+    A ValueError where another run tested on other images, or differs in a parameter that trains something. The manifest
+    of a run by hand holds no parameters: only its test images are compared.
     """
 
     def tested(run: Run) -> set[tuple]:
