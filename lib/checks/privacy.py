@@ -232,15 +232,13 @@ def texts(name: str, data: bytes) -> Iterator[str]:
                     yield from texts(member.filename, archive.read(member))
     elif (about := _of_picture(data)) is not None:
         yield about
-    elif suffix in (".json", ".ipynb"):
-        try:
-            said = list(_strings(json.loads(data)))
-        except ValueError:
-            said = [decoded(data, "replace")]
+    else:
+        said = [decoded(data, "replace")]
+        if suffix in (".json", ".ipynb"):
+            with suppress(ValueError):
+                said = [*_strings(json.loads(data))]
         for text in said:
             yield from _of_text(text)
-    else:
-        yield from _of_text(decoded(data, "replace"))
 
 
 def _of_text(text: str) -> Iterator[str]:

@@ -60,10 +60,7 @@ def spaces(judge: Judge, training: Cohort, inception: str = "none") -> dict[str,
 
 
 def leading(features: np.ndarray, components: int = FID_COMPONENTS) -> Callable[[np.ndarray], np.ndarray]:
-    """Fit the projection of (N, d) features on at most min(d, N − 1) principal components, the greatest variance first.
-
-    The components are not rescaled.
-    """
+    """Fit the projection of (N, d) features on `components` or fewer principal components, not rescaled."""
     n, d = features.shape
     return PCA(min(components, d, n - 1), svd_solver="full").fit(np.asarray(features, np.float64)).transform
 

@@ -16,10 +16,7 @@ from lib.fidelity.measures import DIRECTIONS, mean_by_patient
 
 
 def marker_scores(pixels: np.ndarray) -> np.ndarray:
-    """Return (N,): how much brighter than its surroundings the best marker of (N, H, H) integer pixels is.
-
-    The unit is the whole grey scale.
-    """
+    """Return (N,): by what share of the grey scale the best marker of (N, H, H) pixels outshines its surroundings."""
     best = np.empty(len(pixels), np.float32)
     for block in blocks(len(pixels)):
         images, scores = pixels[block].astype(np.float32) / np.iinfo(pixels.dtype).max, []
@@ -58,12 +55,8 @@ def flip_rates(translated: dict[str, Cohort], test: Cohort, phantom: Phantom, re
     """Count how often a translation invents a marker that its source has not, and removes one that it has.
 
     `translated` holds, by method, the `test` images translated both ways (`lib.fidelity.synthesis.load_test`). The
-    untouched `source` and the `counterfactual` are counted as methods, too.
-
-    Returns
-    -------
-    DataFrame `method, direction, change` ("invented" or "removed"), `value` (share of the images in which it could
-    happen), `ci_low, ci_high` (95 %, patients resampled), `n`
+    untouched `source` and the `counterfactual` are counted as methods, too. The columns are `method, direction, change`
+    ("invented" or "removed"), `value` (share of the images in which it could happen) and those of `mean_by_patient`.
     """
     rows = []
     for to, direction in DIRECTIONS.items():

@@ -11,17 +11,16 @@ from lib.fidelity.curation import pixel_hashes
 from lib.run.files import shown, write_text
 from lib.run.randomness import generator
 
-ORIGINS = ("real", "synthetic")
-SCALE = (1, 2, 3, 4, 5)  # of plausibility and confidence
-QUESTIONS = {"origin": ORIGINS, "label": LABELS, "plausibility": SCALE, "confidence": SCALE}
+SCALE = (1, 2, 3, 4, 5)
+QUESTIONS = {"origin": ("real", "synthetic"), "label": LABELS, "plausibility": SCALE, "confidence": SCALE}
 ANSWERS = ("reader", "number", *QUESTIONS, "seconds")
 
 
 def sheet(real: Cohort, synthetic: dict[str, Cohort], each: int, repeats: int, seed: int) -> Cohort:
     """Draw the images of a study, in the order in which they are shown.
 
-    There are `each` images of each class and method of `synthetic`, and of each class as many `real` ones, which no
-    generator has seen, as of all methods together. Some of the first half come again at the end, as `repeats`.
+    There are `each` images of each class and method of `synthetic`, and as many `real` ones of each class as all
+    methods have together. So many of the first half as `repeats` says come again at the end.
 
     Returns
     -------
@@ -36,7 +35,7 @@ def sheet(real: Cohort, synthetic: dict[str, Cohort], each: int, repeats: int, s
             if len(rows) < wanted:
                 raise ValueError(f"{method} has {len(rows)} images of {label}, the sheet needs {wanted}: lower `each`")
             picked = images.take(np.sort(rng.permutation(rows)[:wanted]))
-            origin = ORIGINS[method != "real"]
+            origin = "real" if method == "real" else "synthetic"
             chosen.append(Cohort(picked.table.assign(method=method, origin=origin), picked.pixels))
     images = chosen[0].join(*chosen[1:])
     n = len(images)
