@@ -43,10 +43,10 @@ def sheet(real: Cohort, synthetic: dict[str, Cohort], each: int, repeats: int, s
         raise ValueError(f"repeats={repeats}: from 0 to half of the {n} images")
     order = rng.permutation(n)
     again = rng.permutation(n // 2)[:repeats]  # positions in the first half
-    both = images.take(np.concatenate([order, order[again]]))
+    once, twice = images.take(order), images.take(order[again])
+    both = once.join(Cohort(twice.table.assign(image_id=twice.table.image_id + "-again"), twice.pixels))
     numbers = {"number": np.arange(1, len(both) + 1), "first": np.concatenate([np.zeros(n, int), again + 1])}
-    ids = both.table.image_id + np.repeat(["", "-again"], [n, repeats])
-    return Cohort(both.table.assign(image_id=ids, **numbers), both.pixels)
+    return Cohort(both.table.assign(**numbers), both.pixels)
 
 
 def begin(real: Cohort, synthetic: dict[str, Cohort], most: int, seed: int, folder: Path) -> Cohort:
