@@ -20,8 +20,9 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
-    """The notebooks first: the longest file, so that another process has all others meanwhile (`pytest -n 2`)."""
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+    """The notebooks first: the longest files, so that processes end together (`pytest -n 2`)."""
+    longest = ["test_notebooks.py", "test_own_radiographs.py"]
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
 @pytest.fixture(scope="session", autouse=True)

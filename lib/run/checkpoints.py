@@ -81,11 +81,7 @@ class Checkpoint:
         """Restore the objects and return the number of steps done: 0 where there is nothing to continue.
 
         Nothing is moved or deleted yet: several processes may be reading. `make_room` does, called by one of them.
-
-        Raises
-        ------
-        ValueError
-            Where a training lies here that may neither go on nor be set aside: see `goes_on`.
+        Raises ValueError where a training lies here that may neither go on nor be set aside: see `goes_on`.
         """
         import torch
 
@@ -134,13 +130,7 @@ class Checkpoint:
         return time.monotonic() - self.saved_at > self.every
 
     def save(self, step: int) -> None:
-        """Write the state after `step` steps.
-
-        Raises
-        ------
-        OSError
-            Where it cannot be written: the message says which step is kept.
-        """
+        """Write the state after `step` steps; raise OSError, with the step that is kept, where that fails."""
         import torch
 
         start, (path, before) = time.monotonic(), self.files(self.path)
@@ -163,7 +153,7 @@ class Checkpoint:
 
 
 def read_whole(path: Path) -> dict:
-    """What `torch.save` wrote; a ValueError where a byte of it is missing or has changed."""
+    """Read what `torch.save` wrote; raise ValueError where a byte of it is missing or has changed."""
     import torch
 
     with open(path, "rb") as file:
@@ -181,10 +171,7 @@ def read_whole(path: Path) -> dict:
 def read_record(path: Path) -> dict:
     """Return what a checkpoint tells of its training, without its tensors: `step, inputs, code, seconds`.
 
-    Raises
-    ------
-    ValueError
-        Where it tells nothing: it is torn, or of an older version of the code.
+    Raises ValueError where it is torn, or of an older version of the code.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -232,22 +219,12 @@ def differences(past: dict, now: dict) -> dict[str, tuple]:
 def goes_on(
     path: Path, unlike: dict[str, tuple], inputs: dict, finished: bool, made_before: Sequence[str] = ()
 ) -> bool:
-    """Whether a training that lies here goes on, or its result is taken, though it differs from what is asked for.
+    """Tell whether the training that lies at `path` goes on, or its result is taken, though it differs.
 
     Otherwise it is to be set aside, and the training begins. Where it goes on by "keep", a file beside it says so, and
-    it need not be asked again.
-
-    Parameters
-    ----------
-    path : of the checkpoint or result
-    unlike : `differences`; what one of the two lacks, no user has set: it differs in code
-    inputs : those that are asked for now
-
-    Raises
-    ------
-    ValueError
-        Where only the number of processes differs; and where a half-done training has other settings, seed or cohort,
-        with each value then and now.
+    it need not be asked again. What one of the two lacks (`differences`), no user has set: it differs in code. Raises
+    ValueError where only the number of processes differs; and where a half-done training has other settings, seed or
+    cohort, with each value then and now.
     """
     mode = other_training()
     if mode == "anew" and unlike:
@@ -284,15 +261,8 @@ def said(unlike: dict[str, tuple]) -> str:
 def set_aside(folder: Path, names: Sequence[str], unlike: dict[str, tuple], record: dict) -> Path | None:
     """Move a result that no longer fits into `before-YYYYMMDD-HHMMSS/` of its folder, and say what that costs.
 
-    Parameters
-    ----------
-    names : files and folders of the result; those that are there are moved
-    unlike : in what it differs from what is asked for, see `differences`; written beside it
-    record : what is known of it: `step, inputs, seconds`
-
-    Returns
-    -------
-    The new folder; None where there was nothing to move
+    Those of the names that are there are moved. In what they differ (`differences`), and what is known of the result
+    (`step, inputs, seconds`), is written beside them. Returns the new folder; None where there was nothing to move.
     """
     there = [name for name in names if (folder / name).exists()]
     if not there:
@@ -339,11 +309,9 @@ def _files(run: Path, suffixes: tuple[str, ...]) -> list[Path]:
 def trainings(run: Path) -> pd.DataFrame:
     """Return what took a run's time, and whether it fits the code as it is now; no tensor is read.
 
-    Returns
-    -------
-    DataFrame, one row a checkpoint, trial, set of images or measurement: `path` (from the run's folder), `state`
-        ("finished", "half-done", "torn"), `seconds` (spent so far), `anew` (seconds for all steps; NaN where unknown),
-        `then` and `now` (fingerprints), `fits` (as it is, or since it is kept)
+    A row is a checkpoint, trial, set of images or measurement: `path` (from the run's folder), `state` ("finished",
+    "half-done", "torn"), `seconds` (spent so far), `anew` (seconds for all steps; NaN where unknown), `then` and `now`
+    (fingerprints), `fits` (as it is, or since it is kept).
     """
     rows = []
     for path in _files(run, (".pt", ".json")):

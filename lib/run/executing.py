@@ -127,14 +127,7 @@ def plain(text: str) -> str:
 
 
 def execute(notebook: Notebook, parameters: dict, copy: Path, live: Live) -> str:
-    """Run one notebook from top to bottom into its executed copy.
-
-    Returns
-    -------
-    str
-        Where and why it stopped before its end: an error, a dead kernel, a time-out, an early exit, Ctrl-C. Empty where
-        it has finished.
-    """
+    """Run one notebook into its executed copy; return where and why it stopped before its end, "" where it did not."""
     for logger in ("papermill", "traitlets"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     for attempt in ("first", "second"):
@@ -182,9 +175,7 @@ def where(notebook: Notebook, copy: Path) -> str:
 def run_notebooks(request: Request, pages: ModuleType) -> bool:
     """Execute or skip each selected notebook; whether all have finished.
 
-    Parameters
-    ----------
-    pages : `lib.report.pages`, which this room does not know
+    `pages` is `lib.report.pages`, which this room does not know.
     """
     run, described = Run(request.folder), False
     for number, step in enumerate(request.steps(), 1):
@@ -260,10 +251,7 @@ def run_notebook(step: Step, label: str, run: Run, pages: ModuleType) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files (`lib.run.files.written`) of killed processes.
-
-    One of the last minute may be another machine's, which cannot be asked.
-    """
+    """Delete temporary files (`lib.run.files.written`) of dead processes; new ones may be another machine's."""
     for path in folder.rglob(".*.*"):
         found = re.match(r"\.(\d+)\..", path.name)
         with suppress(OSError):

@@ -33,26 +33,17 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def source_hash(*things: str | Callable, root: Path = ROOT) -> str:
-    """Return sixteen hexadecimal digits for all that functions of `lib` are computed by.
+    """Return sixteen hexadecimal digits for all that functions of `lib`, below `root`, are computed by.
 
-    Parameters
-    ----------
-    things : functions, methods (`CycleGAN.fit`), classes, or their names: "lib.trials.trials:run_trial"; a module's
-        name alone stands for all that it defines. An inherited method needs its class beside it.
-    root : the folder that holds `lib`
+    Things are functions, methods (`CycleGAN.fit`), classes, or their names: "lib.trials.trials:run_trial"; a module's
+    name alone stands for all that it defines. An inherited method needs its class beside it.
     """
     files = sorted(path for path in root.glob("lib/**/*.*") if path.suffix != ".pyc" and path.is_file())
     return _source_hash(tuple(map(name_of, things)), root, hash(tuple((path, _state(path)) for path in files)))
 
 
 def code_hash(source: str, root: Path = ROOT) -> str:
-    """Return the digits for a notebook's own code with all that it reaches in `lib`, figures included.
-
-    Raises
-    ------
-    SyntaxError
-        Where it is no Python.
-    """
+    """Return the digits for a notebook's own code with all that it reaches in `lib`, figures included."""
     reach, code = _Reach(root), _Module(root / "notebook.py", "", source)
     reach.visit(code, _Unit(code, code.tree.body))
     return reach.digest()

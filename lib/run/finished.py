@@ -25,23 +25,14 @@ NamedFiles = Callable[[Path], list[Path]]  # gives the files that a table of rad
 
 @dataclass(frozen=True)
 class Step:
-    """What a call does with one notebook.
-
-    Parameters
-    ----------
-    parameters : its own, without `run_dir`
-    inputs : digests of what else its results follow from
-    record : what the manifest knows of it
-    wanted : whether the call is asked for it
-    reasons : why it is made anew; none: it is finished and unchanged
-    """
+    """What a call does with one notebook."""
 
     notebook: Notebook
-    parameters: dict[str, object]
-    inputs: dict[str, object]
-    record: dict
-    wanted: bool
-    reasons: list[str]
+    parameters: dict[str, object]  # its own, without `run_dir`
+    inputs: dict[str, object]  # digests of what else its results follow from
+    record: dict  # what the manifest knows of it
+    wanted: bool  # whether the call is asked for it
+    reasons: list[str]  # why it is made anew; none: it is finished and unchanged
 
     @property
     def fingerprint(self) -> str:
@@ -50,27 +41,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Request:
-    """What a call of run_all.py is asked to do.
+    """What a call of run_all.py is asked to do."""
 
-    Parameters
-    ----------
-    notebooks : all of the study, in order
-    selected : those that the call is asked for
-    parameters : of all notebooks, without `run_dir`
-    folder : of the run
-    profile : whose parameters they are
-    by_hand : notebook → the file of decisions made by hand that it reads
-    force : whether what is finished is made anew, too
-    """
-
-    notebooks: list[Notebook]
-    selected: list[Notebook]
-    parameters: dict[str, object]
-    folder: Path
-    profile: str
-    by_hand: Mapping[str, str]
+    notebooks: list[Notebook]  # all of the study, in order
+    selected: list[Notebook]  # those that the call is asked for
+    parameters: dict[str, object]  # of all notebooks, without `run_dir`
+    folder: Path  # of the run
+    profile: str  # whose parameters they are
+    by_hand: Mapping[str, str]  # notebook → the file of decisions made by hand that it reads
     named_files: NamedFiles
-    force: bool = False
+    force: bool = False  # whether what is finished is made anew, too
 
     def steps(self) -> Iterator[Step]:
         """Yield for each notebook, in order, what the call would do with it.
@@ -95,13 +75,7 @@ class Request:
                 before = before | {notebook.name: record["fingerprint"]}
 
     def check(self) -> None:
-        """Refuse parameters unlike those with which a notebook was made, or with which its trainings began.
-
-        Raises
-        ------
-        Mistake
-            With the parameter, its value then and now, and what to do.
-        """
+        """Raise Mistake where parameters are unlike those of what was made, or of the trainings that were begun."""
         manifest = read_manifest(self.folder)
         other = manifest.get("profile", self.profile)
         for notebook in self.notebooks:
@@ -132,11 +106,7 @@ class Request:
 def inputs_of(
     notebook: Notebook, parameters: dict, before: dict, named_files: NamedFiles, decided: Path | None = None
 ) -> dict[str, object]:
-    """Digest what a notebook's results follow from, besides its parameters; prose does not count.
-
-    It is code with what that reaches in lib, the table of radiographs with sizes and times of its files, decisions made
-    by hand, and the notebooks before.
-    """
+    """Digest what a notebook's results follow from, besides its parameters; prose does not count."""
     try:
         code = code_hash(notebook.code)
     except SyntaxError:  # the notebook will say so itself

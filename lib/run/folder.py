@@ -35,20 +35,8 @@ def read_manifest(folder: Path) -> dict:
 class Run:
     """A run's folder and its `manifest.json`.
 
-    Parameters
-    ----------
-    run_dir : path
-        Created where it is missing; a relative path counts from the repository, wherever the notebook runs.
-
-    Raises
-    ------
-    OSError
-        Where the folder cannot be made or written: no permission, no space, a file in its place.
-
-    Examples
-    --------
-    >>> run = Run("runs/quick")  # doctest: +SKIP
-    >>> table = pd.read_csv(run.require("cohort/table.csv", notebook="01_data_exploration"))  # doctest: +SKIP
+    The folder is made where it is missing; a relative path counts from the repository. Raises OSError where it cannot
+    be made or written.
     """
 
     def __init__(self, run_dir: str | Path):
@@ -84,22 +72,14 @@ class Run:
 
     @property
     def manifest(self) -> dict:
-        """What `manifest.json` holds; empty before the first record."""
+        """Read what `manifest.json` holds; empty before the first record."""
         return read_manifest(self.folder)
 
     def check_parameters(self, notebook: str, values: dict) -> None:
-        """Refuse a notebook that would overwrite what the run made, or write it beside `run_all.py`.
+        """Refuse a notebook, with its `globals()`, that would overwrite what the run made.
 
-        Parameters
-        ----------
-        values : the notebook's `globals()`; `run_all.py` records what it is about to run with first
-
-        Raises
-        ------
-        Busy
-            Where another process holds the run, and did not start this one.
-        ValueError
-            Where the run was made with other parameters. Those that the notebook does not know any more may differ.
+        Raises Busy where another process holds the run, and did not start this one; ValueError where the run was made
+        with other parameters. Those that the notebook does not know any more may differ.
         """
         if os.environ.get(HOLDER) != str(self.folder.resolve()) and (owner := holder(self.folder)) is not None:
             raise Busy(held_by(self.folder, owner))
@@ -114,11 +94,7 @@ class Run:
             )
 
     def record(self, section: str | None = None, /, **facts) -> None:
-        """Merge facts into the manifest, into a section of it where one is named.
-
-        >>> run.record(device="cuda: NVIDIA H100")  # doctest: +SKIP
-        >>> run.record("weights", perceptual="VGG16, ImageNet")  # doctest: +SKIP
-        """
+        """Merge facts into the manifest, into a section of it where one is named."""
         manifest = self.manifest
         (manifest if section is None else manifest.setdefault(section, {})).update(facts)
 

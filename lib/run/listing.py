@@ -13,9 +13,7 @@ from lib.run.settings import prefixes, same, settings_of
 def show(request: Request, makes: Mapping[str, str]) -> None:
     """Print of each notebook title, question, state, seconds and peak memory, what the next call does, parameters.
 
-    Parameters
-    ----------
-    makes : what each notebook makes, by name
+    `makes` says what each makes, by name.
     """
     for step in request.steps():
         record, notebook = step.record, step.notebook

@@ -17,14 +17,9 @@ from lib.run.files import ROOT, shown
 
 
 def run_processes(todo, machines, name: str = "") -> None:
-    """Let processes do all tasks, each as many as it gets to, or one task together; return when they have ended.
+    """Let processes do a `TaskList`, each as many as it gets to, or the task of this name together, and wait for them.
 
     The cores are shared out among them, and GPUs one after the other.
-
-    Parameters
-    ----------
-    todo, machines : the `TaskList` and `Machines` of `lib.run.tasks`, given out
-    name : of the one task; "": all
     """
     n, logs = machines.num_processes, todo.folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)

@@ -35,23 +35,15 @@ class Busy(RuntimeError):
 
 @contextmanager
 def sole_writer(folder: str | Path, what: str) -> Iterator[int]:
-    """Hold a folder against every other process: `with sole_writer("runs/quick", "run_all.py"): ...`.
+    """Hold a folder, made where it is missing, against every other process; messages name `what` holds it.
 
     The lock is flock on the folder's `.lock`, so that it is free once its holder and whoever was given the descriptor
     have ended, however they ended. The file says who holds it, and its time is renewed every half minute. Where flock
     ends at the machine (some network file systems) or is missing (Windows, where two that start in the same instant are
     not kept apart), a holder counts that gave a sign of life in the last three minutes. The file is emptied in the end,
     never deleted: others may be waiting at it. (filelock, which comes with torch, neither hands its lock on to
-    children nor says who holds it.)
-
-    Parameters
-    ----------
-    folder : created where it is missing
-    what : who holds it, as messages name it
-
-    Yields
-    ------
-    The file's descriptor, for processes that shall hold the lock on when this one is killed (`Popen(pass_fds=…)`).
+    children nor says who holds it.) Yields the file's descriptor, for processes that shall hold the lock on when this
+    one is killed (`Popen(pass_fds=…)`).
 
     Raises
     ------

@@ -42,13 +42,9 @@ def read_profile(folder: Path, profile: str) -> dict[str, object]:
 
 
 def choose_parameters(notebooks: list[Notebook], profile: dict, given: list[tuple[str, str]]) -> dict[str, object]:
-    """Return the defaults, changed by the profile, changed by what the command line gives.
+    """Return the defaults, changed by the profile, changed by what the command line gives; `run_dir` is left out.
 
-    Returns
-    -------
-    dict
-        The parameters of the notebooks' cells, without `run_dir`; dictionaries of settings hold all fields that no cell
-        names.
+    They are those of the notebooks' cells; dictionaries of settings hold all fields that no cell names.
     """
     cells = defaults(notebooks)
     for name, prefix in prefixes(cells).items():

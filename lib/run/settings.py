@@ -95,12 +95,7 @@ def settings_of(prefix: str) -> dict[str, tuple[object, str]]:
     """Read the fields that the dictionary `prefix + "settings"` overrides: name → (default, meaning).
 
     They are those of all dataclasses in `lib/ROOM/PREFIX.py` or `lib/ROOM/PREFIX/` that derive from `FromParameters`;
-    the meaning is the comment behind a field.
-
-    Raises
-    ------
-    ValueError
-        Where a default is neither a literal nor arithmetic such as 286 / 256.
+    the meaning is the comment behind a field. A default must be a literal, or arithmetic such as 286 / 256.
     """
     found, module = {}, prefix.removesuffix("_")
     for path in sorted([*ROOT.glob(f"lib/*/{module}.py"), *ROOT.glob(f"lib/*/{module}/*.py")]):

@@ -48,14 +48,9 @@ class Job(Checkpointable):
 
 
 def run_jobs(todo, machines, data_parallel: bool) -> None:
-    """Send the tasks as arrays of jobs, and wait for them.
+    """Send a `TaskList` as arrays of jobs, and wait for them; `data_parallel` gives each job `num_processes`.
 
     Jobs of an earlier call are waited for as they are; those whose task has become another are cancelled.
-
-    Parameters
-    ----------
-    todo, machines : the `TaskList` and `Machines` of `lib.run.tasks`, given out
-    data_parallel : whether `num_processes` of a job do its task together; else a job has one
     """
     unfinished, logs = todo.unfinished(), todo.folder / "logs"
     sent = cancel_jobs(todo, keep=todo.keys)
@@ -98,12 +93,7 @@ def run_jobs(todo, machines, data_parallel: bool) -> None:
 
 
 def cancel_jobs(todo, keep: dict[str, str] | None = None) -> dict[str, str]:
-    """Cancel the jobs that earlier calls have sent and that still wait or run; return those that go on, by task.
-
-    Parameters
-    ----------
-    keep : keys of tasks by name; the jobs of these go on
-    """
+    """Cancel the jobs that earlier calls have sent, but return those of tasks in `keep` (name → key), which go on."""
     sent_file, keep = todo.folder / "jobs.json", keep or {}
     if not sent_file.exists():
         return {}
@@ -121,13 +111,7 @@ def cancel_jobs(todo, keep: dict[str, str] | None = None) -> dict[str, str]:
 
 
 def queue(tries: int = 12) -> set[str]:
-    """Return this user's jobs that wait or run, ARRAY_INDEX in arrays.
-
-    Raises
-    ------
-    RuntimeError
-        Where Slurm did not answer, asked so many times in five seconds each.
-    """
+    """Return this user's jobs that wait or run, ARRAY_INDEX in arrays; RuntimeError where Slurm does not answer."""
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
     for _ in range(tries):
         told = subprocess.run(command, capture_output=True, text=True)

@@ -48,27 +48,19 @@ CHOSEN = "LIB_MACHINES"  # environment variable: the fields of `Machines` but nu
 class Task:
     """One thing to do.
 
-    Parameters
-    ----------
-    do : called without arguments, or with `watch`; for other processes it is pickled. It returns True where it was
-        stopped by hand before its end.
-    result : the file or folder that is there when it is done
-    needs : files that its result follows from, besides what `do` is given: where one changes, it is done again
-    code : functions and classes of `lib` that it runs, besides `do` and those that `do` is given
+    `do` is called without arguments, or with `watch`, and pickled for other processes. It returns True where it was
+    stopped by hand before its end.
     """
 
     do: Callable[..., object]
-    result: Path
-    needs: tuple[Path, ...] = ()
-    code: tuple[Callable, ...] = ()
+    result: Path  # the file or folder that is there when it is done
+    needs: tuple[Path, ...] = ()  # files that its result follows from, besides what `do` is given
+    code: tuple[Callable, ...] = ()  # of `lib` that it runs, besides `do` and what that is given
 
     def key(self, arithmetic: str, arrays: dict[int, tuple[np.ndarray, str]]) -> str:
         """Return sixteen hexadecimal digits that change with its code, with what it is given and with what it needs.
 
-        Parameters
-        ----------
-        arithmetic : see `Machines.arithmetic`
-        arrays : by `id`, large arrays that other tasks were given, and their digests; filled
+        `arrays` holds, by `id`, large arrays that tasks were given, and their digests.
         """
         digest = hashlib.sha256(arithmetic.encode() + source_hash(*callables(self.do), *self.code).encode())
         digest.update(_Short.dumps(self, arrays))
@@ -115,22 +107,16 @@ class TasksFailed(RuntimeError):
 class Machines:
     """Who does tasks.
 
-    Parameters
-    ----------
-    executor : "local", this machine, or "slurm", the cluster that this machine belongs to
-    num_processes : that train one translator together, each on its part of a batch, or do as many tasks at a time; 1,
-        on this machine: all in this process
-    partition, account, minutes : of Slurm's jobs; "": the cluster's own choice
-    gpus : of each process of a job; 0: CPUs. What else a cluster asks for is set by Slurm's own environment
-        variables, for example SBATCH_QOS or SBATCH_MEM_PER_CPU
+    `num_processes` train one translator together, each on its part of a batch, or do as many tasks at a time. What else
+    a cluster asks for is set by Slurm's own environment variables, for example SBATCH_QOS or SBATCH_MEM_PER_CPU.
     """
 
-    executor: str = "local"
-    num_processes: int = 1
-    partition: str = ""
+    executor: str = "local"  # this machine, or "slurm", the cluster that it belongs to
+    num_processes: int = 1  # on this machine: all in this process
+    partition: str = ""  # of Slurm's jobs, as are account and minutes; "": the cluster's own choice
     account: str = ""
     minutes: int = 240
-    gpus: int = 1
+    gpus: int = 1  # of each process of a job; 0: CPUs
 
     def __post_init__(self):
         if self.executor not in ("local", "slurm"):
@@ -172,17 +158,15 @@ def run_tasks(
 ) -> pd.DataFrame:
     """Do all tasks and return `state, attempts, seconds, memory_mb` of each.
 
+    Raises TasksFailed where tasks failed in other processes, after all others were done. In this process an error ends
+    the work.
+
     Parameters
     ----------
-    tasks : by name; for other processes they are pickled
+    tasks : by name, which becomes part of file names
     folder : of the list, `runs/NAME/STAGE/tasks`; jobs that an earlier call has sent are waited for, not sent again
     data_parallel : whether `num_processes` do each task together, or as many tasks at a time
     watch : what tasks that are done in this process get as their argument of this name
-
-    Raises
-    ------
-    TasksFailed
-        Where tasks failed in other processes, after all others were done. In this process an error ends the work.
     """
     todo = TaskList(folder, tasks, machines)
     if machines.executor == "local":
@@ -227,11 +211,6 @@ class TaskList:
 
     `folder/NAME.json` holds a task's key, state, attempts, job, start, seconds, peak of memory, log and error;
     `folder.csv` the same of all tasks as a table; `folder/tasks.pkl` this list, for other processes.
-
-    Parameters
-    ----------
-    tasks : by name, which becomes part of file names
-    machines : who does them
     """
 
     def __init__(self, folder: Path, tasks: dict[str, Task], machines: Machines):
@@ -281,10 +260,7 @@ class TaskList:
     def do(self, name: str, states: Sequence[str] = STATES, job: str = "", log: str = "", **how) -> None:
         """Do one task, if it is in one of these states, and note what became of it; `how` goes to the task.
 
-        Raises
-        ------
-        Busy
-            Where another process is doing it.
+        Raises Busy where another process is doing it.
         """
         with self.lock(name):
             start, known = time.perf_counter(), self.read(name)
