@@ -152,7 +152,7 @@ def compare(first: str, second: str, runs: Path) -> int:
 
 def verify(name: str, notebooks: list[Notebook], runs: Path) -> int:
     """Repeat a finished run beside it and compare."""
-    from lib.checks.repeat import repeat
+    from lib.checks.verify import repeat
     from lib.report import pages
 
     check_runs(runs, name)

@@ -1,10 +1,8 @@
 """The leak audit: does anything that is fitted or tested know what it must not?
 
-Each check compares two things, counts what it finds that must not be there, and is one row of a table
-`check, where, compared, found, example, passed`. A run prints the table, and stops where a check did not pass.
+Each check counts what it finds that must not be there, and is one row of a table `check, where, compared, found,
+example, passed`. A run prints the table, and stops where a check did not pass.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import combinations
@@ -29,19 +27,12 @@ COLUMNS = ("check", "where", "compared", "found", "example", "passed")
 
 
 def audit(path: Path, *checks: pd.DataFrame) -> pd.DataFrame:
-    """Keep these checks in a run's audit table, in the place of older ones of the same name, and stop at a leak.
+    """Write these checks into a run's audit table, replacing those of the same names, and return them `by_check`.
 
-    Returns
-    -------
-    The checks given, `by_check`.
-
-    Raises
-    ------
-    LeakError
-        Naming each check that did not pass; the table is written before.
+    Once the table is written, a LeakError names each check that did not pass.
     """
     new = table = pd.concat(checks, ignore_index=True)
-    if Path(path).exists():
+    if path.exists():
         old = pd.read_csv(path, keep_default_na=False)
         table = pd.concat([old[~old.check.isin(new.check)], new], ignore_index=True)
     write_text(path, table.to_csv(index=False))
@@ -60,17 +51,10 @@ def by_check(table: pd.DataFrame) -> pd.DataFrame:
     return table.groupby("check", sort=False).agg(**sums, passed=("passed", "all"))
 
 
-def _check(check: str, where: str, compared: int, offenders: Iterable) -> tuple:
+def _check(check: str, where: str, compared: int, offenders: Iterable[str]) -> tuple:
     """Return a row of the table; it passes where there are no offenders."""
-    offenders = [*map(str, offenders)]
+    offenders = [*offenders]
     return check, where, compared, len(offenders), next(iter(offenders), ""), not offenders
-
-
-def _table(rows: list[tuple]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
-# Real images ---------------------------------------------------------------------------------------------------------
 
 
 def part_checks(study: Study) -> pd.DataFrame:
@@ -83,16 +67,11 @@ def part_checks(study: Study) -> pd.DataFrame:
         patients, strangers = set().union(*members.values()), sorted(set(named.patient_id) - known)
         rows.append(_check("patients in two parts", fold.name, len(patients), shared))
         rows.append(_check("patients of the splits without an image", fold.name, len(named), strangers))
-    return _table(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def duplicate_checks(study: Study, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Check that no image in one part of a fold has a copy in another part.
-
-    Parameters
-    ----------
-    pairs : the `lib.data.duplicates.duplicate_pairs` of the cohort
-    """
+    """Check that none of the cohort's `lib.data.duplicates.duplicate_pairs` lies in two parts of a fold."""
     a, b = pairs.a.to_numpy(), pairs.b.to_numpy()
     ids, patients, rows = study.cohort.table.image_id.to_numpy(), study.cohort.table.patient_id, []
     for fold in study.folds:
@@ -100,31 +79,25 @@ def duplicate_checks(study: Study, pairs: pd.DataFrame) -> pd.DataFrame:
         across = (part[a] != part[b]) & (part[a] != "") & (part[b] != "")
         found = [f"{ids[i]} and {ids[j]}" for i, j in zip(a[across], b[across], strict=True)]
         rows.append(_check("images in two parts", fold.name, int((part != "").sum()), found))
-    return _table(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def preprocessing_check(study: Study, prepare: Callable[[np.ndarray], Cohort]) -> pd.DataFrame:
-    """Check that test images prepared alone have the same pixels: nothing of their looks was fitted to others.
+    """Check that test images have the same pixels when they are prepared alone: nothing was fitted to other images.
 
-    Parameters
-    ----------
-    prepare : (n,) rows of the cohort → the cohort of these images, prepared without any other
+    `prepare` returns the images of these rows of the cohort, prepared without any other.
     """
     cohort, splits = study.cohort, study.splits
     tested = cohort.table.patient_id.isin(splits[splits.part == "test"].patient_id).to_numpy()
     rows = np.flatnonzero(tested)[:: max(int(tested.sum()) // 8, 1)][:8]
     differ = abs(prepare(rows).images() - cohort.take(rows).images()).max(axis=(1, 2, 3)) > 1e-6
     ids = cohort.table.image_id.iloc[rows[differ]]
-    return _table([_check("images that change when prepared alone", "test part", len(rows), ids)])
+    row = _check("images that change when prepared alone", "test part", len(rows), ids)
+    return pd.DataFrame([row], columns=COLUMNS)
 
 
 def window_checks(study: Study, percentiles: tuple[float, float]) -> pd.DataFrame:
-    """Check that each fold's window is that of its training images, whatever the others look like.
-
-    Parameters
-    ----------
-    percentiles : of `lib.data.splits.fit_windows`
-    """
+    """Check that a fold's window (`fit_windows`) stays the same when its held-out images are inverted."""
     cohort, strangers = study.cohort, []
     for fold in study.folds:
         others = cohort.table.patient_id.isin(fold.splits.patient_id[fold.splits.part != "train"]).to_numpy()
@@ -132,20 +105,15 @@ def window_checks(study: Study, percentiles: tuple[float, float]) -> pd.DataFram
         fitted = fit_windows(fold.splits, cohort.take(~others).join(inverted), percentiles)
         if not np.allclose(fitted[["black", "white"]].iloc[0], fold.window):
             strangers.append(fold.name)
-    return _table([_check("windows fitted to other images", "all folds", len(study.folds), strangers)])
-
-
-# Fitted things -------------------------------------------------------------------------------------------------------
+    row = _check("windows fitted to other images", "all folds", len(study.folds), strangers)
+    return pd.DataFrame([row], columns=COLUMNS)
 
 
 def weights_checks(study: Study, *names: str) -> pd.DataFrame:
-    """Check that translators and judge of each fold have seen all of its training patients and nobody else.
+    """Check that translators and judge of each fold have seen all of its training images and no others.
 
-    The hash of the patients was written into the weights by the training itself. Weights that do not exist are no leak.
-
-    Parameters
-    ----------
-    names : of `lib.translators.methods.METHODS`, and "judge"; none: all of them
+    The training has written hashes into the weights. `names` are of `lib.translators.methods.METHODS`, or "judge"; by
+    default all whose weights exist are checked.
     """
     rows = []
     for name in names or (*METHODS, "judge"):
@@ -159,21 +127,14 @@ def weights_checks(study: Study, *names: str) -> pd.DataFrame:
                 strangers.append(f"{name} of {fold.name}, which saw other images or labels of its patients")
         if trained:
             rows.append(_check(f"{name} fitted to other images", "all folds", len(trained), strangers))
-    return _table(rows)
-
-
-# Synthetic images ----------------------------------------------------------------------------------------------------
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def synthetic_checks(fold: Fold, synthetic: dict[str, Cohort]) -> pd.DataFrame:
-    """Check that synthetic images come from training images, are of nobody who is held out, and repeat no such image.
+    """Check that synthetic images come from training images and from a generator of this fold.
 
-    What translators and noise made says by which generator: one that saw the fold's training patients and nobody else.
-
-    Parameters
-    ----------
-    synthetic : by method, what it adds to the training part (`lib.fidelity.synthesis.load`); noise has no sources, and
-        those of `oracle` may be real AFF hidden from every part
+    None may belong to a held-out patient or repeat a held-out image. Noise has no sources, and those of "oracle" may be
+    real AFF images that are hidden from every part.
     """
     training, validation, test = fold.parts
     held_out, rows = validation.join(test), []
@@ -191,4 +152,4 @@ def synthetic_checks(fold: Fold, synthetic: dict[str, Cohort]) -> pd.DataFrame:
         found["that repeat a validation or test image"] = pairs
         where = f"{fold.name}, {method}"
         rows += [_check(f"synthetic images {what}", where, len(made), which) for what, which in found.items()]
-    return _table(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)

@@ -1,7 +1,5 @@
 """Choices: parameters that a notebook would refuse after hours of training, refused beforehand."""
 
-from __future__ import annotations
-
 import shutil
 
 from lib.run.files import from_root
@@ -10,13 +8,7 @@ from lib.run.settings import flat, nearest
 
 
 def check_choices(parameters: dict[str, object], executor: str = "local") -> None:
-    """Refuse an executor, processes, conditions, methods and run folders that cannot work.
-
-    Raises
-    ------
-    Mistake
-        With the parameter, its value and what there is instead.
-    """
+    """Raise Mistake where an executor, processes, conditions, methods or run folders cannot work."""
     if executor == "slurm" and not shutil.which("sbatch"):
         raise Mistake("--executor slurm: there is no sbatch here; start this on a machine of the Slurm cluster")
     values = flat(parameters)
@@ -25,8 +17,8 @@ def check_choices(parameters: dict[str, object], executor: str = "local") -> Non
         raise Mistake(f"parameter num_processes: {n}; at least one process must work")
     if n == 1 and not {"conditions", "methods", "learning_curve"} & set(values):
         return
-    from lib.fidelity.controls import CONTROL_GENERATORS  # these load torch
-    from lib.translators.methods import GENERATORS, METHODS
+    from lib.fidelity.synthesis import known_methods  # these load torch
+    from lib.translators.methods import METHODS
     from lib.trials.conditions import condition
 
     for name in (f"{method}_batch" for method in METHODS):
@@ -37,7 +29,7 @@ def check_choices(parameters: dict[str, object], executor: str = "local") -> Non
             condition(name)
         except ValueError as error:
             raise Mistake(f"parameter conditions: {error}") from error
-    known = [*GENERATORS, *CONTROL_GENERATORS]
+    known = known_methods()
     for name in values.get("methods", ()):
         if name not in known:
             raise Mistake(f"parameter methods: unknown {name!r}{nearest(name, known)}; there are {', '.join(known)}")

@@ -2,13 +2,11 @@
 
     python -m lib.checks.privacy runs/NAME [--source DICOM_FOLDER] [--linkage FILE]
 
-looks through every file of a run, into pictures, PDFs and weights too, for names, numbers, dates and paths. They are
-those of the table of radiographs, of the DICOM files that it names or that lie in `--source`, of an import's linkage,
-and of this machine. It says in which file there is something, and of which kind, never what, and ends with status 1. It
-cannot read what is drawn in pictures.
+looks for names, numbers, dates and paths in every file of a run, in pictures, PDFs and weights too. It takes them from
+the table of radiographs, the DICOM files that the table names or that lie in `--source`, an import's linkage, and this
+machine. It says in which file there is something, and of which kind, never what, and ends with status 1. It cannot read
+what is drawn in pictures.
 """
-
-from __future__ import annotations
 
 import argparse
 import base64
@@ -61,7 +59,7 @@ Words = tuple[str, ...]
 
 
 class Identifiers:
-    """What is looked for: sequences of words, each with the kind of thing it is."""
+    """Holds what is looked for: sequences of words, each with the kind of thing it is."""
 
     def __init__(self):
         self.kinds: dict[Words, str] = {}
@@ -196,12 +194,7 @@ def gather(run: Run, source: Path | None, linkages: list[Path]) -> Identifiers:
 
 
 def scan(run: Path, identifiers: Identifiers) -> pd.DataFrame:
-    """Find the files of a run that hold an identifier, or whose names do.
-
-    Returns
-    -------
-    DataFrame `file, kind, times`
-    """
+    """Find the files of a run that hold an identifier, or whose names do: a table `file, kind, times`."""
     rows = []
     files = sorted(path for path in run.rglob("*") if path.is_file())
     with progress(len(files), desc="files") as bar:
@@ -219,12 +212,7 @@ def scan(run: Path, identifiers: Identifiers) -> pd.DataFrame:
 
 
 def texts(name: str, data: bytes) -> Iterator[str]:
-    """Yield all text of a file, that within pictures, PDFs, archives, arrays and weights too.
-
-    Parameters
-    ----------
-    name : its ending says what the file is
-    """
+    """Yield all text of a file, also within pictures, PDFs, archives, arrays and weights, told by its name's ending."""
     suffix = Path(name).suffix.lower()
     if suffix == ".npy":
         yield from _of_array(data)
@@ -244,15 +232,13 @@ def texts(name: str, data: bytes) -> Iterator[str]:
                     yield from texts(member.filename, archive.read(member))
     elif (about := _of_picture(data)) is not None:
         yield about
-    elif suffix in (".json", ".ipynb"):
-        try:
-            said = list(_strings(json.loads(data)))
-        except ValueError:
-            said = [decoded(data, "replace")]
+    else:
+        said = [decoded(data, "replace")]
+        if suffix in (".json", ".ipynb"):
+            with suppress(ValueError):
+                said = [*_strings(json.loads(data))]
         for text in said:
             yield from _of_text(text)
-    else:
-        yield from _of_text(decoded(data, "replace"))
 
 
 def _of_text(text: str) -> Iterator[str]:

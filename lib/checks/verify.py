@@ -1,22 +1,94 @@
-"""Verify: is a run that is repeated the same? Tables, weights, pixels and answers of two runs, compared exactly.
+"""Verify: is a run reproduced? It is made again beside itself, and the two runs are compared exactly.
 
 Table cells are compared as they are written, tensors bit for bit. Columns and rows that hold times may differ.
 """
 
-from __future__ import annotations
-
+import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
 from safetensors import deserialize
 
 from lib.run.checkpoints import SET_ASIDE
+from lib.run.executing import ThisPython, kept, remove_leftovers, run_notebooks
+from lib.run.files import shown
+from lib.run.finished import Request, check_finished
+from lib.run.folder import Run
+from lib.run.locks import LOCK, sole_writer
+from lib.run.notebooks import Mistake
+from lib.run.parameters import defaults
 
+FACTS = ("versions", "device", "cpu", "threads", "commit")  # what may explain a difference
 TIMES = ("seconds", "hours")  # columns of time, and values of a column `metric`
 FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
 Found = tuple[int, int, float, str]  # compared, differ, largest, note: see `compare_runs`
+
+
+def repeat(request: Request, pages: ModuleType) -> bool:
+    """Repeat a finished run, with its parameters, in NAME-verify beside it, and return whether all is the same.
+
+    An interrupted repetition goes on. It is deleted where all is the same, else kept until the next call. The request
+    names all notebooks of the run; `pages` are as in `lib.run.executing.run_notebooks`. Mistake where the run is not
+    finished, or was made with other code, parameters, radiographs or decisions.
+    """
+    folder = request.folder
+    name, beside = folder.name, folder.with_name(f"{folder.name}-verify")
+    with sole_writer(folder, "run_all.py --verify"):
+        check_finished(request.notebooks, folder, "verify")
+        run = Run(folder)
+        manifest = run.manifest
+        parameters = defaults(request.notebooks) | manifest["parameters"]
+        request = replace(request, parameters=parameters, profile=manifest["profile"])
+        for step in request.steps():
+            if step.reasons:
+                raise Mistake(
+                    f"runs/{name} was made with other code, parameters, radiographs or decisions "
+                    f"({step.notebook.name}: {step.reasons[0]}): check out its commit, "
+                    f"{manifest.get('commit') or 'which is not recorded'}, or run it again first"
+                )
+        with sole_writer(beside, "run_all.py --verify") as ThisPython.lock:
+            again = Run(beside)
+            begun = fingerprints(again)
+            if "verified" in again.manifest or not begun or not begun.items() <= fingerprints(run).items():
+                empty(beside)
+            for file in request.by_hand.values():
+                if (run / file).exists():
+                    shutil.copy2(run / file, again.path(file))
+            remove_leftovers(beside)
+            if not run_notebooks(replace(request, folder=beside), pages):
+                print(kept(beside), file=sys.stderr)
+                return False
+            files = compare_runs(folder, beside)
+            same = not files.differ.any()
+            for fact in FACTS:
+                if (here := again.manifest.get(fact)) != (there := manifest.get(fact)):
+                    print(f"{fact}: {there} in {name}, {here} now")
+            print(report(files))
+            again.record(verified=same)
+            if same:
+                shutil.rmtree(beside, ignore_errors=True)
+    end = f"is NOT reproduced; the repetition is kept: {shown(beside)}"
+    print(f"runs/{name} {'is reproduced' if same else end}")
+    return same
+
+
+def fingerprints(run: Run) -> dict[str, str]:
+    """Return the fingerprint of each notebook that has run: what its results follow from."""
+    return {name: record["fingerprint"] for name, record in run.manifest.get("notebooks", {}).items()}
+
+
+def empty(folder: Path) -> None:
+    """Delete all in a folder but its lock."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def compare_runs(a: Path, b: Path) -> pd.DataFrame:
@@ -101,7 +173,7 @@ KINDS = {  # files, what compares them, what they are called, what is compared o
 
 
 def report(files: pd.DataFrame) -> str:
-    """Tell a comparison in lines: how much is the same, then each difference."""
+    """Report `compare_runs` in lines: how much is the same, then each difference."""
     lines = []
     for kind, (*_, name, unit) in KINDS.items():
         rows = files[files.kind == kind]

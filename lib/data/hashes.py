@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 
@@ -26,3 +27,8 @@ def cohort_hashes(cohort: Cohort) -> list[str]:
 def patients_hash(cohort: Cohort) -> str:
     """Return digits for the set of patients: they say which patients weights have seen, not who they are."""
     return hashlib.sha256("\n".join(sorted(cohort.patients.index)).encode()).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    """Return sixteen hexadecimal digits that change with any byte of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

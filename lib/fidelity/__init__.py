@@ -2,8 +2,8 @@
 
 First `synthesis` (making them), `judge` (the eye that measures) and `measures` (the fidelity table, with the feature
 spaces of `distances`). Then one question a file: `steganography`, `memorisation`, `hallucination`. By hand:
-`curation`, `reader_study`. `controls` are generators whose worth is known beforehand. `sampling` tries variants of a
-sampler, `summary` says what notebook 04 shows.
+`curation`, `reader_study`. `controls` are generators whose worth is known beforehand. `summary` says what notebook 04
+shows.
 
 Translators are trained in `lib.translators`, classifiers in `lib.trials`.
 """

@@ -4,8 +4,6 @@ A study that cannot tell an oracle from copies, or finds something where labels 
 generators among them make AFF images for a training set as translators do.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 
@@ -30,34 +28,27 @@ CONTROLS = {
 
 
 def is_control(condition: str) -> bool:
-    """Return whether a condition, dose and augmentation aside, is a control."""
+    """Return whether a condition is a control, whatever its dose and augmentation."""
     return re.split("[+@]", condition)[0] in CONTROLS
 
 
 def without_controls(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Keep the rows of conditions that are no controls; all rows where there are only controls."""
+    """Drop the rows of controls, unless there are only controls."""
     studied = ~predictions.condition.map(is_control).astype(bool)
     return predictions[studied] if studied.any() else predictions
 
 
 def fake(training: Cohort, number: int, seed: int) -> Cohort:
-    """Copy AFF training images, each as often as any other, but for one."""
+    """Copy AFF training images; how often each is copied differs by one at most."""
     aff = generator(seed, 1).permutation(np.flatnonzero(training.targets == 1))
     return training.copies(np.resize(aff, number), "fake")
 
 
 def oracle(sources: Cohort, hidden: Cohort, phantom: Phantom | None, seed: int) -> Cohort:
-    """Make what a perfect generator would add.
+    """Make what a perfect generator would add: as many new AFF images as there are NFF `sources`.
 
-    Parameters
-    ----------
-    sources : NFF training images; on the phantom each is rendered with an atypical fracture
-    hidden : on real radiographs, AFF images of patients in no part of the fold (`training_aff_share` below 1)
-
-    Raises
-    ------
-    ValueError
-        Where neither is to be had.
+    The phantom renders each source with an atypical fracture. Real radiographs come from `hidden`, AFF images of
+    patients in no part of the fold; a ValueError where there are none.
     """
     if phantom is not None:
         made = phantom.counterfactual(sources)
@@ -80,15 +71,10 @@ def useless(sources: Cohort) -> Cohort:
 
 
 def permuted_labels(parts: Sequence[Cohort], *key: int) -> list[Cohort]:
-    """Shuffle labels among all patients of the parts; all images of a patient get one label.
+    """Shuffle labels among all patients of the parts, as a pure function of a key such as (repeat, fold).
 
-    Among all, not within each part: a patient who got into two parts would keep one label in both, and an AUROC above
-    0.5 would tell. (A copy under another patient's name has a label of its own; `lib.data.duplicates` looks for those.)
-    Shuffled anew until every part has two patients of each label, as AUC tests need, or as few as it had before.
-
-    Parameters
-    ----------
-    key : the shuffle is a pure function of it, such as (repeat, fold)
+    All images of a patient get one label. A patient who is in two parts by mistake keeps it in both, so an AUROC above
+    0.5 shows the leak. The draw is repeated until each part has two patients of each label, or as few as it had before.
     """
     patients = pd.concat([part.patients for part in parts])
     patients = patients[~patients.index.duplicated()]
@@ -107,5 +93,5 @@ def _rarer(part: Cohort) -> int:
 
 
 def with_canary(fold: Fold) -> Cohort:
-    """Join the training part and the images of one test patient: what the leak audit must not let pass."""
+    """Join the training part and the images of one test patient: a leak that the audit must find."""
     return fold.train.join(fold.test.select(patient_id=fold.test.table.patient_id.iloc[0]))

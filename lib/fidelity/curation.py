@@ -1,7 +1,5 @@
 """Curation: which synthetic images somebody looked at and rejected."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 
@@ -11,19 +9,16 @@ import pandas as pd
 from lib.data.cohort import Cohort
 from lib.run.files import shown
 
-VERDICTS = "verdicts.csv"  # image_id, pixels, keep, reason: what was decided by hand
+VERDICTS = "verdicts.csv"  # what was decided by hand
 
 
 def pixel_hashes(images: Cohort) -> list[str]:
-    """Return sixteen hexadecimal digits of each image: a verdict is on its pixels, whatever gets its id later."""
+    """Return sixteen hexadecimal digits of each image: a verdict is on pixels, for another image may get the id."""
     return [hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()[:16] for pixels in images.pixels]
 
 
 def read_verdicts(path: Path) -> pd.DataFrame:
-    """Read `image_id, pixels, keep, reason` of synthetic images that somebody looked at; no file, no rows.
-
-    `pixels` are those of `pixel_hashes`.
-    """
+    """Read the table `image_id, pixels` (`pixel_hashes`), `keep, reason`; without a file it has no rows."""
     columns = {"image_id": str, "pixels": str, "keep": bool, "reason": str}
     if not Path(path).exists():
         return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in columns.items()})
@@ -34,7 +29,7 @@ def read_verdicts(path: Path) -> pd.DataFrame:
 
 
 def without_rejected(synthetic: dict[str, Cohort], path: Path) -> dict[str, Cohort]:
-    """Leave out images that were rejected by hand, and keep equally many of each method: the first ones."""
+    """Leave out images that were rejected by hand, then keep the first images of each method, equally many."""
     verdicts = read_verdicts(path)
     rejected = set(verdicts.pixels[~verdicts.keep])
     kept = {

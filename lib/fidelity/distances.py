@@ -1,11 +1,9 @@
 """Distances between two sets of images, in more than one feature space: KID, FID, precision, recall, density, coverage.
 
-A feature space turns (N, H, W) integer pixels into (N, d) numbers. What one space cannot see, its distances do not
-count, so there are always two, of different kinds (`spaces`), and a third where Inception's weights are at hand. FID is
-taken of a space's leading directions alone, for it means nothing where there are as many dimensions as images.
+A feature space turns (N, H, W) integer pixels into (N, d) numbers. Distances miss what their space cannot see, so
+there are always two spaces, of different kinds (`spaces`), and a third where Inception's weights are at hand. FID uses
+a space's leading directions alone, for it means nothing where there are as many dimensions as images.
 """
-
-from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
@@ -21,9 +19,9 @@ from torch.nn.functional import interpolate
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from lib.data.cohort import Cohort, to_images
+from lib.data.cohort import Cohort
 from lib.data.images import Images
-from lib.data.pixels import OnDisk, blocks
+from lib.data.pixels import BLOCK, OnDisk
 from lib.fidelity.judge import Judge
 from lib.run.files import from_root
 from lib.run.randomness import generator
@@ -40,22 +38,17 @@ FID_IMAGES = 64  # a dimension: FID of two samples of one distribution is then a
 
 @dataclass(frozen=True)
 class Space:
-    """What is measured of images, and the few dimensions of it that FID is taken of."""
+    """Holds what turns images into features, and features into the few dimensions that FID uses."""
 
     features: Callable[[np.ndarray], np.ndarray]  # (N, H, W) integer pixels → (N, d)
     leading: Callable[[np.ndarray], np.ndarray]  # (N, d) → (N, k): most variance in the training part first, k ≤ 16
 
 
 def spaces(judge: Judge, training: Cohort, inception: str = "none") -> dict[str, Space]:
-    """Return the feature spaces of a fold: of its judge, which knows labels, and generic ones, which do not.
+    """Return the feature spaces of a fold, by name.
 
-    `judge` sees fractures and little else; `pca`, the principal components of the training images, sees exposure, pose
-    and anatomy, and hardly a thin line.
-
-    Parameters
-    ----------
-    training : the fold's training part
-    inception : "none", "download" or a weights file, see `inception_available`
+    `judge` sees fractures and little else. `pca`, the principal components of the training images, sees exposure, pose
+    and anatomy, and hardly a thin line. `inception` is left out where it is "none", see `inception_available`.
     """
 
     def space(features):
@@ -67,10 +60,7 @@ def spaces(judge: Judge, training: Cohort, inception: str = "none") -> dict[str,
 
 
 def leading(features: np.ndarray, components: int = FID_COMPONENTS) -> Callable[[np.ndarray], np.ndarray]:
-    """Fit the projection on the principal components of (N, d) features, the greatest variance first, none rescaled.
-
-    There are fewer than `components` where d or N − 1 is smaller.
-    """
+    """Fit the projection of (N, d) features on `components` or fewer principal components, not rescaled."""
     n, d = features.shape
     return PCA(min(components, d, n - 1), svd_solver="full").fit(np.asarray(features, np.float64)).transform
 
@@ -87,26 +77,19 @@ def principal_components(training: Cohort) -> Callable[[np.ndarray], np.ndarray]
 
 
 def shrunk(pixels: np.ndarray | OnDisk, most: int) -> np.ndarray:
-    """Return (N, side, side) float32 in [-1, 1] of (N, H, W) integers: averages, `most` pixels or fewer a side."""
+    """Shrink (N, H, W) integers to (N, side, side) float32 in [-1, 1], at most `most` pixels a side, by averaging."""
     side = min(most, pixels.shape[-1])
-    small = np.empty((len(pixels), side, side), np.float32)
-    for rows in blocks(len(pixels)):
-        images = torch.from_numpy(to_images(pixels[rows]))
-        small[rows] = interpolate(images, (side, side), mode="bilinear", antialias=True)[:, 0].numpy()
-    return small
+    batches = Images(pixels).split(BLOCK)
+    return torch.cat([interpolate(x, (side, side), mode="bilinear", antialias=True)[:, 0] for x in batches]).numpy()
 
 
 def inception_available(weights: str) -> str:
-    """Describe Inception's weights: "" where they are not wanted or cannot be had (which is printed).
+    """Describe Inception's weights: "" where they are not wanted, or cannot be loaded, which is printed.
 
-    Parameters
-    ----------
-    weights : "none", "download" (torch-fidelity's usual address), or the path of these weights as safetensors
+    `weights` is "none", "download" (from torch-fidelity's usual address), or the path of a safetensors file.
     """
     if weights == "none":
         return ""
-    if weights != "download":
-        read_weights(weights, "inception_weights")
     try:
         _inception(weights)
     except (OSError, RuntimeError) as error:
@@ -118,7 +101,7 @@ def inception_available(weights: str) -> str:
 def _inception(weights: str) -> torch.nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         path = None
-        if weights != "download":  # torch-fidelity reads pickles alone, and any: it gets one of plain tensors
+        if weights != "download":  # torch-fidelity opens any pickle, and nothing else: it gets one of plain tensors
             path = str(Path(folder, "inception.pth"))
             torch.save(read_weights(weights, "inception_weights"), path)
         return torch_fidelity.utils.create_feature_extractor(
@@ -131,7 +114,7 @@ def _inception(weights: str) -> torch.nn.Module:
 
 
 def inception_features(weights: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Return Inception's 2048 features of grey images, repeated to RGB of 8 bits, as torch-fidelity has them."""
+    """Return the function that computes Inception's 2048 features of grey images, repeated to RGB of 8 bits."""
     network = _inception(weights)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -150,43 +133,36 @@ def inception_features(weights: str) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def distances(generated: np.ndarray, real: np.ndarray, leading: Callable = np.asarray) -> dict[str, float]:
-    """Measure those distances of generated from real images whose value depends on how many there are of each.
+    """Measure the distances of (n, d) generated from (m, d) real features that depend on n and m.
 
-    They are to be read beside references at the same numbers only. FID is biased upward, the more the fewer images and
-    the more dimensions there are; `fid_infinity` takes the bias away as far as a straight line in 1/n can. Precision
-    and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991), density and coverage (`density_coverage`) are missing where
-    there are too few images.
-
-    Parameters
-    ----------
-    generated, real : (n, d) and (m, d) features
-    leading : what FID is taken of (`Space.leading`); by default all dimensions
-
-    Returns
-    -------
-    dict `fid, fid_infinity, precision, recall, density, coverage`
+    Compare values of the same n and m only: `fid` is biased upward, more with fewer images or more dimensions, and
+    `fid_infinity` corrects that as far as a straight line in 1/n can. Both use what `leading` returns (`Space`).
+    `precision` and `recall` (Kynkäänniemi et al. 2019, arXiv:1904.06991), and `density` and `coverage`
+    (`density_coverage`), use all d dimensions and are NaN where there are too few images.
     """
     few = leading(generated), leading(real)
-    found = {"fid": fid(*few), "fid_infinity": fid_infinity(*few)}
-    precision = recall = np.nan
+    found = {"fid": fid(*few), "fid_infinity": fid_infinity(*few), "precision": np.nan, "recall": np.nan}
     if min(len(generated), len(real)) > 3:
-        tensors = (torch.from_numpy(np.asarray(features, np.float64)) for features in (generated, real))
-        values = prc_features_to_metric(*tensors, verbose=False)
-        precision, recall = float(values["precision"]), float(values["recall"])
-    return found | {"precision": precision, "recall": recall} | density_coverage(generated, real)
+        values = prc_features_to_metric(_tensor(generated), _tensor(real), verbose=False)
+        found |= {name: float(values[name]) for name in ("precision", "recall")}
+    return found | density_coverage(generated, real)
+
+
+def _tensor(features: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(features, np.float64))
 
 
 def fid(X: np.ndarray, Y: np.ndarray) -> float:
     """Return the Fréchet distance of two normal distributions, ‖μ₁ − μ₂‖² + Tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½)."""
-    statistics = (fid_features_to_statistics(torch.from_numpy(np.asarray(features, np.float64))) for features in (X, Y))
+    statistics = (fid_features_to_statistics(_tensor(features)) for features in (X, Y))
     return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
 
 
 def fid_infinity(X: np.ndarray, Y: np.ndarray) -> float:
     """Extrapolate FID to infinitely many images: the intercept of FID against 1/n.
 
-    Chong & Forsyth 2020, arXiv:1911.07023. Both sets shrink together, from n to the number of features; missing where
-    there are fewer than twice as many images as features, for below that FID is no straight line in 1/n.
+    Chong & Forsyth 2020, arXiv:1911.07023. Both sets shrink together, from n to d images. NaN where n < 2d, for there
+    FID is no straight line in 1/n.
     """
     n, d = min(len(X), len(Y)), X.shape[1]
     if n < 2 * d:
@@ -200,7 +176,7 @@ def fid_infinity(X: np.ndarray, Y: np.ndarray) -> float:
 
 
 def fid_warning(n: int, dimensions: int) -> str:
-    """Say what is wrong with a FID of so many images in so many dimensions; "" where little is."""
+    """Say what is wrong with the FID of n images in so many dimensions; "" where little is."""
     what = f"FID of {n} images in {dimensions} dimensions"
     if n <= dimensions:
         return f"{what}: the covariance is singular, the value means nothing."
@@ -214,12 +190,9 @@ def fid_warning(n: int, dimensions: int) -> str:
 def density_coverage(generated: np.ndarray, real: np.ndarray, k: int = NEIGHBOURS) -> dict[str, float]:
     """Return density and coverage of generated images among the k-nearest-neighbour balls of real ones.
 
-    Naeem et al. 2020, arXiv:2002.09797, eq. 3 and 4: density = (1/kM) Σⱼ Σᵢ 1[yⱼ ∈ B(xᵢ, NNₖ(xᵢ))], expected 1 where
-    both are alike, and not bounded; coverage = (1/N) Σᵢ 1[∃j: yⱼ ∈ B(xᵢ, NNₖ(xᵢ))], then expected about 1 − 2⁻ᵏ.
-
-    Parameters
-    ----------
-    generated, real : (M, d) and (N, d) features y and x, N > k, else both are missing
+    Naeem et al. 2020, arXiv:2002.09797, eq. 3 and 4, of M generated features y and N real ones x:
+    density = (1/kM) Σⱼ Σᵢ 1[yⱼ ∈ B(xᵢ, NNₖ(xᵢ))], unbounded, expected 1 where both are alike;
+    coverage = (1/N) Σᵢ 1[∃j: yⱼ ∈ B(xᵢ, NNₖ(xᵢ))], then expected about 1 − 2⁻ᵏ. Both are NaN where N ≤ k.
     """
     if len(real) <= k:
         return {"density": np.nan, "coverage": np.nan}

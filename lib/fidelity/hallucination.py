@@ -1,29 +1,22 @@
 """Hallucination: does a translation invent or remove what has nothing to do with the fracture?
 
 Where an attribute is commoner in one class, matching distributions rewards a generator for adding or removing it
-(Cohen, Luck & Honari 2018, arXiv:1805.08841). The phantom stamps a lead side marker whose truth is known, and whose
-prevalence can be made to differ between the classes (`lib.data.phantom.Phantom.marker_difference`).
+(Cohen, Luck & Honari 2018, arXiv:1805.08841). The phantom knows which images have a lead side marker, and can make it
+commoner in one class (`lib.data.phantom.Phantom.marker_difference`).
 """
-
-from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_curve
 
-from lib.data.cohort import LABELS, Cohort
+from lib.data.cohort import Cohort
 from lib.data.phantom import MARKERS, Phantom, marker_places
 from lib.data.pixels import blocks
 from lib.fidelity.measures import DIRECTIONS, mean_by_patient
 
 
 def marker_scores(pixels: np.ndarray) -> np.ndarray:
-    """Return (N,): how much brighter than its surroundings the best marker is, in shares of the grey scale.
-
-    Parameters
-    ----------
-    pixels : (N, H, H) integers
-    """
+    """Return (N,): by what share of the grey scale the best marker of (N, H, H) pixels outshines its surroundings."""
     best = np.empty(len(pixels), np.float32)
     for block in blocks(len(pixels)):
         images, scores = pixels[block].astype(np.float32) / np.iinfo(pixels.dtype).max, []
@@ -36,12 +29,7 @@ def marker_scores(pixels: np.ndarray) -> np.ndarray:
 
 
 class Reader:
-    """Reads from pixels whether an image has a side marker; its threshold comes from images whose truth is known.
-
-    Parameters
-    ----------
-    cohort : images of the phantom, with and without markers
-    """
+    """Reads from pixels whether an image has a side marker; the threshold is fitted to images of the phantom."""
 
     def __init__(self, cohort: Cohort, phantom: Phantom):
         truth, scores = phantom.has_marker(cohort.table.image_id), marker_scores(cohort.pixels)
@@ -66,20 +54,13 @@ class Reader:
 def flip_rates(translated: dict[str, Cohort], test: Cohort, phantom: Phantom, reader: Reader) -> pd.DataFrame:
     """Count how often a translation invents a marker that its source has not, and removes one that it has.
 
-    Parameters
-    ----------
-    translated : by method, the test images translated both ways (`lib.fidelity.synthesis.load_test`)
-    test : their sources
-
-    Returns
-    -------
-    DataFrame `method, direction, change` ("invented" or "removed"), `value` (share of the images in which it could
-    happen), `ci_low, ci_high` (95 %, patients resampled), `n`; methods also `source`, what the reader makes of images
-    nobody touched, and `counterfactual`
+    `translated` holds, by method, the `test` images translated both ways (`lib.fidelity.synthesis.load_test`). The
+    untouched `source` and the `counterfactual` are counted as methods, too. The columns are `method, direction, change`
+    ("invented" or "removed"), `value` (share of the images in which it could happen) and those of `mean_by_patient`.
     """
     rows = []
     for to, direction in DIRECTIONS.items():
-        source = test.select(label=[label for label in LABELS if label != to])
+        source = test.take(test.table.label != to)
         truth = phantom.has_marker(source.table.image_id)
         sets = {"source": source, "counterfactual": phantom.counterfactual(source)}
         sets |= {method: images.select(label=to) for method, images in translated.items()}

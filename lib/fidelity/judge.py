@@ -1,11 +1,10 @@
 """The judge: says of a radiograph whether it shows an AFF, an NFF, or neither.
 
-A classifier of two classes accepts whatever is left when a fracture line is merely erased, so the judge learns a third
-class from failed translations: fracture erased, blurred, doubled or half drawn. On the phantom these are rendered; on
-real radiographs they are made from the images. It measures transfer success, features for distances, and where a
-fracture lies in radiographs whose table does not say. It is another network than the classifier under study, trained on
-a fold's training part. So are the translators: its errors need not be independent of theirs, and only the patients
-whose images it judges are new to both.
+A classifier of two classes accepts what is left when a fracture line is merely erased. So the judge learns a third
+class from failed translations: fracture erased, blurred, doubled or half drawn. It measures how often a translation
+succeeds, gives features for distances, and finds the fracture where the table does not say. It is another network than
+the classifier under study. It learns from the same training part as the translators, so its errors may depend on
+theirs; only the patients whose images it judges are new to both.
 """
 
 from __future__ import annotations
@@ -49,14 +48,9 @@ def zones(table: pd.DataFrame) -> np.ndarray:
 
 
 def made_failure(image: np.ndarray, other: np.ndarray, zone: tuple[float, float], kind: str, rng) -> np.ndarray:
-    """Make a failed translation of a real radiograph.
+    """Make a failed translation of a real radiograph (H, W), of a kind in `lib.data.phantom.FAILURES`.
 
-    Parameters
-    ----------
-    image : (H, W) the radiograph
-    other : (H, W) a radiograph of the other class, whose fracture is added where `kind` is "doubled"
-    zone : top and bottom of the fracture zone as fractions of the height
-    kind : one of `lib.data.phantom.FAILURES`
+    "doubled" adds the fracture of `other`, a radiograph of the other class. `zone` is as in `zones`.
     """
     height, width = image.shape
     top, bottom = int(zone[0] * height), max(int(zone[1] * height), int(zone[0] * height) + 2)
@@ -83,34 +77,27 @@ def made_failure(image: np.ndarray, other: np.ndarray, zone: tuple[float, float]
 
 
 def examples(cohort: Cohort, seed: int, phantom: Phantom | None = None) -> tuple[np.ndarray | OnDisk, np.ndarray]:
-    """Return what the judge learns from, or is tested on: images, and a failure of each.
+    """Return what the judge learns from, or is tested on: (M, H, W) pixels, and (M,) what is drawn in each.
 
-    On the phantom the failures are rendered, and every patient is also rendered with the other fracture, which gives
-    the judge as many AFF as NFF. On real radiographs there are only the images and failures made from them.
-
-    Returns
-    -------
-    pixels : (M, H, W) in the cohort's integer range
-    drawn : (M,) "AFF", "NFF" or one of `lib.data.phantom.FAILURES`
+    These are the cohort's images, then a failure of each (`lib.data.phantom.FAILURES`): rendered on the phantom, made
+    from the images on real radiographs. The phantom also renders each image with the other fracture, so that AFF and
+    NFF are equally many.
     """
     rng = generator(seed)
     kinds = rng.permutation(np.resize(FAILURES, len(cohort)))
     labels = cohort.table.label.to_numpy(object)
-    pixels, drawn = [cohort.pixels], [labels]
     if phantom is not None:
-        counterfactual = phantom.counterfactual(cohort)
-        pixels += [counterfactual.pixels, phantom.render(cohort.table.image_id, kinds)]
-        drawn.append(counterfactual.table.label.to_numpy(object))
-    else:
-        kinds[(kinds == "half drawn") & (labels == "AFF")] = "doubled"  # half a transverse line is an incomplete AFF
-        top = np.iinfo(cohort.pixels.dtype).max
-        others = [rng.choice(np.flatnonzero(cohort.targets != target)) for target in cohort.targets]
-        failures = np.empty(cohort.pixels.shape, cohort.pixels.dtype)
-        for i, (other, zone, kind) in enumerate(zip(others, zones(cohort.table), kinds, strict=True)):
-            failure = made_failure(cohort.pixels[i], cohort.pixels[other], zone, kind, rng)
-            failures[i] = np.clip(np.rint(failure), 0, top)
-        pixels.append(failures)
-    return joined(pixels), np.concatenate([*drawn, kinds])
+        other = phantom.counterfactual(cohort)
+        pixels = [cohort.pixels, other.pixels, phantom.render(cohort.table.image_id, kinds)]
+        return joined(pixels), np.concatenate([labels, other.table.label.to_numpy(object), kinds])
+    kinds[(kinds == "half drawn") & (labels == "AFF")] = "doubled"  # half a transverse line is an incomplete AFF
+    top = np.iinfo(cohort.pixels.dtype).max
+    others = [rng.choice(np.flatnonzero(cohort.targets != target)) for target in cohort.targets]
+    failures = np.empty(cohort.pixels.shape, cohort.pixels.dtype)
+    for i, (other, zone, kind) in enumerate(zip(others, zones(cohort.table), kinds, strict=True)):
+        failure = made_failure(cohort.pixels[i], cohort.pixels[other], zone, kind, rng)
+        failures[i] = np.clip(np.rint(failure), 0, top)
+    return joined([cohort.pixels, failures]), np.concatenate([labels, kinds])
 
 
 def class_of(drawn: np.ndarray) -> np.ndarray:
@@ -122,9 +109,9 @@ def class_of(drawn: np.ndarray) -> np.ndarray:
 
 
 class JudgeNetwork(nn.Module):
-    """A plain convolutional network of four stages; (B, 1, H, W) in [-1, 1] to three logits."""
+    """Turns (B, 1, H, W) images in [-1, 1] into three logits: four convolutional stages, average, linear layer."""
 
-    def __init__(self, channels: int = 16, features: int = 64):
+    def __init__(self, channels: int, features: int):
         super().__init__()
 
         def stage(c_in, c_out, stride):
@@ -161,7 +148,7 @@ def jittered(images: torch.Tensor, *key: int) -> torch.Tensor:
 
 
 class Judge:
-    """Three-class judge of one fold."""
+    """Judges the images of one fold."""
 
     def __init__(self, channels: int = 16, features: int = 64):
         self.settings = {"channels": channels, "features": features}
@@ -177,11 +164,10 @@ class Judge:
         optimiser = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=4e-3, total_steps=steps, pct_start=0.2)
         history = History()
-        inputs = {"settings": self.settings, "steps": steps, "batch": batch, "seed": seed, "phantom": repr(phantom),
-                  "data": cohort_hash(cohort)}  # fmt: skip
+        inputs = {"settings": self.settings, "steps": steps, "batch": batch, "seed": seed, "phantom": repr(phantom)}
+        inputs["data"] = cohort_hash(cohort)
         objects = {"network": network, "optimiser": optimiser, "schedule": schedule, "history": history}
-        path = Path(folder) / "checkpoint.pt"
-        checkpoint = Checkpoint(path, inputs, objects, code=[self.fit], results=[WEIGHTS])
+        checkpoint = Checkpoint(folder / "checkpoint.pt", inputs, objects, code=[self.fit], results=[WEIGHTS])
         start = checkpoint.load()
         if not start:
             checkpoint.make_room()
@@ -209,10 +195,9 @@ class Judge:
             if checkpoint.due() or step == steps - 1:
                 checkpoint.save(step + 1)
         bar.close()
-        network.eval()
         metadata = {"settings": self.settings, "seed": seed, "steps": steps}
-        metadata |= {"patients_hash": patients_hash(cohort), "cohort_hash": cohort_hash(cohort)}
-        save_weights(Path(folder) / WEIGHTS, {"network": network}, metadata)
+        metadata |= {"patients_hash": patients_hash(cohort), "cohort_hash": inputs["data"]}
+        save_weights(folder / WEIGHTS, {"network": network}, metadata)
         return history.frame()
 
     @classmethod
@@ -222,10 +207,11 @@ class Judge:
 
     @classmethod
     def load(cls, folder: Path) -> Judge:
-        path = Path(folder) / WEIGHTS
+        """Load the judge that `fit` has trained."""
+        path = folder / WEIGHTS
         judge = cls(**weights_metadata(path)["settings"])
         load_weights(path, {"network": judge.network})
-        judge.network.to(accelerator().device).eval()
+        judge.network.to(accelerator().device)
         return judge
 
     @torch.no_grad()
@@ -251,13 +237,8 @@ class Judge:
     def activation_maps(self, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Return (N, h, w) class activation maps: what each place adds to the logit of the image's class.
 
-        Zhou et al. 2016, arXiv:1512.04150, eq. 2; exact here, where a linear layer follows the average: the mean of a
-        map and the layer's bias are the logit.
-
-        Parameters
-        ----------
-        pixels : (N, H, W) integers
-        classes : (N,) of `CLASSES`
+        Zhou et al. 2016, arXiv:1512.04150, eq. 2; exact here, for the mean of a map plus the head's bias is the logit.
+        `pixels` are (N, H, W) integers, `classes` (N,) of `CLASSES`.
         """
         weights = self.network.head.weight.detach()
         maps = self._run(lambda images: torch.einsum("kc,nchw->nkhw", weights, self.network.stages(images)), pixels)
@@ -266,7 +247,7 @@ class Judge:
     def with_zones(self, cohort: Cohort) -> Cohort:
         """Give each image a fracture zone, unless the table does: the rows that speak for its label.
 
-        They lie around the strongest row, and their mean in the class activation map is at least half of its.
+        The zone grows from the strongest row of the class activation map while rows have at least half its mean.
         """
         if "zone_top" in cohort.table:
             return cohort
@@ -281,7 +262,7 @@ class Judge:
         return Cohort(cohort.table.assign(zone_top=top, zone_bottom=bottom), cohort.pixels)
 
     def confusion(self, cohort: Cohort, seed: int, phantom: Phantom | None = None) -> pd.DataFrame:
-        """Return how often what is drawn (rows) is judged to be each class (columns), on images it has not seen."""
+        """Return the shares of what is drawn (rows) that are judged to be each class (columns)."""
         pixels, drawn = examples(cohort, seed, phantom)
         shares = pd.crosstab(drawn, self.verdicts(pixels), rownames=["drawn"], colnames=["judged"], normalize="index")
         return shares.reindex(columns=CLASSES, fill_value=0.0).reindex(index=[*LABELS, *FAILURES])

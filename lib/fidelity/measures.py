@@ -1,13 +1,12 @@
 """Fidelity: how well synthetic radiographs imitate real ones of their class, and how well each kept its source.
 
 Every distance (`lib.fidelity.distances`) stands beside two references: `real`, validation images of the class, and
-`source`, untranslated images. All but KID, which is unbiased, are taken of equally many images.
+`source`, untranslated images. Distances other than KID, which is unbiased, compare equally many images.
 """
 
-from __future__ import annotations
-
-import hashlib
 import json
+import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -18,8 +17,8 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 from sklearn.metrics import roc_auc_score
 
-from lib.data.cohort import LABELS, Cohort
-from lib.data.hashes import cohort_hashes
+from lib.data.cohort import Cohort
+from lib.data.hashes import cohort_hashes, file_hash
 from lib.data.pixels import blocks
 from lib.fidelity import synthesis
 from lib.fidelity.distances import Space, distances, inception_available, spaces
@@ -38,6 +37,7 @@ DIRECTIONS = {"AFF": "NFF→AFF", "NFF": "AFF→NFF"}  # by the label translated
 COLUMNS = ("method", "repeat", "fold", "direction", "features", "metric", "value", "ci_low", "ci_high", "n")
 KID_COLUMNS = ("question", "metric", "a", "b", "n", "patients", "difference", "ci_low", "ci_high", "test", "statistic",
                "p", "repeat", "fold")  # fmt: skip
+TRYOUT_IMAGES = 64  # validation images that every variant of a sampler translates
 OF_JUDGE = ("transfer", "neither", "transfer_blurred", "transfer_noised")  # measured by its eye, not in pixels
 
 
@@ -45,16 +45,16 @@ OF_JUDGE = ("transfer", "neither", "transfer_blurred", "transfer_noised")  # mea
 
 
 def subsample(images: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Draw n rows without repetition, or all where there are fewer; the same rows of equally long arrays."""
+    """Draw n rows without repetition, or all where there are fewer; of equally long arrays the same rows."""
     return images[np.sort(generator(seed).permutation(len(images))[:n])]
 
 
 def distance_rows(sets: dict[str, Cohort], reference: Cohort, found: dict[str, Space]) -> list[dict]:
-    """Measure the distance of each set from the same real test images, in each space: rows of the fidelity table.
+    """Measure the distance of each set from the same real images, in each space: rows of the fidelity table.
 
-    KID takes all images, with an interval from a jackknife over patients (of both sides); its `n` is the number of the
-    set. The other distances depend on the numbers, so they are taken of n images of each set and of the reference, as
-    many as the smallest of them has; FID's rows also say in how many `dimensions`.
+    KID uses all n images of a set, with an interval from a jackknife over the patients of both sides. The other
+    distances depend on n, so they use as many images of each set and of the reference as the smallest has. FID's rows
+    also say in how many `dimensions` it was computed.
     """
     n = min(len(reference), *(len(cohort) for cohort in sets.values()))
     rows = []
@@ -64,8 +64,8 @@ def distance_rows(sets: dict[str, Cohort], reference: Cohort, found: dict[str, S
         dimensions = space.leading(few_real).shape[1]
         for method, cohort in sets.items():
             generated, what = space.features(cohort.pixels), {"method": method, "features": name}
-            kid = kid_jackknife(generated, real, cohort.table.patient_id, reference.table.patient_id)
-            rows.append({**what, "metric": "kid", **kid[["value", "ci_low", "ci_high"]], "n": len(cohort)})
+            estimate = kid_jackknife(generated, real, cohort.table.patient_id, reference.table.patient_id)
+            rows.append({**what, "metric": "kid", **estimate[["value", "ci_low", "ci_high"]], "n": len(cohort)})
             for metric, value in distances(subsample(generated, n, seed=n), few_real, space.leading).items():
                 used = {"dimensions": dimensions} if metric.startswith("fid") else {}
                 rows.append({**what, "metric": metric, "value": value, "n": n, **used})
@@ -83,21 +83,13 @@ def zone_rows(table: pd.DataFrame, height: int) -> np.ndarray:
 
 
 def ssim_by_zone(a: np.ndarray, b: np.ndarray, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean structural similarity of image pairs inside and outside the fracture zone.
+    """Return the mean structural similarity of image pairs, (N,) inside and (N,) outside the fracture zone.
 
-    Parameters
-    ----------
-    a, b : (N, H, W) integer pixels of the same type
-    table : N rows; `zone_top`, `zone_bottom` where the cohort has them (see `lib.fidelity.judge.zones`)
-
-    Returns
-    -------
-    inside, outside : (N,) each; NaN where a zone leaves nothing outside
+    `a` and `b` are (N, H, W) integers of the same type. NaN where a zone leaves nothing inside or outside.
     """
-    height, top_value = a.shape[1], np.iinfo(a.dtype).max
-    inside, outside = np.full(len(a), np.nan), np.full(len(a), np.nan)
-    for i, zone in enumerate(zone_rows(table, height)):
-        similarity = structural_similarity(a[i], b[i], data_range=top_value, full=True)[1]
+    inside, outside = np.full((2, len(a)), np.nan)
+    for i, zone in enumerate(zone_rows(table, a.shape[1])):
+        similarity = structural_similarity(a[i], b[i], data_range=np.iinfo(a.dtype).max, full=True)[1]
         if zone.any():
             inside[i] = similarity[zone].mean()
         if not zone.all():
@@ -106,17 +98,14 @@ def ssim_by_zone(a: np.ndarray, b: np.ndarray, table: pd.DataFrame) -> tuple[np.
 
 
 def change_in_zone(a: np.ndarray, b: np.ndarray, table: pd.DataFrame) -> np.ndarray:
-    """Return (N,): the share of all change from b to a that lies in the fracture zone; NaN where nothing changed.
-
-    Parameters are those of `ssim_by_zone`.
-    """
+    """Return (N,): the share of all change from b to a that lies in the fracture zone; NaN where nothing changed."""
     change = np.concatenate([abs(a[rows].astype(np.float32) - b[rows]).sum(2) for rows in blocks(len(a))])
     with np.errstate(invalid="ignore"):
         return (change * zone_rows(table, a.shape[1])).sum(1) / change.sum(1)
 
 
 def mean_change(translated: Cohort, source: Cohort) -> float:
-    """Average how much a translation changes a pixel, in shares of the grey scale."""
+    """Return the mean absolute change of a pixel, in shares of the grey scale."""
     return abs(translated.pixels[:].astype(float) - source.pixels[:]).mean() / np.iinfo(source.pixels.dtype).max
 
 
@@ -139,32 +128,31 @@ def noised(pixels: np.ndarray) -> np.ndarray:
 
 
 def mean_by_patient(values: np.ndarray, patients: pd.Series) -> dict:
-    """Return the mean over images, with a 95 % percentile interval from resampling patients."""
-    yes_or_no = np.asarray(values).dtype == bool
-    values, patients = np.asarray(values, float), pd.Series(np.asarray(patients))
+    """Return the mean over images, without NaN, with a 95 % percentile interval from resampling patients."""
+    yes_or_no, values = np.asarray(values).dtype == bool, np.asarray(values, float)
     keep = ~np.isnan(values)
-    groups = pd.DataFrame({"value": values[keep], "patient": patients[keep].to_numpy()}).groupby("patient").value
-    sums, counts = groups.sum().to_numpy(), groups.count().to_numpy()
-    if not len(sums):
+    values, patients = values[keep], np.asarray(patients)[keep]
+    if not len(values):
         return {"value": np.nan, "ci_low": np.nan, "ci_high": np.nan, "n": 0}
+    groups = pd.Series(values).groupby(patients)
+    sums, counts = groups.sum().to_numpy(), groups.count().to_numpy()
     rows = np.random.default_rng(0).integers(len(sums), size=(2000, len(sums)))
     means = sums[rows].sum(1) / counts[rows].sum(1)
     low, high = np.quantile(means, [0.025, 0.975])
     if yes_or_no and low == high:  # none or all of them: Clopper and Pearson, patients as trials
         bound = 0.025 ** (1 / len(sums))
-        low, high = (bound, 1.0) if values[keep].all() else (0.0, 1 - bound)
-    return {"value": values[keep].mean(), "ci_low": low, "ci_high": high, "n": int(keep.sum())}
+        low, high = (bound, 1.0) if values.all() else (0.0, 1 - bound)
+    return {"value": values.mean(), "ci_low": low, "ci_high": high, "n": len(values)}
 
 
 def image_rows(method: str, translated: Cohort, source: Cohort, judge: Judge, counterfactual: Cohort | None) -> list:
     """Measure what became of each translated image: rows of the fidelity table.
 
-    `transfer` is the share that the judge takes for the class translated to, `neither` the share it takes for no
-    fracture at all; `transfer_blurred` and `transfer_noised` ask again after a mild blur and mild noise, which images
-    that only please the judge do not survive (Chu et al. 2017, arXiv:1712.02950). `ssim_outside` compares with the
-    source outside the fracture zone, `change_in_zone` is the share of all change that lies inside, to be compared with
-    `zone_share`, the zone's share of the image; `counterfactual_inside` and `counterfactual_outside` compare with the
-    phantom's rendering of the same patient with the other fracture.
+    `transfer` is the share that the judge takes for the class translated to, `neither` the share it takes for neither
+    class. `transfer_blurred` and `transfer_noised` ask again after a mild blur and mild noise, which images that only
+    please the judge do not survive (Chu et al. 2017, arXiv:1712.02950). `ssim_outside` compares with the source outside
+    the fracture zone. `change_in_zone` is the share of all change inside it, to be read beside `zone_share`, the zone's
+    share of the image. `counterfactual_inside` and `counterfactual_outside` are SSIM to the phantom's counterfactual.
     """
     to, patients = translated.table.label.iloc[0], source.table.patient_id
     verdicts = judge.verdicts(translated.pixels)
@@ -187,17 +175,9 @@ def image_rows(method: str, translated: Cohort, source: Cohort, judge: Judge, co
 def at_a_glance(
     translated: Cohort, source: Cohort, reference: Cohort, judge: Judge, counterfactual: Cohort | None = None
 ) -> dict[str, float]:
-    """Return a few numbers of one direction, without intervals, to compare settings while a method is set up.
+    """Return `kid` on the judge's features and the metrics of `image_rows`, to compare settings of a method.
 
-    Parameters
-    ----------
-    translated, source : the same images, in the same order
-    reference : real images of the class translated to
-    counterfactual : on the phantom, the source images with the other fracture
-
-    Returns
-    -------
-    `kid`, on the judge's features, and the metrics of `image_rows`
+    `reference` are real images of the class translated to; the other cohorts hold the same images in the same order.
     """
     rows = image_rows("", translated, source, judge, counterfactual)
     distance = kid(judge.features(translated.pixels), judge.features(reference.pixels))
@@ -210,20 +190,45 @@ def reconstruction(back: Cohort, images: Cohort, judge: Judge) -> dict[str, floa
     `error_inside`, `error_outside`: mean absolute difference inside and outside the fracture zone, in shares of the
     grey scale; `auroc`, `auroc_reconstructed`: how well the judge tells AFF from NFF before and after.
     """
-    top = np.iinfo(images.pixels.dtype).max
+    top, inside = np.iinfo(images.pixels.dtype).max, zone_rows(images.table, images.size)
     by_row = [
         (abs(back.pixels[rows].astype(np.float32) - images.pixels[rows]) / top).mean(2) for rows in blocks(len(images))
     ]
-    inside, by_row = zone_rows(images.table, images.size), np.concatenate(by_row)
+    by_row = np.concatenate(by_row)
+    found = {"error_inside": by_row[inside].mean(), "error_outside": by_row[~inside].mean()}
+    for name, cohort in {"auroc": images, "auroc_reconstructed": back}.items():
+        probabilities = judge.probabilities(cohort.pixels)
+        found[name] = roc_auc_score(images.targets, probabilities[:, 1] - probabilities[:, 0])
+    return found
 
-    def auroc(pixels: np.ndarray) -> float:
-        probabilities = judge.probabilities(pixels)
-        return roc_auc_score(images.targets, probabilities[:, 1] - probabilities[:, 0])
 
-    return {
-        "error_inside": by_row[inside].mean(), "error_outside": by_row[~inside].mean(),
-        "auroc": auroc(images.pixels), "auroc_reconstructed": auroc(back.pixels),
-    }  # fmt: skip
+class Tryout:
+    """Lets variants of a model translate a fold's validation images from NFF to AFF, from noise of one seed."""
+
+    def __init__(self, fold: Fold, judge: Judge, seed: int):
+        validation, phantom = fold.validation, fold.phantom
+        self.source, self.reference = (
+            validation.select(label="NFF").first(TRYOUT_IMAGES),
+            validation.select(label="AFF"),
+        )
+        self.counterfactual = phantom.counterfactual(self.source) if phantom else None
+        self.judge, self.seed = judge, seed
+
+    def measure(self, model) -> dict[str, float]:
+        """Translate the images; return `seconds` per image and what `at_a_glance` measures."""
+        started = time.perf_counter()
+        translated = model.translate(self.source, "AFF", seed=self.seed)
+        seconds = (time.perf_counter() - started) / len(self.source)
+        measured = at_a_glance(translated, self.source, self.reference, self.judge, self.counterfactual)
+        return {"seconds": seconds, **measured}
+
+    def table(self, model, variants: Sequence[dict[str, object]]) -> pd.DataFrame:
+        """Measure a model with each variant of its sampler: the variant's fields, then what was measured."""
+        return pd.DataFrame([variant | self.measure(model.with_sampler(**variant)) for variant in variants])
+
+    def compare(self, models: Mapping[tuple, object], names: Sequence[str]) -> pd.DataFrame:
+        """Measure several models; the parts of their keys stand in the columns `names`."""
+        return pd.DataFrame([dict(zip(names, key, strict=True)) | self.measure(models[key]) for key in models])
 
 
 # Tables --------------------------------------------------------------------------------------------------------------
@@ -232,35 +237,24 @@ def reconstruction(back: Cohort, images: Cohort, judge: Judge) -> dict[str, floa
 def fidelity_table(
     fold: Fold, translated: dict[str, Cohort], judge: Judge, noise: Cohort | None = None, inception: str = "none"
 ) -> pd.DataFrame:
-    """Measure one fold's fidelity, both directions.
+    """Measure one fold's fidelity in both directions: `COLUMNS` and `dimensions`, see `distance_rows`.
 
-    Parameters
-    ----------
-    translated : by method, the test images translated both ways (`lib.fidelity.synthesis.translate_test`)
-    noise : AFF images sampled from noise: they have no source, so only their distances are measured
-    inception : as in `lib.fidelity.distances.spaces`
-
-    Returns
-    -------
-    DataFrame `COLUMNS, dimensions`. Methods also `real` (validation images: the judge has fitted those of the training
-        part), `source` and, on the phantom, `counterfactual`, what the metrics of single images say of a perfect
-        translation. `n` images of the method were measured (see `distance_rows`), by FID in so many `dimensions`
+    `translated` holds, by method, the test images translated both ways (`lib.fidelity.synthesis.translate_test`).
+    `noise` has no source, so only distances and the judge's verdicts are measured. Beside the methods stand `source`,
+    `counterfactual`, a perfect translation on the phantom, and `real`: its distances are those of validation images,
+    for the judge has fitted the training part, and its verdicts are on test images.
     """
     training, validation, test = fold.parts
-    counterfactual = fold.phantom.counterfactual(test) if fold.phantom else None
-    found, rows = spaces(judge, training, inception), []
-    test = judge.with_zones(test)
+    found, rows, test = spaces(judge, training, inception), [], judge.with_zones(test)
     for to, direction in DIRECTIONS.items():
-        away = next(label for label in LABELS if label != to)
-        source, reference = test.select(label=away), test.select(label=to)
+        source, reference = test.take(test.table.label != to), test.select(label=to)
         outputs = {method: cohort.select(label=to) for method, cohort in translated.items()}
         sets = {"real": validation.select(label=to), "source": source, **outputs}
         if noise is not None and to == "AFF":
             sets[NOISE] = noise
-        compared = {"source": Cohort(source.table.assign(label=to), source.pixels), **outputs}
-        other = None if counterfactual is None else counterfactual.select(label=to)
-        if other is not None:
-            compared["counterfactual"] = other
+        compared, other = {"source": Cohort(source.table.assign(label=to), source.pixels), **outputs}, None
+        if fold.phantom:
+            compared["counterfactual"] = other = fold.phantom.counterfactual(source)
         of_direction = distance_rows(sets, reference, found)
         for method, cohort in compared.items():
             of_direction += image_rows(method, cohort, source, judge, other)
@@ -275,9 +269,7 @@ def fidelity_table(
 def measure_folds(study: Study, inception: str, machines: Machines) -> pd.DataFrame:
     """Measure the images of every fold, write `fidelity.csv` and return it, with the `dimensions` of FID.
 
-    Parameters
-    ----------
-    inception : "none", "download" or a weights file; left out, with a word, where it cannot be had
+    Features of `inception` are left out where its weights are not available (`inception_available`).
     """
     available = inception_available(inception)
     study.run.record("weights", inception=available or "not used")
@@ -294,23 +286,20 @@ def measure_folds(study: Study, inception: str, machines: Machines) -> pd.DataFr
 
 
 def _homes(fold: Fold) -> dict[str, Path]:
-    """Return the folders of the images that are measured: translated test images, and AFF images from noise."""
+    """Return the folders of what is measured: translated test images, and AFF images from noise."""
     homes = synthesis.sets(fold)
     return {name: home if name == NOISE else home / "test" for name, home in homes.items() if name in (*METHODS, NOISE)}
 
 
 def measure_fold(fold: Fold, inception: str) -> None:
-    """Measure the images of a fold with its judge, into `fidelity/FOLD.csv` and `FOLD_kid.csv`.
-
-    Nothing is measured again from the same inputs, which `FOLD.json` holds.
-    """
+    """Measure a fold's images, into `fidelity/FOLD.csv` and `FOLD_kid.csv`, unless `FOLD.json` has the same inputs."""
     homes, judge = _homes(fold), fold.folder("judge")
     inputs = {name: json.loads((home / synthesis.INPUTS).read_text(encoding="utf-8")) for name, home in homes.items()}
-    inputs |= {"judge": _sha256(judge / WEIGHTS), "phantom": repr(fold.phantom)}
+    inputs |= {"judge": file_hash(judge / WEIGHTS), "phantom": repr(fold.phantom)}
     inputs |= {"inception": inception, "images": [*map(cohort_hashes, fold.parts)]}
     inputs |= {"code": name_of(measure_fold), "source": source_hash(measure_fold)}
     if (file := from_root(inception)).is_file():
-        inputs |= {"inception_sha256": _sha256(file)}
+        inputs |= {"inception_sha256": file_hash(file)}
     text, place = json.dumps(inputs, indent=1), fold.run / "fidelity"
     if (known := place / f"{fold.name}.json").exists():
         if (there := known.read_text(encoding="utf-8")) == text:
@@ -325,16 +314,10 @@ def measure_fold(fold: Fold, inception: str) -> None:
     write_together(place, texts | {f"{fold.name}.json": text})
 
 
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-
-
 def kid_comparisons(fold: Fold, translated: dict[str, Cohort], judge: Judge) -> pd.DataFrame:
-    """Compare the KID of each two methods on the same source images: a row a direction, permuting source patients.
+    """Compare the KID of each two methods on the same source images, a row a direction, permuting source patients.
 
-    Returns
-    -------
-    DataFrame `KID_COLUMNS`; the later row of `METHODS` is `a`, the earlier `b`
+    The columns are `KID_COLUMNS`; `a` is the later of the two in `METHODS`.
     """
     test, rows = fold.test, []
     for b, a in combinations([method for method in METHODS if method in translated], 2):
@@ -357,16 +340,9 @@ def kid_tests(study: Study) -> pd.DataFrame:
 
 
 def closer_by_space(fidelity: pd.DataFrame, *methods: str) -> pd.DataFrame:
-    """Name the method of lowest KID in each feature space, and say whether the spaces agree.
+    """Name the method of lowest mean KID over folds, a row a direction, a column a feature space.
 
-    Parameters
-    ----------
-    fidelity : `method, direction, features, metric, value`; means over folds are compared
-    methods : those to compare; none: all translators in the table
-
-    Returns
-    -------
-    DataFrame, one row a direction: a column a space with the method that is closest, and `agree`
+    The column `agree` says whether all spaces name the same. Without `methods` all translators are compared.
     """
     values = fidelity[(fidelity.metric == "kid") & fidelity.method.isin(methods or METHODS)]
     means = values.pivot_table(index="direction", columns=["features", "method"], values="value", sort=False)

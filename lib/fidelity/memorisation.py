@@ -1,10 +1,8 @@
 """Memorisation: are synthetic images copies of training images?
 
-A translation resembles its source by design, so it is compared with the training images of the class it was translated
-to. No measure is taken on trust: each is calibrated with planted copies (`planted`).
+A translation resembles its source by design, so it is compared with training images of the class translated to. Each
+measure is calibrated with planted copies (`planted`).
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 
@@ -20,17 +18,16 @@ from lib.fidelity.judge import Judge
 from lib.fidelity.measures import noised
 from lib.run.randomness import generator
 
-PLANTED = (0.0, 0.05, 0.1, 0.2)  # shares of copies that are planted to see whether they are found
+PLANTED = (0.0, 0.05, 0.1, 0.2)  # shares of generated images that copies replace
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (N, H, W), (M, H, W) → (N, M)
 
 
 def distances_of(judge: Judge) -> dict[str, Distance]:
-    """Return two ways to say how far two images are apart.
+    """Return two distances between images, by name.
 
-    `pixels` : of thumbnails of at most 64 × 64, mean 0 and variance 1; the nearest of an image and its mirror image,
-        shifted by up to a pixel
-    `judge` : in its features
+    `pixels` compares thumbnails of at most 64 × 64 pixels, of mean 0 and variance 1, and takes the nearest of an image
+    and its mirror image, shifted by up to a pixel. `judge` compares features.
     """
 
     def thumbnails(pixels):
@@ -53,7 +50,7 @@ def distances_of(judge: Judge) -> dict[str, Distance]:
 def nearest(images: Cohort, training: Cohort, distance: Distance) -> tuple[np.ndarray, np.ndarray]:
     """Return (N,) distances to the nearest training image of another patient, and its (N,) positions.
 
-    One's own patient counts for images made from an image of the same label: a copy has the patient of what it copies.
+    Images made from one of the same label are compared with their own patient too: they may be copies of it.
     """
     apart = distance(images.pixels, training.pixels)
     own = np.equal.outer(images.table.patient_id.to_numpy(), training.table.patient_id.to_numpy())
@@ -66,10 +63,7 @@ def nearest(images: Cohort, training: Cohort, distance: Distance) -> tuple[np.nd
 def memorisation(generated: Cohort, training: Cohort, test: Cohort, distance: Distance) -> dict[str, float]:
     """Compare how near generated images are to training images with how near real ones are to each other.
 
-    Parameters
-    ----------
-    generated : synthetic images of one label
-    training, test : real images of that label, of other patients than each other
+    All are images of one label; training and test images are real, of different patients.
 
     Returns
     -------
@@ -77,13 +71,12 @@ def memorisation(generated: Cohort, training: Cohort, test: Cohort, distance: Di
         copies : share of generated images nearer to a training image than 99 % of training images are to those of
             other patients
         authentic : share of generated images farther from their nearest training image than that is from its own
-            nearest (Alaa et al. 2022, arXiv:2102.08921); copies are not
+            nearest (Alaa et al. 2022, arXiv:2102.08921)
         C_T : standard score of Mann and Whitney's U of the distances generated → training against test → training
             (Meehan et al. 2020, arXiv:2004.05675): well below 0 where training images are nearer than they should be
     """
     of_generated, position = nearest(generated, training, distance)
-    of_training, _ = nearest(training, training, distance)
-    of_test, _ = nearest(test, training, distance)
+    of_training, of_test = (nearest(real, training, distance)[0] for real in (training, test))
     n, m = len(of_generated), len(of_test)
     U = mannwhitneyu(of_generated, of_test).statistic
     return {
@@ -111,16 +104,9 @@ def planted(generated: Cohort, training: Cohort, share: float, seed: int = 0) ->
 def memorisation_table(
     generated: dict[str, Cohort], training: Cohort, test: Cohort, judge: Judge, shares: tuple[float, ...] = PLANTED
 ) -> pd.DataFrame:
-    """Measure `memorisation` of each method in both distances, as it is and with planted copies.
+    """Measure `memorisation` of each method in both distances, with each share of planted copies.
 
-    Parameters
-    ----------
-    generated : by method, synthetic images of one label
-    training, test : real images of that label
-
-    Returns
-    -------
-    DataFrame `method, distance, planted, copies, authentic, C_T, n`
+    The columns are `method, distance, planted, copies, authentic, C_T, n`.
     """
     rows = []
     for method, images in generated.items():
@@ -140,7 +126,7 @@ def sees_copies(table: pd.DataFrame) -> pd.Series:
 
 
 def closest_pairs(generated: Cohort, training: Cohort, distance: Distance, n: int = 8) -> tuple[Cohort, Cohort]:
-    """Return the n generated images nearest to a training image, and copies of those: one may be nearest to several."""
+    """Return the n generated images nearest to a training image, and a copy of that training image for each."""
     apart, position = nearest(generated, training, distance)
     rows = np.argsort(apart, kind="stable")[:n]
     return generated.take(rows), training.copies(position[rows], "nearest")

@@ -1,7 +1,5 @@
 """The reader study: which images readers see, and what they answer. What answers prove: `lib.statistics.readers`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -13,31 +11,21 @@ from lib.fidelity.curation import pixel_hashes
 from lib.run.files import shown, write_text
 from lib.run.randomness import generator
 
-ORIGINS = ("real", "synthetic")
-SCALE = (1, 2, 3, 4, 5)  # of plausibility and confidence
-QUESTIONS = {"origin": ORIGINS, "label": LABELS, "plausibility": SCALE, "confidence": SCALE}
+SCALE = (1, 2, 3, 4, 5)
+QUESTIONS = {"origin": ("real", "synthetic"), "label": LABELS, "plausibility": SCALE, "confidence": SCALE}
 ANSWERS = ("reader", "number", *QUESTIONS, "seconds")
 
 
 def sheet(real: Cohort, synthetic: dict[str, Cohort], each: int, repeats: int, seed: int) -> Cohort:
     """Draw the images of a study, in the order in which they are shown.
 
-    Parameters
-    ----------
-    real : images that no generator has seen
-    synthetic : method → its images
-    each : images of each method and class; as many real ones of each class as all methods have together
-    repeats : images that come a second time, in the last part, so that at least half of the sheet lies between
+    There are `each` images of each class and method of `synthetic`, and as many `real` ones of each class as all
+    methods have together. So many of the first half as `repeats` says come again at the end.
 
     Returns
     -------
     Cohort with the columns `number` (from 1), `origin`, `method` ("real" or a key of `synthetic`) and `first` (the
     number of the first showing of a repeat, else 0)
-
-    Raises
-    ------
-    ValueError
-        Where there are too few images, or more repeats than half of them.
     """
     rng, chosen = generator(seed, 6), []
     for method, images in {"real": real, **synthetic}.items():
@@ -47,7 +35,7 @@ def sheet(real: Cohort, synthetic: dict[str, Cohort], each: int, repeats: int, s
             if len(rows) < wanted:
                 raise ValueError(f"{method} has {len(rows)} images of {label}, the sheet needs {wanted}: lower `each`")
             picked = images.take(np.sort(rng.permutation(rows)[:wanted]))
-            origin = ORIGINS[method != "real"]
+            origin = "real" if method == "real" else "synthetic"
             chosen.append(Cohort(picked.table.assign(method=method, origin=origin), picked.pixels))
     images = chosen[0].join(*chosen[1:])
     n = len(images)
@@ -56,16 +44,15 @@ def sheet(real: Cohort, synthetic: dict[str, Cohort], each: int, repeats: int, s
     order = rng.permutation(n)
     again = rng.permutation(n // 2)[:repeats]  # positions in the first half
     once, twice = images.take(order), images.take(order[again])
-    twice = Cohort(twice.table.assign(image_id=twice.table.image_id + "-again"), twice.pixels)
-    shown = once.join(twice)
-    numbers = {"number": np.arange(1, len(shown) + 1), "first": np.concatenate([np.zeros(n, int), again + 1])}
-    return Cohort(shown.table.assign(**numbers), shown.pixels)
+    both = once.join(Cohort(twice.table.assign(image_id=twice.table.image_id + "-again"), twice.pixels))
+    numbers = {"number": np.arange(1, len(both) + 1), "first": np.concatenate([np.zeros(n, int), again + 1])}
+    return Cohort(both.table.assign(**numbers), both.pixels)
 
 
 def begin(real: Cohort, synthetic: dict[str, Cohort], most: int, seed: int, folder: Path) -> Cohort:
-    """Draw a sheet of as many images of each method and class as there are, `most` at the most, half of them twice.
+    """Draw a sheet of as many images of each method and class as there are, `most` at most, or go on with the old one.
 
-    A study that has begun in the folder goes on with its own.
+    Half as many images as one method has of one class come twice.
     """
     each = min(real.table.label.value_counts().min() // len(synthetic), most)
     return begun_or(sheet(real, synthetic, each, repeats=max(each // 2, 1), seed=seed), folder)
@@ -83,11 +70,11 @@ def begun_or(images: Cohort, folder: Path) -> Cohort:
 
 
 def outdated(images: Cohort, made: dict[str, Cohort]) -> list[str]:
-    """Name the methods of a sheet whose generator was trained again since: other images are there now."""
+    """Name the methods of a sheet whose images are no longer among those made: the generator was trained again."""
     old = []
     for method in sorted(set(images.table.method) & set(made)):
-        shown_then = pixel_hashes(images.take(np.flatnonzero(images.table.method == method)))
-        old += [method] * (not set(shown_then) <= set(pixel_hashes(made[method])))
+        if set(pixel_hashes(images.select(method=method))) - set(pixel_hashes(made[method])):
+            old.append(method)
     return old
 
 
@@ -97,13 +84,7 @@ def read_answers(path: Path) -> pd.DataFrame:
 
 
 def record(path: Path, reader: str, number: int, seconds: float, **answers) -> None:
-    """Add one answer to the file, whole or not at all; a second one to the same number takes the first's place.
-
-    Raises
-    ------
-    ValueError
-        Where an answer is none of `QUESTIONS`, or one is missing.
-    """
+    """Add one answer to each of `QUESTIONS` to the file; a second one to the same number takes the first's place."""
     for question, allowed in QUESTIONS.items():
         if answers.get(question) not in allowed:
             raise ValueError(f"{question}: {answers.get(question)!r} is none of {', '.join(map(str, allowed))}")

@@ -1,16 +1,14 @@
 """Steganography: does a translation hide its source where no eye sees it?
 
-Chu, Zhmoginov & Sandler 2017, arXiv:1712.02950: a generator that must be undone can write the source into fine noise
-of its output, where the way back reads it. Then the cycle is nearly perfect, and collapses when that noise is touched.
+Chu, Zhmoginov & Sandler 2017, arXiv:1712.02950: cycle consistency rewards a generator for writing the source into fine
+noise of its output, where the way back reads it. Such a cycle collapses when that noise is changed a little.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import gaussian_filter
+from scipy import ndimage
 
 from lib.data.cohort import Cohort
 from lib.data.pixels import blocks
@@ -21,13 +19,13 @@ from lib.translators.methods import METHODS
 from lib.translators.translator import Translator
 
 CLEAN, SUSPECT = "unchanged", "noise 2/255"
-COLLAPSE = 2.0  # a way back that moves by twice what was touched, reads what no eye sees
+COLLAPSE = 2.0  # a way back that moves by more than twice the change reads what no eye sees
 
 # (N, H, W) from 0 to 1 → the same, touched
 PERTURBATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     CLEAN: lambda images: images,
     "8 bits": lambda images: np.rint(images * 255) / 255,
-    "low-pass": lambda images: gaussian_filter(images, (0, images.shape[1] / 128, images.shape[1] / 128)),
+    "low-pass": lambda images: ndimage.gaussian_filter(images, (0, images.shape[1] / 128, images.shape[1] / 128)),
     **{
         f"noise {s}/255": lambda images, s=s: images + generator(s).normal(0, s / 255, images.shape)
         for s in (1, 2, 4, 8)
@@ -36,21 +34,15 @@ PERTURBATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def cycle_errors(translator: Translator, cohort: Cohort) -> pd.DataFrame:
-    """Measure how far the way back moves, and ends from the source, when the translation is touched before.
+    """Measure the way back F from the translation G = G(x) of images x of one label, after small changes ε to G.
 
     Everything runs at 16 bits, so that an unchanged translation is not already rounded to 8.
 
-    Parameters
-    ----------
-    cohort : images of one label
-
     Returns
     -------
-    DataFrame `perturbation, touched, value, ci_low, ci_high, n, gain`: the mean absolute change ε to the translation,
-    the mean absolute error of the way back with an interval from resampled patients, both in shares of the grey scale,
-    and the gain, mean |F(G + ε) − F(G)| / mean |ε|, of the way back F from the translation G. It compares with the way
-    back of the unchanged translation, not with the source, whose distance grows slowly where it is large already.
-    Passing a change on has a gain of up to about 1.
+    DataFrame, a row a `perturbation`: `touched`, mean |ε|; `value, ci_low, ci_high, n`, mean |F(G + ε) − x| with an
+    interval from resampled patients, both in shares of the grey scale; `gain`, mean |F(G + ε) − F(G)| / mean |ε|, which
+    is at most about 1 where F only passes the change on
     """
     top = np.iinfo(np.uint16).max
     source = np.asarray(cohort.pixels, np.float64) / np.iinfo(cohort.pixels.dtype).max
@@ -73,23 +65,17 @@ def cycle_errors(translator: Translator, cohort: Cohort) -> pd.DataFrame:
 
 
 def hides(errors: pd.DataFrame) -> bool:
-    """Return whether `cycle_errors` found the way back to move more than twice as far as noise of 2/255.
+    """Return whether noise of 2/255 has a gain above `COLLAPSE` in `cycle_errors`.
 
-    True is a finding; False is none, for a message may be written coarse enough to outlive such noise.
+    False proves nothing, for a source may be hidden in coarser patterns that outlive such noise.
     """
     return bool(errors.set_index("perturbation").gain[SUSPECT] > COLLAPSE)
 
 
 def radial_spectrum(pixels: np.ndarray) -> pd.Series:
-    """Return the mean power of images over spatial frequency: what is added at high ones, eyes do not see.
+    """Return the mean power of (N, H, H) integer images, scaled to 0 … 1, by spatial frequency in cycles a pixel.
 
-    Parameters
-    ----------
-    pixels : (N, H, H) integers; images are taken from 0 to 1, without their mean
-
-    Returns
-    -------
-    Series, power by frequency in cycles a pixel: white noise of variance σ² has the power σ² everywhere.
+    The mean of an image is taken away. White noise of variance σ² has the power σ² at every frequency.
     """
     size, total = pixels.shape[-1], np.zeros(pixels.shape[1:])
     for rows in blocks(len(pixels), 64):
@@ -98,20 +84,13 @@ def radial_spectrum(pixels: np.ndarray) -> pd.Series:
             total += power
     power = total / len(pixels) / size**2
     frequency = np.hypot(*np.meshgrid(*[np.fft.fftfreq(size)] * 2))
-    ring = np.rint(frequency * size).astype(int)
-    counts = np.bincount(ring.ravel())
-    mean = np.bincount(ring.ravel(), power.ravel()) / counts
     rings = np.arange(1, size // 2 + 1)
-    return pd.Series(mean[rings], pd.Index(rings / size, name="frequency"), name="power")
+    means = ndimage.mean(power, np.rint(frequency * size).astype(int), rings)
+    return pd.Series(means, pd.Index(rings / size, name="frequency"), name="power")
 
 
 def look(fold: Fold, methods: Iterable[str], sources: Cohort) -> tuple[dict[str, pd.DataFrame], dict[str, pd.Series]]:
-    """Ask each method for its `cycle_errors`, and for the `radial_spectrum` of its translations to AFF.
-
-    Parameters
-    ----------
-    sources : NFF images
-    """
+    """Return each method's `cycle_errors` on NFF sources, and the `radial_spectrum` of its translations to AFF."""
     errors, spectra = {}, {}
     for method in methods:
         model = METHODS[method].translator.load(fold.folder(method))

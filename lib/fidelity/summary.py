@@ -1,7 +1,5 @@
 """Summary: a run's fidelity, as notebook 04 shows and says it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pandas as pd
@@ -15,15 +13,15 @@ KINDS = {"pixels": "pixels compared", "eye": "what the judge takes them for"}  #
 
 
 def compared(fold: Fold, to: str) -> dict[str, Cohort]:
-    """Set side by side the test images to be translated to a label, each method's translation, the counterfactual."""
-    source = fold.test.take((fold.test.table.label != to).to_numpy())
+    """Return the test images to be translated to a label, each method's translations, and the counterfactual."""
+    source = fold.test.take(fold.test.table.label != to)
     made = {method: images.select(label=to) for method, images in load_test(fold).items()}
     ideal = {"counterfactual": fold.phantom.counterfactual(source)} if fold.phantom else {}
     return {"source": source, **made, **ideal}
 
 
 def drawn_by_lot(rows: dict[str, Cohort], seed: int, most: int = 8) -> dict[str, Cohort]:
-    """Draw a few columns of rows that hold the same images, in their order."""
+    """Draw the same few images of each row, in their order."""
     n = len(rows["source"])
     columns = pd.Series(range(n)).sample(min(most, n), random_state=seed).sort_values()
     return {name: images.take(columns) for name, images in rows.items()}
@@ -40,7 +38,7 @@ def tables(measures: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 
 
 def sentences(measures: pd.DataFrame, methods: list[str]) -> Iterator[str]:
-    """Say what each method's translations are worth to the eye of the judge."""
+    """Say in a sentence what each method's translations are worth, for each direction."""
     value = measures[measures.features != "pca"].groupby(["direction", "metric", "method"]).value.mean()
     for direction in DIRECTIONS.values():
         for method in methods:

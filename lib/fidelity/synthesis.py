@@ -1,12 +1,9 @@
 """Synthesis: the images that generators add to a training set, and the test images they translate, with provenance.
 
-Each set of images has a folder below `synthetic/` of the run. It is made in chunks that stay on disk until the set is
-whole, so a synthesis that was killed goes on where it was; a set that is there from the same inputs is not made again.
+Each set of images has a folder below `synthetic/` of the run. Its chunks stay on disk until the set is whole, so a
+killed synthesis goes on where it was. A set that was made from the same inputs is not made again.
 """
 
-from __future__ import annotations
-
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from lib.data.cohort import Cohort, save_blocks
-from lib.data.hashes import cohort_hashes
+from lib.data.hashes import cohort_hashes, file_hash
 from lib.data.pixels import blocks
 from lib.fidelity import controls
 from lib.fidelity.curation import VERDICTS, without_rejected
@@ -35,19 +32,19 @@ from lib.translators.training import WEIGHTS
 CHUNK = 32  # images between two files: the batch of a translation, so that chunks change no image
 INPUTS, CHUNKS = "inputs.json", "chunks"  # in a set's folder: what it is made from, and what is finished of it
 
-Chunk = Callable[[], Cohort]  # makes the images of one
+MakeChunk = Callable[[], Cohort]
 
 
 # Which methods, which images -----------------------------------------------------------------------------------------
 
 
 def known_methods() -> list[str]:
-    """Return all that makes AFF images: translators, noise, controls."""
+    """Return the names of all that makes AFF images: translators, noise, controls."""
     return [*METHODS, NOISE, *controls.CONTROL_GENERATORS]
 
 
 def trained(method: str) -> Method | None:
-    """Return the translator whose weights a method needs; None: a control needs none."""
+    """Return the translator whose weights a method needs; None for a control."""
     return METHODS.get(DRAWS_NOISE if method == NOISE else method)
 
 
@@ -67,13 +64,7 @@ def images_needed(training: Cohort, ratio: float) -> int:
 
 
 def chosen_sources(training: Cohort, number: int, seed: int) -> Cohort:
-    """Draw NFF images of the training part, without repetition: what is to be translated.
-
-    Raises
-    ------
-    ValueError
-        Where there are fewer NFF images than that.
-    """
+    """Draw NFF training images to translate, without repetition; a ValueError where there are too few."""
     nff = training.select(label="NFF")
     if number > len(nff):
         raise ValueError(
@@ -87,13 +78,7 @@ def chosen_sources(training: Cohort, number: int, seed: int) -> Cohort:
 
 
 def make_sets(study: Study, methods: Sequence[str], ratio: float, seed: int, machines: Machines) -> pd.DataFrame:
-    """Make all sets of a run, remove those of other methods, and return what became of each task.
-
-    Parameters
-    ----------
-    methods : of `known_methods`
-    ratio, seed : see `synthesise`
-    """
+    """Make all sets of a run (`synthesise`, `translate_test`), remove others, and return what became of each task."""
     check_methods(study, methods)
     (study.run / "fidelity.csv").unlink(missing_ok=True)  # of images that were there before
     remove_others(study, methods)
@@ -110,18 +95,10 @@ def make_sets(study: Study, methods: Sequence[str], ratio: float, seed: int, mac
 
 
 def synthesise(fold: Fold, method: str, ratio: float, seed: int) -> Cohort:
-    """Make the AFF images that a method adds to a fold's training part, in `synthetic/METHOD/FOLD`.
+    """Make the AFF images that a method (`known_methods`) adds to a fold's training part, in `synthetic/METHOD/FOLD`.
 
-    Parameters
-    ----------
-    method : of `known_methods`
-    ratio : AFF images per NFF image of the training set, with those that are added
-    seed : of the sources that are drawn, and of noise
-
-    Raises
-    ------
-    ValueError
-        Where there are no fewer AFF images than asked for, or too few NFF images to make them of.
+    With them the training set has `ratio` AFF images per NFF image. The seed draws the sources, and noise. A ValueError
+    where the training part has that ratio already, or too few NFF images to translate.
     """
     training = fold.train
     needed = images_needed(training, ratio)
@@ -142,7 +119,7 @@ def synthesise(fold: Fold, method: str, ratio: float, seed: int) -> Cohort:
         return Cohort.load(home)
     of = trained(method)
     weights = fold.folder(of.name) / WEIGHTS
-    if _unfinished(home, inputs | {"weights": _sha256(weights)}, synthesise, of.translator):
+    if _unfinished(home, inputs | {"weights": file_hash(weights)}, synthesise, of.translator):
         model = of.translator.load(weights.parent)
         if method == NOISE:
             table = model.noise_table(needed, "AFF", seed)
@@ -159,15 +136,11 @@ def synthesise(fold: Fold, method: str, ratio: float, seed: int) -> Cohort:
 def translate_test(fold: Fold, method: str) -> Cohort:
     """Translate a fold's test images to their other label, NFF first, into `synthetic/METHOD/FOLD/test`.
 
-    Fidelity is measured on them.
-
-    Parameters
-    ----------
-    method : of `lib.translators.methods.METHODS`
+    Fidelity is measured on them. `method` is one of `lib.translators.methods.METHODS`.
     """
     test, of = fold.test, METHODS[method]
     home, weights = fold.folder("synthetic", method) / "test", fold.folder(method) / WEIGHTS
-    inputs = {"method": method, "sources": cohort_hashes(test), "weights": _sha256(weights)}
+    inputs = {"method": method, "sources": cohort_hashes(test), "weights": file_hash(weights)}
     if _unfinished(home, inputs, translate_test, of.translator):
         model = of.translator.load(weights.parent)
         ways = [(test.select(label="NFF"), "AFF"), (test.select(label="AFF"), "NFF")]
@@ -176,18 +149,14 @@ def translate_test(fold: Fold, method: str) -> Cohort:
     return Cohort.load(home)
 
 
-def _translations(model, method: str, sources: Cohort, to: str) -> tuple[pd.DataFrame, list[Chunk]]:
+def _translations(model, method: str, sources: Cohort, to: str) -> tuple[pd.DataFrame, list[MakeChunk]]:
     """Return the table of the translated images, and what makes them chunk by chunk."""
     table = sources.provenance(to, method, model.metadata.get("patients_hash"))
     return table, [partial(model.translate, few, to, batch=CHUNK) for _, few in sources.blocks(CHUNK)]
 
 
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-
-
 def _unfinished(home: Path, inputs: dict, *by: Callable) -> bool:
-    """Return whether a set is to be made, or made on, from these inputs; one of others is set aside."""
+    """Return whether a set of these inputs still lacks images; a set of other inputs is set aside."""
     inputs = inputs | {"code": [*map(name_of, by)], "source": source_hash(*by), "arithmetic": arithmetic()}
     text, path, table = json.dumps(inputs, indent=1), home / INPUTS, home / "table.csv"
     there = path.read_text(encoding="utf-8") if path.exists() else "{}"
@@ -202,8 +171,8 @@ def _unfinished(home: Path, inputs: dict, *by: Callable) -> bool:
     return True
 
 
-def _make(home: Path, table: pd.DataFrame, makers: list[Chunk], name: str) -> None:
-    """Make a set of images: the chunks that are not there yet, then its cohort of all, then remove the chunks."""
+def _make(home: Path, table: pd.DataFrame, makers: list[MakeChunk], name: str) -> None:
+    """Make the chunks of a set that are missing, save its cohort of all, and remove the chunks."""
     chunks = [home / CHUNKS / f"{number:06d}.npy" for number in range(len(makers))]
     with progress(len(chunks), sum(chunk.exists() for chunk in chunks), name) as bar, no_progress():
         for chunk, make in zip(chunks, makers, strict=True):
@@ -220,19 +189,15 @@ def _make(home: Path, table: pd.DataFrame, makers: list[Chunk], name: str) -> No
 
 def sets(fold: Fold) -> dict[str, Path]:
     """Return the folder of each method's images of a fold; NotYet where one is not finished."""
-    ran = [method for method in known_methods() if (fold.run / "synthetic" / method).exists()]
     return {
-        method: fold.run.require(f"synthetic/{method}/{fold.name}/table.csv", "04_synthesis").parent for method in ran
+        method: fold.run.require(f"synthetic/{method}/{fold.name}/table.csv", "04_synthesis").parent
+        for method in known_methods()
+        if (fold.run / "synthetic" / method).exists()
     }
 
 
 def load(fold: Fold, curated: bool = False) -> dict[str, Cohort]:
-    """Load the AFF images that each method has made for a fold's training part.
-
-    Parameters
-    ----------
-    curated : leave out what was rejected by hand, `lib.fidelity.curation.without_rejected`
-    """
+    """Load the AFF images of each method for a fold's training part; `curated`: without those rejected by hand."""
     found = {method: Cohort.load(home) for method, home in sets(fold).items()}
     return without_rejected(found, fold.run / "synthetic" / VERDICTS) if curated else found
 
@@ -243,7 +208,7 @@ def load_test(fold: Fold) -> dict[str, Cohort]:
 
 
 def remove_others(study: Study, methods: Sequence[str]) -> None:
-    """Remove sets of an earlier run with other methods or folds from `synthetic/` of the run."""
+    """Remove the sets of other methods or folds from `synthetic/` of the run."""
     folds = {fold.name for fold in study.folds}
     for home in (study.run / "synthetic" / method for method in known_methods()):
         for of_fold in home.glob("*/"):

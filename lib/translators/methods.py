@@ -57,4 +57,3 @@ METHODS = {
 }  # fmt: skip
 NOISE = "noise"  # images that a diffusion model draws from noise alone: no translation
 DRAWS_NOISE = next(name for name, method in METHODS.items() if hasattr(method.translator, "sample"))  # by this one
-GENERATORS = (*METHODS, NOISE)  # what adds images to a training set, controls aside

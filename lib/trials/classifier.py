@@ -1,9 +1,6 @@
 """The classifier: a torchvision ResNet for one-channel radiographs, with one logit for AFF, and its training."""
 
-from __future__ import annotations
-
 import functools
-import hashlib
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import gaussian_blur
 
 from lib.data.cohort import LABELS, Cohort
-from lib.data.hashes import cohort_hash
+from lib.data.hashes import cohort_hash, file_hash
 from lib.data.images import Images
 from lib.run.checkpoints import Checkpoint
 from lib.run.files import from_root
@@ -29,18 +26,12 @@ from lib.run.weights import read_weights
 from lib.statistics.metrics import by_patient, calibration_intercept, choose_threshold
 from lib.translators.training import History, check_finite
 
-ARCHITECTURES = {
-    "resnet18": "ResNet-18",
-    "resnet34": "ResNet-34",
-    "resnet50": "ResNet-50",
-    "resnet101": "ResNet-101",
-    "resnet152": "ResNet-152",
-}
+ARCHITECTURES = {f"resnet{layers}": f"ResNet-{layers}" for layers in (18, 34, 50, 101, 152)}
 
 
 @dataclass(frozen=True)
 class Settings(FromParameters):
-    """How a classifier is trained: the same for every condition that is compared. Defaults are the quick profile's."""
+    """Says how a classifier is trained, under every condition alike. Defaults are the quick profile's."""
 
     architecture: str = "resnet18"  # what two cores train in half a minute; the thesis' is resnet50
     weights: str = "none"  # random, as an offline machine must; "imagenet" downloads them; or a safetensors file
@@ -56,9 +47,9 @@ class Settings(FromParameters):
 
 @functools.cache
 def pretrained(architecture: str, weights: str) -> tuple[dict | None, str]:
-    """Return the RGB state dict to start from (None: random) and what it is, in words for the record.
+    """Return the RGB state dict to start from (None: random), and a description of it for the record.
 
-    A download that fails is announced and recorded, and the training starts from random weights.
+    Where a download fails, a warning is printed, and the training starts from random weights.
     """
     if weights == "none":
         return None, "random initialisation"
@@ -71,24 +62,21 @@ def pretrained(architecture: str, weights: str) -> tuple[dict | None, str]:
             print(f"WARNING: {source.url} could not be had ({error}): {architecture} starts from random weights.")
             return None, "random initialisation, ImageNet weights could not be downloaded"
     state, path = read_weights(weights, "weights"), from_root(weights)
-    return state, f"{path.name} (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]})"
+    return state, f"{path.name} (sha256 {file_hash(path)})"
 
 
 def sum_rgb(network: nn.Module) -> None:
-    """Let a network take one channel: its first convolution gives on x what it gave on (x, x, x)."""
+    """Let a network take one channel: its first convolution gives for x what it gave for (x, x, x)."""
     network.conv1.in_channels = 1
     network.conv1.weight = nn.Parameter(network.conv1.weight.detach().sum(1, keepdim=True))
 
 
 def build(architecture: str, weights: str, seed: int) -> tuple[nn.Module, str]:
-    """Build a classifier of (B, 1, H, W) images in [-1, 1] with one logit, (B, 1).
+    """Build a classifier of (B, 1, H, W) images in [-1, 1] with one logit, (B, 1), and describe it.
 
     Everything that is not pretrained is a pure function of the seed. Images keep their range: the normalisation that
     ImageNet weights were trained with is a scale and a shift of grey images, which the first batch norm takes up.
-
-    Returns
-    -------
-    network, description : e.g. "ResNet-50, ImageNet1K_V2" or "ResNet-18, random initialisation (seed 0)"
+    A description is "ResNet-50, ImageNet1K_V2" or "ResNet-18, random initialisation (seed 0)", for example.
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {architecture!r}; choose one of {', '.join(ARCHITECTURES)}")
@@ -113,16 +101,11 @@ def build(architecture: str, weights: str, seed: int) -> tuple[nn.Module, str]:
 
 
 def rotated_flipped_cropped(images: torch.Tensor, *key: int) -> torch.Tensor:
-    """Rotate, mirror and crop each image by its own random amount: the standard augmentation.
+    """Rotate, mirror and crop each of (B, 1, H, W) images by its own random amount, a pure function of the key.
 
     Rotation by up to ±15°, mirroring with probability ½, a square crop of 80 to 100 % of the area anywhere in the
     frame, scaled back; all three in one bilinear resampling, outside the frame the border continues. (torchvision's
     transforms draw one rotation for a whole batch, and take no generator.)
-
-    Parameters
-    ----------
-    images : (B, 1, H, W) in [-1, 1]
-    key : the random amounts are a pure function of it, such as (seed, step)
     """
     angle, mirror, area, x, y = torch.rand(5, len(images), generator=torch_generator(*key))
     angle = (2 * angle - 1) * math.radians(15)
@@ -157,11 +140,10 @@ def predict(network: nn.Module, cohort: Cohort) -> np.ndarray:
 
 @torch.inference_mode()
 def evidence_maps(network: nn.Module, cohort: Cohort) -> np.ndarray:
-    """Return (N, 8, 8): what blurring each place takes of the evidence for the classifier's own decision, 0 to 1.
+    """Return (N, 8, 8): how much blurring each place weakens the classifier's own decision, 0 to 1.
 
-    Occlusion sensitivity, Zeiler & Fergus 2014, arXiv:1311.2901: the fall of the logit of what was decided, 1 at the
-    place where it falls most, 0 where it does not. Class activation maps have only size / 32 places a side, 2 at 64 px;
-    taken at an earlier stage they pointed away from the fracture there.
+    Occlusion sensitivity (Zeiler & Fergus 2014, arXiv:1311.2901): the fall of the logit of what was decided, 1 at the
+    place where it falls most, 0 where it does not. A class activation map has size / 32 places a side, 2 at 64 px.
     """
     images = torch.from_numpy(cohort.images()).to(next(network.parameters()).device)
     places, side = 8, images.shape[-1] // 8
@@ -183,7 +165,7 @@ def patient_probabilities(cohort: Cohort, probabilities: np.ndarray) -> tuple[np
 
 
 def require_both_labels(cohort: Cohort, name: str) -> None:
-    """Raise ValueError where a part cannot tell how well the classes are kept apart."""
+    """Raise ValueError where a part lacks images of a class."""
     if missing := [label for label in LABELS if label not in set(cohort.table.label)]:
         raise ValueError(f"{name} has no {missing[0]} image: use fewer folds, or more {missing[0]} patients")
 
@@ -191,46 +173,39 @@ def require_both_labels(cohort: Cohort, name: str) -> None:
 # Training ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Spent:
-    """What a training was given, counted as it happens, interruptions or not."""
-
-    steps: int = 0  # of the optimiser
-    images_seen: int = 0
+class Stateful:
+    """Lets a checkpoint hold an object's attributes."""
 
     def state_dict(self) -> dict:
-        return asdict(self)
+        return dict(vars(self))
 
     def load_state_dict(self, state: dict) -> None:
         vars(self).update(state)
 
 
+@dataclass
+class Spent(Stateful):
+    """Counts what a training was given, interruptions or not."""
+
+    steps: int = 0  # of the optimiser
+    images_seen: int = 0
+
+
 @dataclass(frozen=True)
 class Trained:
-    """A trained classifier.
+    """Holds a trained classifier."""
 
-    Parameters
-    ----------
-    network : with the selected weights
-    history : one row a validation: step, loss, validation_loss, validation_auroc (of patients)
-    threshold : AFF is decided where a patient's probability is at least this
-    recalibration : what is to be added to a patient's logit (`lib.statistics.metrics.calibration_intercept`)
-    best_step : the step whose weights were selected
-    spent : what the training was given
-    description : architecture and the weights it started from
-    """
-
-    network: nn.Module
-    history: pd.DataFrame
-    threshold: float
-    recalibration: float
-    best_step: int
+    network: nn.Module  # with the selected weights
+    history: pd.DataFrame  # one row a validation: step, loss, validation_loss, validation_auroc (of patients)
+    threshold: float  # AFF is decided where a patient's probability is at least this
+    recalibration: float  # to be added to a patient's logit (`lib.statistics.metrics.calibration_intercept`)
+    best_step: int  # whose weights were selected
     spent: Spent
-    description: str
+    description: str  # architecture, and the weights it started from
 
 
-class Best:
-    """The weights of the highest validation AUROC so far; of equally high ones, those of the lowest validation loss."""
+class Best(Stateful):
+    """Keeps the weights of the highest validation AUROC so far; of equally high ones, of the lowest validation loss."""
 
     def __init__(self):
         self.step, self.score, self.weights = 0, (-math.inf, -math.inf), {}
@@ -239,12 +214,6 @@ class Best:
         if (auroc, -loss) > self.score:
             self.step, self.score = step, (auroc, -loss)
             self.weights = {name: value.clone() for name, value in network.state_dict().items()}
-
-    def state_dict(self) -> dict:
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict) -> None:
-        vars(self).update(state)
 
 
 def train(
@@ -259,14 +228,13 @@ def train(
 ) -> Trained:
     """Train for a fixed number of steps, keep the weights of the best validation AUROC, choose the threshold.
 
-    Selection and threshold look at real validation patients alone, by one rule whatever the training images are.
+    Selection and threshold use real validation patients alone, by one rule whatever the training images are.
 
     Parameters
     ----------
-    training, validation : the images to learn from (real, copied, synthetic) and real images to select on
     seed : decides initial weights, batches and augmentation
     aff_weight : weight of an AFF image in the loss, where an NFF image has 1
-    standard : whether the standard augmentation runs
+    standard : whether `rotated_flipped_cropped` runs
     checkpoint : file that lets an interrupted training go on
     """
     require_both_labels(validation, "the validation part")
@@ -279,15 +247,8 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, functools.partial(learning_rate, steps=settings.steps))
     history, best, spent, start = History(), Best(), Spent(), 0
     if checkpoint:
-        inputs = {
-            **asdict(settings),
-            "seed": seed,
-            "aff_weight": aff_weight,
-            "standard": standard,
-            "description": description,
-            "training": cohort_hash(training),
-            "validation": cohort_hash(validation),
-        }
+        inputs = asdict(settings) | {"seed": seed, "aff_weight": aff_weight, "standard": standard}
+        inputs |= {"description": description, "training": cohort_hash(training), "validation": cohort_hash(validation)}
         objects = {"network": network, "optimizer": optimizer, "schedule": schedule}
         objects |= {"history": history, "best": best, "spent": spent}
         saved = Checkpoint(checkpoint, inputs, objects, code=[train], made_before=["training", "validation"])

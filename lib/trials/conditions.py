@@ -1,10 +1,8 @@
 """Conditions: how a classifier's training set is made.
 
-They are a factorial: how the classes are balanced, times whether the standard augmentation runs. Beside it stand
+They are a factorial: how the classes are balanced, times whether the standard augmentation runs. There are also
 smaller doses of what is added, and controls (`lib.fidelity.controls`).
 """
-
-from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
@@ -39,18 +37,11 @@ def balances() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Condition:
-    """How a training set is made.
+    """Says how a training set is made."""
 
-    Parameters
-    ----------
-    balance : of `balances` or `CONTROLS`
-    standard : whether images are rotated, flipped and cropped
-    dose : share of the images to be added that is added
-    """
-
-    balance: str
-    standard: bool = False
-    dose: float = 1.0
+    balance: str  # of `balances` or `CONTROLS`
+    standard: bool = False  # whether images are rotated, flipped and cropped
+    dose: float = 1.0  # share of the images to be added that is added
 
     @property
     def name(self) -> str:
@@ -68,18 +59,12 @@ class Condition:
 
 
 def factorial() -> dict[str, Condition]:
-    """Return all conditions by name, controls and doses aside."""
+    """Return all conditions by name, without controls and doses."""
     return {c.name: c for standard in (False, True) for c in (Condition(balance, standard) for balance in balances())}
 
 
 def condition(name: str) -> Condition:
-    """Return the condition of a name; "@0.5" behind it is half the dose.
-
-    Raises
-    ------
-    ValueError
-        With the nearest name, where there is none.
-    """
+    """Return the condition of a name, whose end "@0.5" means half the dose; a ValueError suggests the nearest name."""
     known = factorial() | {control: Condition(control) for control in CONTROLS}
     name, at, dose = name.partition("@")
     if name not in known:
@@ -99,10 +84,7 @@ def condition(name: str) -> Condition:
 
 
 def images_to_add(real: Cohort, synthetic: dict[str, Cohort]) -> int:
-    """Count the AFF images that every balanced condition adds: as many as each generator made.
-
-    Without any generator, as many as make AFF and NFF images equal in number.
-    """
+    """Count the AFF images that balanced conditions add: as many as each generator made, or else NFF − AFF."""
     counts = {method: int(images.targets.sum()) for method, images in synthetic.items()}
     if len(set(counts.values())) > 1:
         each = ", ".join(f"{method} {count}" for method, count in counts.items())
@@ -113,19 +95,10 @@ def images_to_add(real: Cohort, synthetic: dict[str, Cohort]) -> int:
 def training_set(condition: Condition, real: Cohort, synthetic: dict[str, Cohort], seed: int) -> tuple[Cohort, float]:
     """Return the images a condition trains on, and the weight of an AFF image in the loss.
 
-    Undersampling, weighted, oversampling and the generators all reach the same ratio of AFF to NFF, in images or in
-    weight, so that a difference between them is not one of class balance. Smaller doses are parts of larger ones.
-
-    Parameters
-    ----------
-    real : a fold's training part
-    synthetic : by method, what was made for it (`lib.fidelity.synthesis.load`); their AFF images join
-    seed : which images are dropped, copied or left out
-
-    Raises
-    ------
-    LeakError
-        Where a synthetic image was not made from the training part.
+    Undersampling, weighted, oversampling and the generators reach the same ratio of AFF to NFF, in images or in weight,
+    so that class balance explains no difference between them. Smaller doses are parts of larger ones. The seed decides
+    which images are dropped, copied or left out. A LeakError where one of the `synthetic` images (by method, see
+    `lib.fidelity.synthesis.load`) was not made from `real`, the training part.
     """
     if condition.balance in AS_REAL:
         return real, 1.0
@@ -148,5 +121,5 @@ def training_set(condition: Condition, real: Cohort, synthetic: dict[str, Cohort
 
 
 def labelled(condition: Condition, fold: Fold, parts: Sequence[Cohort]) -> Sequence[Cohort]:
-    """Give training, validation and test images a condition's labels: shuffled ones in "permuted"."""
+    """Give training, validation and test images the condition's labels, which "permuted" shuffles."""
     return permuted_labels(parts, fold.repeat, fold.number) if condition.balance == "permuted" else parts

@@ -1,7 +1,5 @@
 """Summaries: what the trials of a run were given and what they reached, before any test."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,7 +25,7 @@ def training_sets(conditions: Sequence[str], training: Cohort, synthetic: dict[s
 
 
 def budgets(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Average what a trial of each condition was really given: `trials` and `SPENT`."""
+    """Average what a trial of each condition was really given (`SPENT`), and count its `trials`."""
     table = metrics[metrics.metric.isin(SPENT)].pivot_table("value", "condition", "metric", sort=False)[SPENT]
     trials = metrics[metrics.metric == "steps"].groupby("condition", sort=False).size()
     return table.assign(trials=trials)[["trials", *SPENT]]
@@ -53,12 +51,7 @@ def doses(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def calibrations(patients: pd.DataFrame) -> pd.DataFrame:
-    """Calibrate the probabilities of each condition, as trained and recalibrated.
-
-    Parameters
-    ----------
-    patients : `lib.statistics.metrics.recalibrated_patients`
-    """
+    """Measure the calibration of each condition's `recalibrated_patients`, as trained and recalibrated."""
     rows = {
         (name, kind): calibration(group.aff, group[column])
         for name, group in patients.groupby("condition", sort=False)

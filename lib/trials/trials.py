@@ -1,9 +1,7 @@
 """Trials: the same classifier trained under every condition, fold by fold and seed by seed.
 
-A trial is condition × repeat × fold × seed. Its result is one file, from which the tables are put together.
+A trial is condition × repeat × fold × seed. Its result is one file; the tables are made of these files.
 """
-
-from __future__ import annotations
 
 import json
 import time
@@ -44,9 +42,6 @@ UNLIKE_MAY_BE = (  # parameters in which the points of a learning curve may diff
 )
 
 
-# Running -------------------------------------------------------------------------------------------------------------
-
-
 def run_trials(
     study: Study,
     conditions: Sequence[str],
@@ -55,15 +50,10 @@ def run_trials(
     machines: Machines = Machines(),  # noqa: B008, immutable
     curated: bool = False,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Train and test every condition in every fold with every seed, into `trials/` of the run.
+    """Train and test every condition (`lib.trials.conditions`) in every fold with every seed, into `trials/`.
 
-    A trial that is there already, from the same inputs, is not run again. `predictions.csv`, `metrics.csv` and
-    `history.csv` hold the trials of this call.
-
-    Parameters
-    ----------
-    conditions : names, see `lib.trials.conditions.condition`
-    curated : whether synthetic images that were rejected by hand are left out
+    A trial of the same inputs is not run again. `predictions.csv`, `metrics.csv` and `history.csv` hold the trials of
+    this call. `curated` leaves out synthetic images that were rejected by hand.
 
     Returns
     -------
@@ -107,7 +97,7 @@ def trial_path(fold: Fold, name: str, seed: int) -> Path:
 
 
 def seconds_needed(fold: Fold, settings: Settings, timed: int = 10) -> float:
-    """Estimate how long a trial takes on this machine: a few steps are timed, nothing is kept."""
+    """Estimate how long a trial takes on this machine from a few steps, which are not kept."""
     training, validation = fold.train, fold.validation
 
     def took(steps: int) -> tuple[float, torch.nn.Module]:
@@ -124,26 +114,20 @@ def seconds_needed(fold: Fold, settings: Settings, timed: int = 10) -> float:
 
 
 def run_trial(condition: Condition, fold: Fold, synthetic: dict[str, Cohort], seed: int, settings: Settings) -> None:
-    """Write one trial's result into its file, unless that was made from the same inputs.
-
-    Parameters
-    ----------
-    synthetic : by method, what was made for the fold, see `lib.trials.conditions.training_set`
-    """
+    """Write one trial's result into its file, unless that was made from the same inputs."""
     path = trial_path(fold, condition.name, seed)
     training, aff_weight = training_set(condition, fold.train, synthetic, seed)
     parts = training, fold.validation, fold.test
     check_parts(*parts)
     training, validation, test = labelled(condition, fold, parts)
     seed += AGAIN * (condition.balance == "again")
+    images = {"training": cohort_hash(training), "validation": cohort_hash(validation), "test": cohort_hash(test)}
     inputs = {
         "condition": condition.name,
         "seed": seed,
         "settings": asdict(settings),
         "weights": classifier.pretrained(settings.architecture, settings.weights)[1],
-        "training": cohort_hash(training),
-        "validation": cohort_hash(validation),
-        "test": cohort_hash(test),
+        **images,
         "source": source_hash(run_trial),
         "arithmetic": arithmetic(),
     }
@@ -151,8 +135,7 @@ def run_trial(condition: Condition, fold: Fold, synthetic: dict[str, Cohort], se
     if path.exists():
         there = json.loads(path.read_text(encoding="utf-8"))
         unlike = differences(there["inputs"], inputs)
-        images = ("training", "validation", "test")
-        if goes_on(path, unlike, inputs, finished=True, made_before=images):
+        if goes_on(path, unlike, inputs, finished=True, made_before=[*images]):
             Checkpoint.remove(checkpoint)  # of a process that was killed when it had written the result
             return
         set_aside(path.parent, [path.name, kept_file(path).name], unlike, there)
@@ -187,11 +170,9 @@ def run_trial(condition: Condition, fold: Fold, synthetic: dict[str, Cohort], se
 
 
 def confident_errors(network, threshold: float, test: Cohort, probabilities: np.ndarray) -> list[dict]:
-    """Return the test images that a classifier is most confidently wrong on, and where it looked.
+    """Return the test images that a classifier is most confidently wrong on, the most confident first.
 
-    Returns
-    -------
-    Of each, the most confident first: `image_id, label, probability, map` (`evidence_maps`, rows of numbers 0 to 1)
+    Each has `image_id, label, probability` and `map`, its `evidence_maps` as rows of numbers.
     """
     wrong = np.flatnonzero((probabilities >= threshold) != (test.targets == 1))
     worst = wrong[np.argsort(-abs(probabilities[wrong] - test.targets[wrong]), kind="stable")][:ERRORS]
@@ -204,7 +185,7 @@ def confident_errors(network, threshold: float, test: Cohort, probabilities: np.
 
 
 def errors_of(fold: Fold, name: str, seed: int) -> tuple[Cohort, np.ndarray, list[str]]:
-    """Read the `confident_errors` of one finished trial: the images, their maps, label and probability of each."""
+    """Read the `confident_errors` of one finished trial: images, maps, and titles with label and probability."""
     errors = json.loads(trial_path(fold, name, seed).read_text(encoding="utf-8"))["errors"]
     images = fold.test.find([error["image_id"] for error in errors])
     titles = [f"{error['label']}, p = {error['probability']:.2f}" for error in errors]
@@ -219,22 +200,10 @@ def read(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def learning_curve_of(run: Run, folders: Sequence[str], conditions: Sequence[str]) -> pd.DataFrame:
-    """Return the AUROC of this and other runs' trials, each with its run's share of AFF training patients.
+    """Return the AUROC of the conditions' trials in this and other runs, each with its run's `share` of AFF patients.
 
-    Parameters
-    ----------
-    folders : of the other runs
-    conditions : names; those are kept that a run has
-
-    Returns
-    -------
-    DataFrame `condition, repeat, fold, seed, metric, value, share`
-
-    Raises
-    ------
-    ValueError
-        Where another run tested on other images, or differs in a parameter that trains something. Of runs by hand,
-        whose manifest holds no parameters, only the test images are compared.
+    A ValueError where another run tested on other images, or differs in a parameter that trains something. The manifest
+    of a run by hand holds no parameters: only its test images are compared.
     """
 
     def tested(run: Run) -> set[tuple]:
@@ -250,9 +219,8 @@ def learning_curve_of(run: Run, folders: Sequence[str], conditions: Sequence[str
         if tested(other) != tested(run):
             unlike.append("other test images")
         if unlike:
-            raise ValueError(
-                f"learning_curve: {other.folder.name} is no point of this run's curve: {'; '.join(unlike)}"
-            )
+            name = other.folder.name
+            raise ValueError(f"learning_curve: {name} is no point of this run's curve: {'; '.join(unlike)}")
         found = pd.read_csv(other.require("trials/metrics.csv", NOTEBOOK))
         share = other.manifest.get("parameters", {}).get("training_aff_share", 1.0)
         points.append(found[(found.metric == "auroc") & found.condition.isin(conditions)].assign(share=share))

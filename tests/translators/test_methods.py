@@ -14,7 +14,7 @@ from lib.translators import cyclegan
 from lib.translators.cyclediff.model import CycleDiff
 from lib.translators.cyclediff.settings import PUBLISHED, PUBLISHED_SAMPLER, Settings
 from lib.translators.cyclegan import CycleGAN
-from lib.translators.methods import DRAWS_NOISE, GENERATORS, METHODS, NOISE
+from lib.translators.methods import DRAWS_NOISE, METHODS
 
 PROFILES = sorted((ROOT / "notebooks" / "profiles").glob("*.yaml"))
 NO_SETTINGS = {"cyclediff_ablations", "cyclediff_ablation_seeds"}  # of notebook 03 alone
@@ -91,7 +91,7 @@ def test_an_untrained_one_is_made_elsewhere_from_its_settings(name):
 
 def test_rows_name_their_notebooks_and_who_draws_from_noise():
     assert all((ROOT / "notebooks" / f"{method.notebook}.ipynb").exists() for method in METHODS.values())
-    assert list(GENERATORS) == [*METHODS, NOISE] and hasattr(METHODS[DRAWS_NOISE].translator, "sample")
+    assert hasattr(METHODS[DRAWS_NOISE].translator, "sample")
 
 
 def test_a_shared_autoencoder_follows_residual_translators():

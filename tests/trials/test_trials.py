@@ -15,13 +15,14 @@ from lib.data.leaks import LeakError, check_parts, is_synthetic
 from lib.fidelity import controls
 from lib.run.folder import Run
 from lib.study import Study
-from lib.translators.methods import GENERATORS
+from lib.translators.methods import METHODS, NOISE
 from lib.trials import classifier, trials
 from lib.trials.classifier import Settings
 from lib.trials.conditions import balances, condition, factorial, training_set
 from lib.trials.trials import learning_curve_of, run_trials
 
 TINY = Settings(architecture="resnet18", weights="none", steps=2, batch=4, lr=1e-3, validate_every=2)
+GENERATORS = (*METHODS, NOISE)
 
 torch.set_num_threads(1)  # at toy size a second thread costs more than it gives
 
