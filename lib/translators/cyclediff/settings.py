@@ -1,4 +1,4 @@
-"""What can be chosen: how CycleDiff is built and trained (`Settings`, `ABLATIONS`), how it translates (`Sampler`).
+"""What can be chosen: how CycleDiff is built and trained (`Settings`), how it translates (`Sampler`).
 
 Where paper and released code disagree:
 
@@ -22,7 +22,7 @@ published 1; averages forget the random first weights sooner (`lib.translators.t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lib.run.settings import FromParameters
 from lib.translators.cyclediff.process import SOLVERS, T_MIN
@@ -180,33 +180,3 @@ PUBLISHED = Settings(
     vgg16_weights="imagenet", batch=24, enlarge=286 / 256, ema=0.999,
 )  # fmt: skip
 PUBLISHED_SAMPLER = Sampler(sampling_steps=100, start_t=1.0, noise_steps=100)
-
-ABLATIONS = {
-    "as set": {},
-    "joint": {"joint": "both"},
-    "diffusion only": {"joint": "diffusion_only"},
-    "frozen U-Nets": {"joint": "frozen"},
-    "without time": {"translator_time": False},
-    "without attention": {"translator_attention": False},
-    "without contrastive": {"contrastive": 0.0},
-    "without perceptual": {"perceptual": 0.0},
-    "with perceptual": {"perceptual": 0.5},
-    "all times": {"t_max": 1.0},
-    "separate U-Nets": {"shared_unet": False},
-}
-
-
-def ablated(settings: Settings, name: str) -> Settings:
-    """Return the settings with one part changed or taken away, by its name in `ABLATIONS`.
-
-    Raises
-    ------
-    ValueError
-        Where there is no such name, or the settings are so already.
-    """
-    if name not in ABLATIONS:
-        raise ValueError(f"no ablation {name!r}; there are {', '.join(map(repr, ABLATIONS))}")
-    changed = replace(settings, **ABLATIONS[name])
-    if changed == settings and ABLATIONS[name]:
-        raise ValueError(f"ablation {name!r} changes nothing here: {ABLATIONS[name]} is set already")
-    return changed
