@@ -97,16 +97,9 @@ class Up(nn.Conv2d):
 class UNet(nn.Module):
     """Denoising U-Net after "ADM": residual blocks told the time (and the domain), self-attention, skip connections.
 
-    Parameters
-    ----------
-    channels : of the input and the output
-    size : side of the input, which decides where the attention sits
-    width : channels of the first level
-    multipliers : channels of each level, in units of `width`; each level has half the size of the one before
-    blocks : residual blocks a level
-    attention : sides of the feature maps that get self-attention, those that no level has left aside; where it names
-        any, the middle gets it too
-    shared : whether the network is told the domain, 0 or 1, of all or (B,) of each image
+    Each level has half the size of the one before and `multipliers` × `width` channels. Feature maps whose side stands
+    in `attention` get self-attention, and so does the middle, unless `attention` is empty. With `shared` the network
+    is told the domain, 0 or 1, of all or (B,) of each image.
     """
 
     def __init__(
