@@ -145,10 +145,12 @@ class CycleGANTraining(Training):
         G, F, D_X, D_Y = self.networks.G, self.networks.F, self.D_X, self.D_Y
         learning_rate = s.learning_rate * linear_decay(step, s.steps)
         self.set_rate(learning_rate, "G", "D")
-        random = torch_generator(self.seed, 40, step)  # of this step's noise, augmentation and pools
 
-        # Draw a batch of each domain.
+        # Draw a batch of each domain, and noise.
         x, y = self.draw(step)
+        random = torch_generator(self.seed, 40, step)  # of this step's noise, augmentation and pools
+        whole = s.batch, *x.shape[1:]
+        noise_Y, noise_X = (s.noise * rank.of(torch.randn(whole, generator=random)).to(x) for _ in range(2))
 
         # Translate, there and back.
         D_X.requires_grad_(False)
@@ -159,15 +161,13 @@ class CycleGANTraining(Training):
                 x_fake, x_same = F(torch.cat([y, x])).chunk(2)
             else:
                 y_fake, x_fake, y_same, x_same = G(x), F(y), y, x
-            whole = s.batch, *x.shape[1:]
-            noise_Y, noise_X = (s.noise * rank.of(torch.randn(whole, generator=random)).to(x) for _ in range(2))
             x_back, y_back = F(y_fake + noise_Y), G(x_fake + noise_X)
             score_Y, score_X = D_Y(seen(y_fake, random)), D_X(seen(x_fake, random))
 
         # Update the generators.
         adversarial_G, adversarial_F = lsgan_generator(score_Y), lsgan_generator(score_X)  # eq. 1
         cycle_X, cycle_Y = l1_loss(x_back, x), l1_loss(y_back, y)  # eq. 2
-        identity_X, identity_Y = l1_loss(x_same, x), l1_loss(y_same, y)
+        identity_X, identity_Y = l1_loss(x_same, x), l1_loss(y_same, y)  # section 5.2
         loss = adversarial_G + adversarial_F + s.cycle * (cycle_X + cycle_Y)  # eq. 3
         loss = loss + s.identity * (identity_X + identity_Y)
         terms = {

@@ -63,6 +63,7 @@ class Autoencoders(nn.Module):
         self.register_buffer("std", torch.ones(2, self.channels, 1, 1))
 
     def net(self, domain: int) -> KLAutoencoder:
+        """Return the autoencoder of a domain."""
         return self.nets[domain % len(self.nets)]
 
     def encode(self, images: torch.Tensor, domain: int) -> torch.Tensor:

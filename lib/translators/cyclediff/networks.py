@@ -75,6 +75,7 @@ class Translator(nn.Module):
         self.resnet = ResNet(width, channels, width, s.translator_blocks, time=time, skips=s.translator_skips)
 
     def init_weights(self, generator: torch.Generator) -> None:
+        """Draw the weights; a residual translator then starts as the identity."""
         init_weights(self, generator)
         if self.residual:
             nn.init.zeros_(self.resnet.head.weight)

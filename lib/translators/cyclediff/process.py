@@ -34,7 +34,6 @@ import numpy as np
 import torch
 
 T_MIN = 1e-3  # times are drawn from (T_MIN, 1]
-SOLVERS = ("euler", "heun")
 
 Denoise = Callable[[torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]  # (x_t, t) → (C_θ, ε_θ)
 

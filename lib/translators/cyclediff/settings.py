@@ -25,16 +25,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lib.run.settings import FromParameters
-from lib.translators.cyclediff.process import SOLVERS, T_MIN
+from lib.translators.cyclediff.process import T_MIN
+
+
+def check_choices(settings: Settings | Sampler, **choices: tuple) -> None:
+    """Raise ValueError where a field is set to none of its choices."""
+    for name, known in choices.items():
+        if getattr(settings, name) not in known:
+            raise ValueError(f"{name}={getattr(settings, name)!r}: choose {' or '.join(map(repr, known))}")
 
 
 @dataclass(frozen=True)
 class Settings(FromParameters):
-    """How CycleDiff is built and trained. The defaults are what two cores do in a quarter of an hour; "paper:" is its
-    choice.
-
-    The discriminators' last layers start as in `lib.translators.networks.PatchGAN.init_weights`.
-    """
+    """How CycleDiff is built and trained: defaults are what two cores do in a quarter of an hour."""
 
     # Autoencoder; where it is "kl", what kept a judge's AUROC on the phantom at factor 4, in a quarter of an hour
     autoencoder: str = "pixels"  # 2 x 2 pixels packed: no fracture line is lost; paper: "kl", factor 4
@@ -98,11 +101,8 @@ class Settings(FromParameters):
             object.__setattr__(self, "shared_autoencoder", self.residual)
         for name in ("unet_multipliers", "unet_attention"):  # lists, where settings come from JSON or YAML
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        known = {"autoencoder": ("kl", "pixels"), "joint": ("both", "diffusion_only", "frozen")}
-        known |= {"diffusion_weights": ("released", "plain"), "autoencoder_factor": (2, 4, 8)}
-        for name, choices in known.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(map(repr, choices))}")
+        check_choices(self, autoencoder=("kl", "pixels"), autoencoder_factor=(2, 4, 8))
+        check_choices(self, joint=("both", "diffusion_only", "frozen"), diffusion_weights=("released", "plain"))
         lowest = {"log_every": 1, "batch": 1, "enlarge": 1, "previews": 0, "ema": 0}
         lowest |= {name: 1 for name in vars(self) if name.endswith("_width")}
         lowest |= {name: 0 for name in ("autoencoder_steps", "warmup_steps", "joint_steps", "pool")}
@@ -132,8 +132,9 @@ class Settings(FromParameters):
     @property
     def stages(self) -> dict[str, int]:
         """The steps of each stage that is trained, by field."""
-        names = ("autoencoder_steps",) * (self.autoencoder == "kl") + ("warmup_steps", "joint_steps")
-        return {name: getattr(self, name) for name in names if getattr(self, name)}
+        trained = ["autoencoder_steps"] if self.autoencoder == "kl" else []
+        trained += ["warmup_steps", "joint_steps"]
+        return {name: getattr(self, name) for name in trained if getattr(self, name)}
 
     @property
     def factor(self) -> int:
@@ -163,9 +164,7 @@ class Sampler(FromParameters):
     first_t: float = 0.02  # where inversion starts, with a drawn noise: at t → 0 the predicted one divides by t (ours)
 
     def __post_init__(self):
-        for name, choices in {"start": ("inverted", "fresh"), "solver": SOLVERS}.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(map(repr, choices))}")
+        check_choices(self, start=("inverted", "fresh"), solver=("euler", "heun"))
         if not 0 < self.first_t <= self.start_t <= 1 or min(self.sampling_steps, self.noise_steps) < 1:
             raise ValueError(f"needs 0 < first_t ≤ start_t ≤ 1 and at least one step, not {self}")
 

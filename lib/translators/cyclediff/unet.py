@@ -133,6 +133,7 @@ class UNet(nn.Module):
         nn.init.zeros_(self.head[-1].bias)
 
     def embed(self, log_t: torch.Tensor, domain: int | torch.Tensor) -> torch.Tensor:
+        """Embed the time, (B,), and the domain as (B, 4·width)."""
         time = self.time(log_t)
         return time + self.domain.weight[domain] if self.domain else time
 
