@@ -191,7 +191,7 @@ class CycleDiffTraining(Training):
             (C_X, C_Y), compared = self._denoise(self.networks.denoisers, latents, times, random)
             if s.t_max < 1:
                 C_X, C_Y = C_X[:n], C_Y[:n]
-            terms |= self._diffusion_terms(compared)
+            terms |= self._diffusion_terms(compared)  # eq. 6
         if s.joint == "diffusion_only":
             C_X, C_Y = C_X.detach(), C_Y.detach()
 
@@ -208,8 +208,8 @@ class CycleDiffTraining(Training):
             C_XYX, C_YXY = F(C_XY, t), G(C_YX, t)
             score_Y, score_X = D_Y(self.seen(C_XY, random), t), D_X(self.seen(C_YX, random), t)
             if s.perceptual:
-                round_trips = ((C_X, C_XYX), (C_Y, C_YXY))
-                features = [[self._features(C, domain) for C in pair] for domain, pair in enumerate(round_trips)]
+                features_X = [self._features(C, 0) for C in (C_X, C_XYX)]
+                features_Y = [self._features(C, 1) for C in (C_Y, C_YXY)]
 
         # Update the translators, and the diffusion models with them (eq. 13).
         terms |= {"adversarial_G": lsgan_generator(score_Y), "adversarial_F": lsgan_generator(score_X)}
@@ -217,7 +217,7 @@ class CycleDiffTraining(Training):
         if s.identity:
             terms |= {"identity_X": identity_loss(C_X, C_XX), "identity_Y": identity_loss(C_Y, C_YY)}
         if s.perceptual:
-            terms |= {"perceptual_X": perceptual_loss(*features[0]), "perceptual_Y": perceptual_loss(*features[1])}
+            terms |= {"perceptual_X": perceptual_loss(*features_X), "perceptual_Y": perceptual_loss(*features_Y)}
         updated = ("T",) if s.joint == "frozen" else ("T", "U")
         self.update(step, objective(terms, s), terms, *updated)
         for name in ("G", "F") if s.joint == "frozen" else ("G", "F", "denoisers"):
@@ -234,7 +234,7 @@ class CycleDiffTraining(Training):
                 real_scores, fake_scores = D(self.seen(components, random), times).chunk(2)
             terms_D[f"D_{name}"] = lsgan_discriminator(real_scores, fake_scores)
             loss = loss + terms_D[f"D_{name}"]
-            if s.contrastive:
+            if s.contrastive:  # eq. 9
                 terms_D[f"contrastive_{name}"] = contrastive_loss(real_scores, fake_scores)
                 loss = loss + s.contrastive * terms_D[f"contrastive_{name}"]
         self.update(step, loss, terms_D, "D")
