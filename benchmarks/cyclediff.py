@@ -2,8 +2,7 @@
 
 Training: joint steps a second at 64 px, against two full passes of all networks a step, one that updates translators
 and U-Nets and one the discriminators, in float32 and in this project's precision on the machine
-(`lib.translators.training`: bf16
-autocast where that is faster). Sampling: images a second, KID and the judge's
+(`lib.run.hardware.accelerator`: bf16 autocast where that is faster). Sampling: images a second, KID and the judge's
 verdict on validation images of a trained model, against 100 Euler steps with float32 networks and float64 arithmetic
 from the same start, and as many steps as ours in that precision. All use the same blocks and alternate in one process;
 medians of at least 5. Peak memory, the GPU's where there is one, comes from a process of each schedule's own.

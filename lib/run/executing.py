@@ -276,7 +276,6 @@ def kept(folder: Path) -> str:
 
 def describe_environment() -> dict:
     """Return versions, commit, hardware and what is not deterministic on it, from a process that gives the GPU back."""
-    code = "import json; from lib.run import hardware as here; "
-    code += "print(json.dumps(here.environment() | {'not_deterministic': here.not_deterministic()}))"
+    code = "import json; from lib.run.hardware import environment; print(json.dumps(environment()))"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(told.stdout)

@@ -22,7 +22,6 @@ LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  #
 def accelerator() -> Accelerator:
     """Return the device to train on, with bf16 autocast where that is faster, else in float32.
 
-    On a CPU that is one with AMX: the bf16 instructions of AVX-512 alone were slower than float32 (one Xeon measured).
     Where a launcher (torchrun, `accelerate launch` on GPUs, submitit) has started several processes, this waits for all
     of them; each has a GPU, and on CPUs they talk through gloo. Where one of `LAUNCHED` is missing, there is one.
     """
@@ -46,18 +45,14 @@ def arithmetic() -> str:
 
 
 def _bf16() -> bool:
-    """Return whether bf16 is faster than float32 here."""
+    """Return whether bf16 is faster than float32 here: on a CPU with AMX; AVX-512's was slower (one Xeon measured)."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported()
 
 
 def not_deterministic() -> list[str]:
-    """Return what can differ between two trainings on this device, besides the order of processes' sums.
-
-    These operations' gradients are documented as nondeterministic on CUDA (`torch.use_deterministic_algorithms`, and
-    `torch.nn.functional.scaled_dot_product_attention`); empty on other devices.
-    """
+    """Return the operations whose gradients PyTorch documents as nondeterministic on CUDA; none on other devices."""
     if not torch.cuda.is_available():
         return []
     return [

@@ -13,26 +13,17 @@ from accelerate.utils import gather, gather_object, reduce
 class Rank:
     """One process's part of every batch, where several train the same networks.
 
-    All random numbers are drawn for the whole batch by every process, which then keeps those of its own rows; gradients
-    are averaged before they are clipped or used. So every process holds the same weights, and they are those that one
-    process learns from the whole batch, up to the order of sums. Collective methods must be called by all processes in
-    the same order; where one ends alone (of a full disk), it is the launcher that ends the others, which wait. With one
-    process everything is given back unchanged.
+    Every process draws all random numbers of the whole batch and keeps those of its own rows. Gradients are averaged
+    before they are clipped or used. So all hold the weights that one process learns from the whole batch, up to the
+    order of sums. Collective methods must be called by all processes in the same order; where one ends alone (of a full
+    disk), the launcher ends the others, which wait. With one process everything is given back unchanged.
 
-    Parameters
-    ----------
-    batch : images of a domain in a step, of all processes together
-    processes, index : how many there are, and which of them this is
-
-    Raises
-    ------
-    ValueError
-        Where the processes do not divide the batch.
+    Raises ValueError where the processes do not divide the batch.
     """
 
-    batch: int = 1
+    batch: int = 1  # images of a domain in a step, of all processes together
     processes: int = 1
-    index: int = 0
+    index: int = 0  # which of them this is
 
     def __post_init__(self):
         if self.batch % self.processes:
@@ -43,10 +34,7 @@ class Rank:
             )
 
     def of(self, whole: torch.Tensor) -> torch.Tensor:
-        """Return this process's rows of the whole batch, or of each of several in a row: real, then fake.
-
-        (k·batch, …) → (k·batch / processes, …)
-        """
+        """Return this process's rows of k whole batches (real, then fake): (k·batch, …) → (k·batch / processes, …)."""
         if self.processes == 1:
             return whole
         return whole.unflatten(0, (-1, self.processes, self.batch // self.processes))[:, self.index].flatten(0, 1)

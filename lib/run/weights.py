@@ -1,4 +1,4 @@
-"""run.weights"""
+"""Weights: networks and how they were made, in one safetensors file; and how large networks are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lib.run.files import from_root, shown, written
 
 
 def save_weights(path: Path, networks: dict[str, nn.Module], metadata: dict) -> None:
-    """Write networks into one safetensors file; the metadata travels inside it as JSON."""
+    """Write networks into one file; the metadata stand inside it as JSON."""
     tensors = {
         f"{name}.{key}": value.detach().cpu().contiguous()
         for name, network in networks.items()
@@ -26,7 +26,7 @@ def save_weights(path: Path, networks: dict[str, nn.Module], metadata: dict) -> 
 
 
 def load_weights(path: Path, networks: dict[str, nn.Module]) -> None:
-    """Fill networks from a file that `save_weights` wrote; a ValueError where it holds other networks or shapes."""
+    """Fill networks from what `save_weights` wrote; raise ValueError where it holds other networks or shapes."""
     tensors = load_file(path)
     for name, network in networks.items():
         own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
@@ -37,13 +37,9 @@ def load_weights(path: Path, networks: dict[str, nn.Module]) -> None:
 
 
 def read_weights(name: str, parameter: str) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file that a parameter names, from elsewhere; other kinds may hold code, and are
-    refused.
+    """Return the tensors of a file from elsewhere, which a parameter names.
 
-    Raises
-    ------
-    ValueError
-        Where there is no such file, or it is of another kind, with what to do.
+    Raises ValueError where there is none, or it is of another kind, which may hold code.
     """
     path = from_root(name)
     if not path.is_file():
@@ -58,12 +54,9 @@ def read_weights(name: str, parameter: str) -> dict[str, torch.Tensor]:
 
 
 def weights_metadata(path: Path, method: str | None = None) -> dict:
-    """The metadata of a weights file: how the networks were built and trained.
+    """Return how the networks of a file were built and trained.
 
-    Raises
-    ------
-    ValueError
-        Where the file is no safetensors file of this project, or was not made by `method`, where one is given.
+    Raises ValueError where it is no file of this project, or not of `method`, where one is given.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -75,21 +68,14 @@ def weights_metadata(path: Path, method: str | None = None) -> dict:
     return metadata
 
 
-def known(kind: type, values: dict, path: Path):
-    """The settings of a weights file; a ValueError where this version of the code does not know them all."""
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ValueError(f"{shown(path)} was made by another version of the code ({error}): train again") from error
-
-
 def count_parameters(*networks: nn.Module) -> int:
+    """Count the numbers that networks learn."""
     return sum(parameter.numel() for network in networks for parameter in network.parameters())
 
 
 @torch.no_grad()
 def count_multiply_adds(network: nn.Module, *inputs) -> int:
-    """Multiplications with an addition in one call of the network, which may live on the meta device."""
+    """Count multiplications with an addition in one call of a network, which may live on the meta device."""
     with FlopCounterMode(display=False) as counter:
         network(*inputs)
     return counter.get_total_flops() // 2

@@ -34,7 +34,6 @@ from lib.translators.networks import (
     ImagePool,
     PatchGAN,
     ResNet,
-    diffaugment,
     init_weights,
     linear_decay,
     lsgan_discriminator,
@@ -139,20 +138,19 @@ class CycleGANTraining(Training):
         self.optimisers["D"] = self.adam(s.learning_rate, self.D_X, self.D_Y)
 
     def objects(self) -> dict:
-        discriminators = {"D_X": self.D_X, "D_Y": self.D_Y, "pool_X": self.pool_X, "pool_Y": self.pool_Y}
-        return super().objects() | discriminators
+        return super().objects() | {name: getattr(self, name) for name in ("D_X", "D_Y", "pool_X", "pool_Y")}
 
     def step(self, step: int) -> dict[str, torch.Tensor | float]:
-        s, rank, (G, F), D_X, D_Y = self.settings, self.rank, vars(self.networks).values(), self.D_X, self.D_Y
+        s, rank, seen = self.settings, self.rank, self.seen
+        G, F, D_X, D_Y = self.networks.G, self.networks.F, self.D_X, self.D_Y
         learning_rate = s.learning_rate * linear_decay(step, s.steps)
         self.set_rate(learning_rate, "G", "D")
-        random = torch_generator(self.seed, 40, step)  # of this step's noise, augmentation and pools
 
-        def seen(images: torch.Tensor) -> torch.Tensor:
-            return diffaugment(images, random, rank) if s.diffaugment else images
-
-        # Draw a batch of each domain.
+        # Draw a batch of each domain, and noise.
         x, y = self.draw(step)
+        random = torch_generator(self.seed, 40, step)  # of this step's noise, augmentation and pools
+        whole = s.batch, *x.shape[1:]
+        noise_Y, noise_X = (s.noise * rank.of(torch.randn(whole, generator=random)).to(x) for _ in range(2))
 
         # Translate, there and back.
         D_X.requires_grad_(False)
@@ -162,17 +160,14 @@ class CycleGANTraining(Training):
                 y_fake, y_same = G(torch.cat([x, y])).chunk(2)
                 x_fake, x_same = F(torch.cat([y, x])).chunk(2)
             else:
-                y_fake, x_fake = G(x), F(y)
-                y_same, x_same = y, x
-            whole = s.batch, *x.shape[1:]
-            noise_Y, noise_X = (s.noise * rank.of(torch.randn(whole, generator=random)).to(x) for _ in range(2))
+                y_fake, x_fake, y_same, x_same = G(x), F(y), y, x
             x_back, y_back = F(y_fake + noise_Y), G(x_fake + noise_X)
-            score_Y, score_X = D_Y(seen(y_fake)), D_X(seen(x_fake))
+            score_Y, score_X = D_Y(seen(y_fake, random)), D_X(seen(x_fake, random))
 
         # Update the generators.
         adversarial_G, adversarial_F = lsgan_generator(score_Y), lsgan_generator(score_X)  # eq. 1
         cycle_X, cycle_Y = l1_loss(x_back, x), l1_loss(y_back, y)  # eq. 2
-        identity_X, identity_Y = l1_loss(x_same, x), l1_loss(y_same, y)
+        identity_X, identity_Y = l1_loss(x_same, x), l1_loss(y_same, y)  # section 5.2
         loss = adversarial_G + adversarial_F + s.cycle * (cycle_X + cycle_Y)  # eq. 3
         loss = loss + s.identity * (identity_X + identity_Y)
         terms = {
@@ -189,19 +184,14 @@ class CycleGANTraining(Training):
             D.requires_grad_(True)
             both = torch.cat([real, rank.of(pool(rank.all(fake), random))])
             with self.autocast():
-                scores = D(seen(both))
+                scores = D(seen(both, random))
             terms_D[name] = lsgan_discriminator(*scores.chunk(2))
         self.update(step, sum(terms_D.values()), terms_D, "D")
         return {"learning_rate": learning_rate, **terms, **terms_D}
 
 
 class CycleGAN(Translator):
-    """G(x) to "AFF", F(y) to "NFF".
-
-    >>> gan = CycleGAN(Settings(steps=100))  # doctest: +SKIP
-    >>> history = gan.fit(training, Path("runs/quick/cyclegan/r0f0"), seed=0)  # doctest: +SKIP
-    >>> synthetic = gan.translate(training.select(label="NFF"), to="AFF")  # doctest: +SKIP
-    """
+    """G(x) to "AFF", F(y) to "NFF"."""
 
     name, kinds = "cyclegan", {"settings": Settings}
 

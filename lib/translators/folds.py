@@ -23,15 +23,13 @@ def train_folds(
     watch=None,
     images: Callable[[Fold], Cohort] = lambda fold: fold.train,
 ) -> pd.DataFrame:
-    """Train a translator in every fold, into `NAME/FOLD`, and return what became of each task.
+    """Train a method's translator in every fold, into `NAME/FOLD`, and return what became of each task.
 
     On the way it translates a few NFF images of the fold's validation part.
 
     Parameters
     ----------
-    name : of the method, `lib.translators.methods.METHODS`
-    make : an untrained translator, such as `partial(CycleGAN, settings)`
-    machines, watch : see `lib.run.tasks.run_tasks`
+    make : makes an untrained translator, such as `partial(CycleGAN, settings)`
     images : what it trains on; anything but the training part is a leak, and a test of the audit
     """
     tasks = {}

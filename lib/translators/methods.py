@@ -17,29 +17,14 @@ from lib.translators.translator import Translator
 
 @dataclass(frozen=True)
 class Method:
-    """How a translation method is called, and where it is trained.
+    """How a translation method is called, and where it is trained."""
 
-    Parameters
-    ----------
-    name : in folders, tables and conditions, and before its parameters: `cyclegan_steps`
-    title : in sentences and figures
-    translator : its class
-    published : the settings of its paper, by name
-    budget : how long the paper trained it, in words
-    notebook : which trains it
-    """
-
-    name: str
-    title: str
+    name: str  # in folders, tables and conditions, and before its parameters: `cyclegan_steps`
+    title: str  # in sentences and figures
     translator: type[Translator]
-    published: dict[str, object]
-    budget: str
-    notebook: str
-
-    @property
-    def settings(self) -> tuple[type, ...]:
-        """The dataclasses of its settings, whose fields a notebook's parameters override."""
-        return tuple(self.translator.kinds.values())
+    published: dict[str, object]  # the settings of its paper, by name
+    budget: str  # how long the paper trained it, in words
+    notebook: str  # which trains it
 
     def weights(self, run: Path, fold: str) -> Path:
         """Return the weights file of a fold in a run's folder."""

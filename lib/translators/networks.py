@@ -30,9 +30,6 @@ class ReflectConv2d(nn.Conv2d):
     It pads in the precision of its input: autocast on a CPU would pad in float32 and convert there and back.
     """
 
-    def __init__(self, channels: int, out: int, kernel: int):
-        super().__init__(channels, out, kernel)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", enabled=False):
             x = nnf.pad(x, [self.kernel_size[0] // 2] * 4, mode="reflect")
@@ -61,10 +58,10 @@ class FiLM(nn.Module):
 class TimeEmbedding(nn.Module):
     """(B,) a time, or its logarithm → sinusoids of geometrically spaced frequencies → MLP → (B, out)."""
 
-    def __init__(self, out: int, frequencies: int = 32, highest: float = 100.0):
+    def __init__(self, out: int):
         super().__init__()
-        self.register_buffer("frequency", torch.logspace(-1, math.log10(highest), frequencies), persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(2 * frequencies, out), nn.SiLU(), nn.Linear(out, out))
+        self.register_buffer("frequency", torch.logspace(-1, 2, 32), persistent=False)
+        self.mlp = nn.Sequential(nn.Linear(64, out), nn.SiLU(), nn.Linear(out, out))
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
         angle = t[:, None] * self.frequency
@@ -103,10 +100,7 @@ def down(channels: int) -> nn.Sequential:
 
 
 def up(channels: int, upsampling: str) -> nn.Sequential:
-    """Return uk, before its ReLU: twice the size, half the channels.
-
-    "resize" leaves no checkerboard, "transposed" is as published.
-    """
+    """Return uk, before its ReLU: twice the size, half the channels; "resize" leaves no checkerboard."""
     half = channels // 2
     if upsampling == "transposed":
         convolve = [nn.ConvTranspose2d(channels, half, 3, stride=2, padding=1, output_padding=1)]
@@ -120,15 +114,9 @@ def up(channels: int, upsampling: str) -> nn.Sequential:
 class ResNet(nn.Module):
     """Residual encoder–decoder: c7s1-k, d2k, d4k, n × R4k, u2k, uk, c7s1-out; no activation at its end.
 
-    Parameters
-    ----------
-    width : k, the channels at full size (published: 64)
-    blocks : n, the residual blocks (published: 9 at 256 px, 6 at 128 px and below)
-    time : width of a time embedding that conditions every residual block, or None
-    skips : add what the encoder has found at each size to the decoder there, before its activation (published: no). A
-        line of a pixel's width is otherwise erased and redrawn through features of a quarter of the resolution
-
-    The input's side must be a multiple of 4.
+    `width` is k, `blocks` is n, `time` the width of a time embedding for the residual blocks. With `skips` the
+    decoder adds what the encoder found at its size: otherwise a line of a pixel's width is erased and redrawn at a
+    quarter of the resolution. The input's side must be a multiple of 4.
     """
 
     def __init__(
@@ -159,15 +147,11 @@ class ResNet(nn.Module):
 class PatchGAN(nn.Module):
     """Ck – C2k – C4k – C8k – 1: judges overlapping patches, of 70 × 70 pixels with 3 layers of stride 2 as published.
 
-    Parameters
-    ----------
-    width : k, the channels of the first layer (published: 64)
-    layers : layers of stride 2 (published: 3); the patches have 16, 34, 70 or 142 pixels with 1, 2, 3 or 4
-    norm : instance norm after every layer but the first and the last
-    time : width of a time embedding that scales and shifts the features after the first norm, or None
+    `width` is k; with 1, 2, 3 or 4 `layers` of stride 2 the patches have 16, 34, 70 or 142 pixels. Instance norm comes
+    after every layer but the first and the last, FiLM after the first norm, where `time` is an embedding's width.
     """
 
-    def __init__(self, channels: int, width: int, layers: int = 3, norm: bool = True, time: int | None = None):
+    def __init__(self, channels: int, width: int, layers: int = 3, time: int | None = None):
         super().__init__()
         widths = [width * min(2**i, 8) for i in range(layers + 1)]  # the last of them has stride 1
         self.first = nn.Conv2d(channels, width, 4, stride=2, padding=1)
@@ -175,7 +159,7 @@ class PatchGAN(nn.Module):
             nn.Conv2d(before, after, 4, stride=2 if i < layers else 1, padding=1)
             for i, (before, after) in enumerate(pairwise(widths), start=1)
         )
-        self.norms = nn.ModuleList(instance_norm(after) if norm else nn.Identity() for after in widths[1:])
+        self.norms = nn.ModuleList(map(instance_norm, widths[1:]))
         self.film = FiLM(time, widths[1]) if time else None
         self.last = nn.Conv2d(widths[-1], 1, 4, padding=1)
 
@@ -226,11 +210,7 @@ def lsgan_discriminator(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
 
 
 class ImagePool:
-    """Past fakes: each new one is returned, or with probability ½ stored and a random old one returned in its place.
-
-    The pool's random choices come from the generator given with each call. It holds `size` images (published: 50);
-    with 0 every image comes straight back.
-    """
+    """Past fakes: each new one is returned, or with probability ½ stored and a random old one returned in its place."""
 
     def __init__(self, size: int):
         self.size, self.images = size, []
@@ -281,8 +261,7 @@ def random_crops(images: torch.Tensor, enlarge: float, generator: torch.Generato
 def diffaugment(images: torch.Tensor, generator: torch.Generator, rank: Rank = ALONE) -> torch.Tensor:
     """Draw brightness, contrast and a shift by up to an eighth; gradients flow through (arXiv 2006.10738).
 
-    Applied to all that a discriminator sees, real and translated, it keeps a small class from being learnt by heart.
-    The ranges are ours. `rank` says which rows of the whole batch, or of several in a row, the images are.
+    Applied to all that a discriminator sees, it keeps a small class from being learnt by heart. The ranges are ours.
     """
     draw = torch.rand(2, len(images) * rank.processes, 1, 1, 1, generator=generator) - 0.5
     contrast, brightness = (rank.of(numbers).to(images.device) for numbers in draw)

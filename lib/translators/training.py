@@ -24,7 +24,7 @@ from lib.run.files import write_text, written
 from lib.run.progress import progress
 from lib.run.randomness import batch_rows, flipped, torch_generator
 from lib.run.rank import Rank
-from lib.translators.networks import random_crops
+from lib.translators.networks import diffaugment, random_crops
 
 WEIGHTS = "weights.safetensors"
 RESULTS = (WEIGHTS, "history.csv", "previews")  # what a training leaves beside its checkpoint
@@ -36,13 +36,8 @@ RESULTS = (WEIGHTS, "history.csv", "previews")  # what a training leaves beside 
 class Training:
     """What the steps of all methods share. A method's own adds networks, optimisers and `step`.
 
-    Parameters
-    ----------
-    networks : what translates, trained in place
-    settings : of the method; `stages`, `batch`, `enlarge`, `ema`, `log_every` and `previews` are used here
-    X, Y : the NFF and the AFF training images, of which batches of rows are asked for
-    seed : of weights, batches, flips, crops and all noise
-    accelerator : where it knows several processes, each trains on its part of every batch
+    `networks` are what translates, trained in place, `X` and `Y` the NFF and the AFF training images. Weights, batches,
+    flips, crops and all noise follow from the seed.
     """
 
     translates_from = 0  # steps that come before what translates begins to learn
@@ -60,10 +55,7 @@ class Training:
     def step(self, step: int) -> dict[str, torch.Tensor | float | str]:
         """Train one step and return its row of the history: learning rate and losses, unweighted.
 
-        Raises
-        ------
-        FloatingPointError
-            Where a loss or a clipped gradient is not finite, in any process, before it changes a weight.
+        Raises FloatingPointError where a loss or a clipped gradient of any process is not finite; no weight changes.
         """
         raise NotImplementedError
 
@@ -101,11 +93,12 @@ class Training:
             batches.append(self.rank.of(batch).to(self.device, memory_format=torch.channels_last))
         return batches
 
-    def update(self, step: int, loss: torch.Tensor, terms: dict, *names: str) -> None:
-        """Step these optimisers down the gradient of a loss.
+    def seen(self, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        """Return what a discriminator sees of images or components: augmented, where the settings say so."""
+        return diffaugment(images, random, self.rank) if self.settings.diffaugment else images
 
-        The terms become their means over all processes, as the gradients do. Where one is not finite, nothing changes.
-        """
+    def update(self, step: int, loss: torch.Tensor, terms: dict, *names: str) -> None:
+        """Step these optimisers down the gradient of a loss; terms and gradients become means over all processes."""
         terms |= self.rank.mean(terms)
         check_finite(step + 1, terms)
         for name in names:
@@ -127,18 +120,7 @@ Watch = Callable[["History", Path], bool]  # losses so far and folder, as each r
 def loop(
     model, training: Training, folder: Path, preview: Cohort | None = None, watch: Watch | None = None
 ) -> pd.DataFrame:
-    """Train a translator step by step, from its checkpoint where there is one; see `Translator.fit`.
-
-    Parameters
-    ----------
-    model : the `lib.translators.translator.Translator`, whose networks are trained
-    training : what one step of its method does
-
-    Raises
-    ------
-    RuntimeError
-        Where it was stopped before what translates began to learn.
-    """
+    """Train the networks of a `Translator` step by step, from its checkpoint where there is one; see its `fit`."""
     s, rank, first, steps = model.settings, training.rank, training.accelerator.is_main_process, training.steps
     ends, start, history = set(accumulate(s.stages.values())), training.translates_from, History()
     objects, code = training.objects() | {"history": history}, [model.fit, type(model)]
@@ -152,22 +134,19 @@ def loop(
         for step in range(done, steps):
             row = training.step(step)
 
-            # Record, show, save.
+            # Record, show, save; stop where any process is asked to.
             recorded = (step + 1) % s.log_every == 0 or step + 1 in ends
             if recorded:
                 history.record(step + 1, **row)
             if first and preview is not None and preview_due(step - start, steps - start, s.previews):
                 networks = training.averaged()
                 save_preview(preview, {to: model.translator(to, 0, networks) for to in LABELS}, folder, step + 1)
-            if first and (checkpoint.due() or step + 1 == steps):
+            stop = recorded and watch and step + 1 < steps and rank.any(watch(history, folder))
+            if first and (stop or checkpoint.due() or step + 1 == steps):
                 checkpoint.save(step + 1)
             bar.set_postfix_str(row.get("stage", ""), refresh=False)
             bar.update()
-
-            # Stop where any process is asked to.
-            if recorded and watch and step + 1 < steps and rank.any(watch(history, folder)):
-                if first:
-                    checkpoint.save(step + 1)
+            if stop:
                 model.metadata["stopped_at"] = step + 1
                 break
     training.accelerator.wait_for_everyone()
@@ -227,6 +206,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
+        """Move the average towards the network's weights; buffers are copied."""
         self.updates += 1
         decay = min(self.decay, self.updates / (self.updates + 9))
         for averaged, current in zip(self.average.parameters(), self.network.parameters(), strict=True):
@@ -245,7 +225,7 @@ class EMA:
 def check_finite(step: int, terms: dict[str, torch.Tensor | float]) -> None:
     """Raise FloatingPointError, naming the step and the terms, where a term is not finite.
 
-    Called with every step's losses before they change a weight, so that no checkpoint holds what would have followed.
+    Called before losses change a weight, so that no checkpoint holds what would have followed.
     """
     values = torch.stack([torch.as_tensor(term).detach().float() for term in terms.values()])
     if not values.isfinite().all():
@@ -280,6 +260,7 @@ class History:
         self.rows.append({"step": step, **facts})
 
     def frame(self) -> pd.DataFrame:
+        """Return the rows as a table: `step`, and a column for each fact."""
         return pd.DataFrame(self.rows)
 
     def state_dict(self) -> dict:

@@ -24,10 +24,11 @@ import torch
 from lib.data.cohort import LABELS, Cohort
 from lib.data.hashes import cohort_hash, patients_hash
 from lib.data.images import Images
+from lib.run.files import shown
 from lib.run.hardware import accelerator
 from lib.run.progress import no_progress, progress
 from lib.run.settings import check_names
-from lib.run.weights import known, load_weights, save_weights, weights_metadata
+from lib.run.weights import load_weights, save_weights, weights_metadata
 from lib.translators.training import WEIGHTS, History, Training, Watch, loop
 
 Function = Callable[[torch.Tensor], torch.Tensor]  # (B, 1, H, W) in [-1, 1] → the same
@@ -37,7 +38,11 @@ class Translator:
     """What every method offers; a subclass gives `name`, `kinds`, `build`, `training` and `translator`.
 
     Its first settings have `stages` (field → steps of each stage that is trained), `divisor` and `smallest` (of the
-    side of images), `batch`, `enlarge`, `ema`, `log_every` and `previews`.
+    side of images), `batch`, `enlarge`, `ema`, `log_every`, `previews` and `diffaugment`.
+
+    >>> gan = CycleGAN(Settings(steps=100))  # doctest: +SKIP
+    >>> history = gan.fit(training, Path("runs/quick/cyclegan/r0f0"), seed=0)  # doctest: +SKIP
+    >>> synthetic = gan.translate(training.select(label="NFF"), to="AFF")  # doctest: +SKIP
     """
 
     name: str
@@ -56,10 +61,7 @@ class Translator:
     def from_parameters(cls, values: Mapping[str, object]) -> Self:
         """Make one as a notebook's parameters say: `NAME_field`, and `NAME_settings`, a dictionary of further fields.
 
-        Raises
-        ------
-        ValueError
-            Where the dictionary has a name that is no setting, or a value cannot be.
+        Raises ValueError where the dictionary has a name that is no setting, or a value cannot be.
         """
         prefix = f"{cls.name}_"
         check_names(values.get(f"{prefix}settings", {}), prefix, *cls.kinds.values())
@@ -67,7 +69,7 @@ class Translator:
 
     @property
     def make(self) -> Callable[[], Self]:
-        """Makes an untrained one of the same settings; it can be sent to another process."""
+        """Return what makes an untrained one of the same settings, here or in another process."""
         return partial(type(self), *(getattr(self, attribute) for attribute in self.kinds))
 
     # What a method gives ---------------------------------------------------------------------------------------------
@@ -91,23 +93,17 @@ class Translator:
     ) -> pd.DataFrame:
         """Train on all images of the cohort and return the history of the losses.
 
-        Leaves `history.csv`, `checkpoint.pt` and `weights.safetensors` in the folder and goes on from a checkpoint that
-        was made with the same settings, seed, cohort and source. A few times on the way the images of `preview` are
-        translated to their other label into `previews/STEP.npy`, (N, H, W) in the cohort's own integer range.
-        Where `watch` wants the training to end, what was learnt is kept, `metadata["stopped_at"]` is the number of
-        steps, and the next call goes on from there.
-        Where a launcher has started several processes, all call this with the same arguments and a folder that all of
-        them see. Each trains on its part of every batch (`lib.run.rank.Rank`), the first writes the files, any may
-        stop them; `metadata["processes"]` is their number, and a checkpoint of another number is not continued.
+        It leaves `history.csv`, `checkpoint.pt` and `weights.safetensors` in the folder, and goes on from a checkpoint
+        of the same settings, seed, cohort and source. On the way the images of `preview` are translated to their other
+        label into `previews/STEP.npy`, (N, H, W) in the cohort's integer range. Where `watch` ends the training,
+        `metadata["stopped_at"]` is the number of steps done, and the next call goes on from there.
+        Several processes of a launcher call this with the same arguments and a folder that all of them see. Each trains
+        on its part of every batch (`lib.run.rank.Rank`), the first writes the files, any may stop them. A checkpoint of
+        another number of processes is not continued.
 
-        Raises
-        ------
-        ValueError
-            Where the images do not fit, or the processes do not divide the batch or were given different things.
-        FloatingPointError
-            Where a loss of any process is not finite, on all of them.
-        RuntimeError
-            Where it was stopped before what translates began to learn.
+        Raises ValueError where the images do not fit, or the processes do not divide the batch or were given different
+        things; FloatingPointError, in all processes, where a loss of any is not finite; RuntimeError where it was
+        stopped before what translates began to learn.
         """
         s, processes = self.settings, self.accelerator.num_processes
         X, Y = domains(cohort, s.divisor, s.smallest, s.batch)
@@ -124,12 +120,7 @@ class Translator:
     def translate(self, cohort: Cohort, to: str = "AFF", batch: int = 32, seed: int = 0) -> Cohort:
         """Translate each image of the cohort to the other label.
 
-        The column `generator` is `metadata["patients_hash"]`, so that no other fold's images pass for this one's.
-
-        Raises
-        ------
-        ValueError
-            Where an image carries the label `to` already, or the images' size does not fit.
+        Raises ValueError where an image has the label `to` already, or the images' size does not fit.
         """
         self.check(cohort)
         check_sources(cohort, to)
@@ -149,16 +140,13 @@ class Translator:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Load the translator that `save` wrote.
-
-        Raises
-        ------
-        ValueError
-            Where the weights are those of another method, or of other shapes than this version of the code makes.
-        """
+        """Load what `save` wrote; raise ValueError where it is of another method, or another version of the code."""
         path = Path(folder) / WEIGHTS
         metadata = weights_metadata(path, cls.name)
-        model = cls(*(known(kind, metadata[attribute], path) for attribute, kind in cls.kinds.items()))
+        try:
+            model = cls(*(kind(**metadata[attribute]) for attribute, kind in cls.kinds.items()))
+        except TypeError as error:
+            raise ValueError(f"{shown(path)} was made by another version of the code ({error}): train again") from error
         model.metadata, model.networks = metadata, model.build(metadata["image_size"])
         load_weights(path, vars(model.networks))
         return model
@@ -168,13 +156,9 @@ class Translator:
 
 
 def domains(cohort: Cohort, divisor: int, smallest: int, batch: int) -> tuple[Images, Images]:
-    """Return the images of X (NFF) and of Y (AFF); indexed with row numbers, they are (B, 1, H, W) in [-1, 1].
+    """Return the images of X (NFF) and of Y (AFF).
 
-    Raises
-    ------
-    ValueError
-        Where a domain is empty or smaller than a batch, or the side of the images is no multiple of `divisor`, or
-        smaller than `smallest`.
+    Raises ValueError where a domain is empty or smaller than a batch, or the images' size does not fit.
     """
     check_size(cohort, divisor, smallest)
     for label in LABELS:
@@ -208,10 +192,7 @@ def check_sources(cohort: Cohort, to: str) -> None:
 def translated(
     cohort: Cohort, to: str, name: str, function: Function, batch: int, generator: str | None = None
 ) -> Cohort:
-    """Return the cohort after a function, batch by batch.
-
-    `generator` is the hash of the patients that the function was trained on, and stands in every row.
-    """
+    """Return the cohort after a function, batch by batch, with the provenance that `Cohort.provenance` writes."""
     pixels = np.empty(cohort.pixels.shape, cohort.pixels.dtype)
     with progress(len(cohort), desc=f"{name} to {to}") as bar:
         for rows, sources in cohort.blocks(batch):
@@ -224,17 +205,10 @@ def translated(
 # Training elsewhere, and how long it takes ---------------------------------------------------------------------------
 
 
-def train(
-    make: Callable[[], Translator],
-    cohort: Cohort,
-    folder: Path,
-    seed: int,
-    preview: Cohort | None = None,
-    watch: Watch | None = None,
-) -> bool:
-    """Fit what `make` makes, in the process that calls this; return whether `watch` stopped it."""
+def train(make: Callable[[], Translator], *arguments, **options) -> bool:
+    """Fit what `make` makes with the arguments of `Translator.fit`; return whether `watch` stopped it."""
     translator = make()
-    translator.fit(cohort, folder, seed, preview, watch)
+    translator.fit(*arguments, **options)
     return "stopped_at" in translator.metadata
 
 
@@ -246,8 +220,6 @@ def seconds_needed(model: Translator, cohort: Cohort, timed: int = 5) -> float:
     """Measure how long `model.fit(cohort)` takes here: a few steps of each stage are timed, none is kept.
 
     The median of a stage's steps counts; what grows later in a stage, an adversarial term for example, does not.
-
-    >>> print(f"{seconds_needed(CycleGAN(), training) / 60:.0f} minutes a fold")  # doctest: +SKIP
     """
     stages, stamps, short = model.settings.stages, [], copy.copy(model)
     short.settings = replace(model.settings, **dict.fromkeys(stages, timed), log_every=1)

@@ -8,11 +8,12 @@ from torch import nn
 
 from lib.run.randomness import torch_generator
 from lib.run.weights import count_multiply_adds, count_parameters
+from lib.translators.cyclediff.ablations import ABLATIONS, ablated
 from lib.translators.cyclediff.autoencoders import KLAutoencoder
 from lib.translators.cyclediff.losses import contrastive_loss
 from lib.translators.cyclediff.networks import Denoisers, Discriminator, Networks, Translator, sizes
 from lib.translators.cyclediff.process import precondition
-from lib.translators.cyclediff.settings import ABLATIONS, PUBLISHED, ablated
+from lib.translators.cyclediff.settings import PUBLISHED
 from lib.translators.cyclediff.unet import LinearAttention, SelfAttention, UNet
 from lib.translators.networks import FiLM, init_weights, lsgan_discriminator
 

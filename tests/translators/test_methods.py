@@ -71,7 +71,7 @@ def test_a_method_learns_translates_and_is_kept(name, cohort, tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_settings_come_from_parameters_by_name_or_in_a_dictionary(name):
     method, kind = METHODS[name], METHODS[name].translator
-    names = [field.name for settings in method.settings for field in fields(settings)]
+    names = [field.name for settings in kind.kinds.values() for field in fields(settings)]
     assert kind.name == name and sorted(names) == sorted(set(names)) == sorted(method.published)
     assert chosen(kind.from_parameters({"seed": 0})) == chosen(kind())
     flat = {f"{name}_{field}": value for field, value in method.published.items()}

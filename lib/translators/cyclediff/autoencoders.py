@@ -8,7 +8,7 @@ from torch import nn
 
 from lib.data.images import Images
 from lib.translators.cyclediff.settings import Settings
-from lib.translators.cyclediff.unet import Block, Down, Up, group_norm
+from lib.translators.cyclediff.unet import Block, Up, down, group_norm
 
 
 class KLAutoencoder(nn.Module):
@@ -28,14 +28,14 @@ class KLAutoencoder(nn.Module):
 
         encoder, decoder, now = [nn.Conv2d(1, width, 3, padding=1)], [nn.Conv2d(channels, deepest, 3, padding=1)], width
         for level, out in enumerate(widths):
-            encoder += [Down(now)] if level else []
+            encoder += [down(now)] if level else []
             encoder += [Block(now if i == 0 else out, out) for i in range(blocks)]
             now = out
         encoder += [*middle(), group_norm(now), nn.SiLU(), nn.Conv2d(now, 2 * channels, 3, padding=1)]
         decoder += middle()
         for level, out in reversed(list(enumerate(widths))):
             decoder += [Block(now if i == 0 else out, out) for i in range(blocks + 1)]
-            decoder += [Up(out)] if level else []
+            decoder += [Up(out, out, 3, padding=1)] if level else []
             now = out
         decoder += [group_norm(now), nn.SiLU(), nn.Conv2d(now, 1, 3, padding=1)]
         self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder)
@@ -63,6 +63,7 @@ class Autoencoders(nn.Module):
         self.register_buffer("std", torch.ones(2, self.channels, 1, 1))
 
     def net(self, domain: int) -> KLAutoencoder:
+        """Return the autoencoder of a domain."""
         return self.nets[domain % len(self.nets)]
 
     def encode(self, images: torch.Tensor, domain: int) -> torch.Tensor:

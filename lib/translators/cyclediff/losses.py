@@ -26,9 +26,9 @@ def diffusion_loss(
 ) -> torch.Tensor:
     """Return ‖C_θ − C‖² + ‖ε_θ − ε‖² (eq. 6), means over pixels and images.
 
-    With `weights` "plain" this is, for the pair of eq. 2, the squared error of the U-Net's one output at every t. The
-    weights "released" for the pre-training count the first term ((t − 1)/t)² + 1, the second (t/(1 − t + 10⁻³))² + 1,
-    about twice the same, and add −½·ln(t)·‖x̂_0 − x_0‖₁.
+    With `weights` "plain" this is, for the pair of eq. 2, the squared error of the U-Net's one output at every t. Those
+    "released" for the pre-training weight the terms by ((t − 1)/t)² + 1 and (t/(1 − t + 10⁻³))² + 1, about twice the
+    same, and add −½·ln(t)·‖x̂_0 − x_0‖₁.
     """
     component = (C_hat + x0).square().mean(dim=(1, 2, 3))
     noise = (eps_hat - eps).square().mean(dim=(1, 2, 3))
@@ -43,10 +43,8 @@ def diffusion_loss(
 def contrastive_loss(real: torch.Tensor, fake: torch.Tensor, temperature: float = 0.1) -> torch.Tensor:
     """Let real patches attract each other and repel translated ones (eq. 9).
 
-    Parameters
-    ----------
-    real, fake : (B, 1, N, M) patch maps of a discriminator. Their N rows are the vectors, L2-normalised. For each real
-        vector the positives are the other real ones of its image, the negatives the translated ones.
+    The N rows of a discriminator's patch maps, (B, 1, N, M), are the vectors, L2-normalised. The positives of a real
+    one are the other real ones of its image, the negatives the translated ones.
     """
     real, fake = (nnf.normalize(patches.float().squeeze(1), dim=-1) for patches in (real, fake))  # (B, N, M)
     N = real.shape[1]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -22,17 +21,6 @@ from lib.translators.cyclediff.train import CycleDiffTraining
 from lib.translators.translator import Function, Translator, check_sources
 
 
-@dataclass
-class Translation:
-    """All that algorithm 2 passes through, in latents (B, c, h, w)."""
-
-    times: list[float]  # rising
-    inverted: list[torch.Tensor]  # x_t of the source at each time
-    components: dict[float, torch.Tensor]  # C_θ of the source by time
-    translated: dict[float, torch.Tensor]  # C̃, the same after G or F
-    generated: list[torch.Tensor]  # x_t of the target at each time, falling, and x_0 last
-
-
 def of_domain(denoisers: Denoisers, domain: int) -> Denoise:
     """Return Net_θ of one domain as the solvers call it: with one time for all images."""
     return lambda x_t, t: denoisers(x_t, x_t.new_full((len(x_t),), t), domain)
@@ -43,20 +31,20 @@ class CycleDiff(Translator):
 
     With `Sampler(start="fresh")` every seed of `translate` gives another translation; with "inverted" the seed only
     draws the little noise at `first_t`. `metadata["perceptual"]` says which features the perceptual term used.
-
-    >>> model = CycleDiff(Settings(joint_steps=100), Sampler(sampling_steps=6))  # doctest: +SKIP
-    >>> history = model.fit(training, Path("runs/quick/cyclediff/r0f0"), seed=0)  # doctest: +SKIP
-    >>> synthetic = model.translate(training.select(label="NFF"), to="AFF")  # doctest: +SKIP
-    >>> from_noise = model.sample(100, "AFF", seed=0, like=training)  # doctest: +SKIP
     """
 
     name, kinds = "cyclediff", {"settings": Settings, "sampler": Sampler}
 
     def __init__(self, *chosen):
         super().__init__(*chosen)
-        self._check_times()
+        if self.sampler.start_t > self.settings.t_max:
+            raise ValueError(
+                f"start_t={self.sampler.start_t}: the translators learn times up to t_max={self.settings.t_max} only; "
+                "take a start_t up to there, or train with a larger t_max"
+            )
 
     def build(self, size: int) -> Networks:
+        """Make the networks for images of this side."""
         return Networks.build(self.settings, size, self.device)
 
     def training(self, X: Images, Y: Images, seed: int) -> CycleDiffTraining:
@@ -64,13 +52,16 @@ class CycleDiff(Translator):
 
     def with_sampler(self, **changes) -> Self:
         """Return the same networks, not copied, with some fields of `Sampler` changed."""
-        other = copy.copy(self)
-        other.sampler = replace(self.sampler, **changes)
-        other._check_times()
+        other = type(self)(self.settings, replace(self.sampler, **changes))
+        other.networks, other.metadata = self.networks, self.metadata
         return other
 
-    def _translation(self, images: torch.Tensor, to: str, seed: int, networks: Networks) -> Translation:
-        """Run algorithm 2 on images (B, 1, H, W) in [-1, 1]; an image's noise follows from it and the seed."""
+    def _translation(self, images: torch.Tensor, to: str, seed: int, networks: Networks) -> tuple:
+        """Run algorithm 2 on images (B, 1, H, W) in [-1, 1]; an image's noise follows from it and the seed.
+
+        Returns the times, which rise; x_t of the source at each; C_θ of the source by time, and what the translator
+        makes of it; x_t of the target at each time, falling, with x_0 last. All but times are latents (B, c, h, w).
+        """
         source, target = (0, 1) if to == LABELS[1] else (1, 0)
         translator = networks.G if to == LABELS[1] else networks.F
         sampler, autoencoders = self.sampler, networks.autoencoders
@@ -97,7 +88,7 @@ class CycleDiff(Translator):
                 eps = draw()
             x_t = diffuse(-translated[times[-1]], at(times[-1]), eps)
             generated = generate(of_domain(networks.denoisers, target), x_t, times, translated, sampler.solver)
-        return Translation(times, inverted, components, translated, generated)
+        return times, inverted, components, translated, generated
 
     def translator(self, to: str, seed: int, networks: Networks) -> Function:
         """Return algorithm 2 from images to images, by these networks."""
@@ -105,45 +96,41 @@ class CycleDiff(Translator):
 
         @torch.inference_mode()
         def translate(images: torch.Tensor) -> torch.Tensor:
-            x0 = self._translation(images, to, seed, networks).generated[-1]
+            *_, generated = self._translation(images, to, seed, networks)
+            x0 = generated[-1]
             return networks.autoencoders.decode(x0.float(), target)  # float32: bf16 has 8 of a radiograph's bits
 
         return translate
 
     @torch.inference_mode()
     def path(self, cohort: Cohort, to: str = "AFF", seed: int = 0) -> tuple[list[float], dict[str, np.ndarray]]:
-        """Show what a few images pass through on their way to the other label.
+        """Return what a few images pass through on their way to the other label: T times, which rise, and pictures.
 
-        Returns
-        -------
-        times : T of them, rising from `sampler.first_t` to `sampler.start_t`
-        pictures : by name (T, N, H, W), about -1 to 1: "source x_t", "source component", "translated component",
-            "target x_t"; a component is shown as the image that it stands for, −C
+        These are (T, N, H, W), about -1 to 1, by name: "source x_t", "source component", "translated component",
+        "target x_t"; a component is shown as the image that it stands for, −C.
         """
         self.check(cohort)
         check_sources(cohort, to)
-        way = self._translation(torch.from_numpy(cohort.images()), to, seed, self.networks)
-        target = LABELS.index(to)
+        images, target = torch.from_numpy(cohort.images()), LABELS.index(to)
+        times, inverted, components, translated, generated = self._translation(images, to, seed, self.networks)
         latents = {
-            "source x_t": (way.inverted, 1 - target),
-            "source component": ([-way.components[t] for t in way.times], 1 - target),
-            "translated component": ([-way.translated[t] for t in way.times], target),
-            "target x_t": (way.generated[-2::-1], target),
+            "source x_t": (inverted, 1 - target),
+            "source component": ([-components[t] for t in times], 1 - target),
+            "translated component": ([-translated[t] for t in times], target),
+            "target x_t": (generated[-2::-1], target),
         }
         decode = self.networks.autoencoders.decode
         pictures = {
             name: np.stack([decode(z.float(), domain)[:, 0].cpu().numpy() for z in zs])
             for name, (zs, domain) in latents.items()
         }
-        return way.times, pictures
+        return times, pictures
 
     @torch.inference_mode()
     def sample(self, n: int, label: str, seed: int, like: Cohort, batch: int = 32, first: int = 0) -> Cohort:
         """Draw n images from noise, by the domain's own diffusion model alone, in the pixel type of `like`.
 
-        Each follows from the seed and its number, counted from `first`. They come from no patient and no image:
-        `method` is "noise", `source_image_id` empty, and each has a patient_id of its own that starts with "noise-";
-        `generator` is the hash of the patients of the training.
+        Each follows from the seed and its number, counted from `first`; what they are called: `noise_table`.
         """
         self.check(like)
         if label not in LABELS:
@@ -151,15 +138,14 @@ class CycleDiff(Translator):
         domain, times = LABELS.index(label), time_grid(self.sampler.noise_steps, self.sampler.first_t, 1.0)
         autoencoders, denoisers = self.networks.autoencoders, self.networks.denoisers.eval()
         side = like.size // self.settings.factor
+        shape = autoencoders.channels, side, side
         pixels = np.empty((n, like.size, like.size), like.pixels.dtype)
 
         with progress(n, desc=f"noise to {label}") as bar:
             for start in range(0, n, batch):
                 numbers = range(first + start, first + min(start + batch, n))
                 randoms = [torch_generator(seed, domain, i) for i in numbers]
-                eps = torch.stack(
-                    [torch.randn(autoencoders.channels, side, side, generator=random) for random in randoms]
-                )
+                eps = torch.stack([torch.randn(shape, generator=random) for random in randoms])
                 eps = eps.to(self.device, memory_format=torch.channels_last)
                 with self.accelerator.autocast():
                     x0 = generate(of_domain(denoisers, domain), eps, times, solver=self.sampler.solver)[-1]
@@ -169,7 +155,7 @@ class CycleDiff(Translator):
         return Cohort(self.noise_table(n, label, seed, first), pixels)
 
     def noise_table(self, n: int, label: str, seed: int, first: int = 0) -> pd.DataFrame:
-        """Return the table of the images of `sample`."""
+        """Return the table of the images of `sample`; as they come from nobody, each has a patient of its own."""
         names = [f"noise-{label}-{seed}-{i:06d}" for i in range(first, first + n)]
         columns = {"image_id": names, "patient_id": names, "label": label, "view": "", "side": ""}
         columns |= {"source_image_id": "", "source_label": "", "method": "noise"}
@@ -188,16 +174,10 @@ class CycleDiff(Translator):
         return Cohort(cohort.table, pixels)
 
     def check(self, cohort: Cohort) -> None:
+        """Raise also where images are not of the size of the training's."""
         super().check(cohort)
         if cohort.size != self.metadata["image_size"]:
             raise ValueError(
                 f"images of {cohort.size} x {cohort.size} pixels: this CycleDiff was trained at image_size "
                 f"{self.metadata['image_size']}"
-            )
-
-    def _check_times(self) -> None:
-        if self.sampler.start_t > self.settings.t_max:
-            raise ValueError(
-                f"start_t={self.sampler.start_t}: the translators learn times up to t_max={self.settings.t_max} only; "
-                "take a start_t up to there, or train with a larger t_max"
             )

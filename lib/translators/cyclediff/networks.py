@@ -1,5 +1,4 @@
-"""The networks of the joint training: denoisers, translators, discriminators. Blocks: `lib.translators.networks`,
-`unet`."""
+"""The networks of the joint training: denoisers, translators, discriminators, and how large they are."""
 
 from __future__ import annotations
 
@@ -76,6 +75,7 @@ class Translator(nn.Module):
         self.resnet = ResNet(width, channels, width, s.translator_blocks, time=time, skips=s.translator_skips)
 
     def init_weights(self, generator: torch.Generator) -> None:
+        """Draw the weights; a residual translator then starts as the identity."""
         init_weights(self, generator)
         if self.residual:
             nn.init.zeros_(self.resnet.head.weight)
@@ -129,10 +129,7 @@ class Networks:
 def sizes(s: Settings, image_size: int) -> pd.DataFrame:
     """Count parameters of each network, and multiply-adds of one image of this side; nothing is computed.
 
-    Raises
-    ------
-    ValueError
-        Where the side is no multiple of `s.divisor`.
+    Raises ValueError where the side is no multiple of `s.divisor`.
     """
     if image_size % s.divisor:
         raise ValueError(f"images of {image_size} x {image_size} pixels: CycleDiff needs a multiple of {s.divisor}")
@@ -140,20 +137,14 @@ def sizes(s: Settings, image_size: int) -> pd.DataFrame:
         networks, side = Networks.build(s, image_size, "meta"), image_size // s.factor
         channels, t = networks.autoencoders.channels, torch.ones(1)
         image, latent = torch.empty(1, 1, image_size, image_size), torch.empty(1, channels, side, side)
-        nets = networks.autoencoders.nets
-        calls = ({"autoencoder": (nets[0], image, latent)} if nets else {}) | {
-            "denoising U-Net": (networks.denoisers, latent, t, 0),
-            "translator G or F": (networks.G, latent, t),
-            "discriminator": (Discriminator(channels, side, s), latent, t),
-        }
-        rows = {
-            name: {
-                "parameters": count_parameters(network.unets[0] if isinstance(network, Denoisers) else network),
-                "multiply_adds": count_multiply_adds(network, *inputs),
-            }
-            for name, (network, *inputs) in calls.items()
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("network")
+        calls = [("autoencoder", net, image, latent) for net in networks.autoencoders.nets[:1]]
+        calls += [
+            ("denoising U-Net", networks.denoisers.unets[0], latent, t, 0),
+            ("translator G or F", networks.G, latent, t),
+            ("discriminator", Discriminator(channels, side, s), latent, t),
+        ]
+        rows = [(name, count_parameters(net), count_multiply_adds(net, *inputs)) for name, net, *inputs in calls]
+    return pd.DataFrame(rows, columns=["network", "parameters", "multiply_adds"]).set_index("network")
 
 
 def beside_published(s: Settings, image_size: int) -> pd.DataFrame:

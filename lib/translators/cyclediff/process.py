@@ -34,7 +34,6 @@ import numpy as np
 import torch
 
 T_MIN = 1e-3  # times are drawn from (T_MIN, 1]
-SOLVERS = ("euler", "heun")
 
 Denoise = Callable[[torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]  # (x_t, t) → (C_θ, ε_θ)
 
@@ -80,7 +79,7 @@ def draw_times(n: int, t_max: float, generator: torch.Generator) -> torch.Tensor
 def time_grid(steps: int, first_t: float, start_t: float) -> list[float]:
     """Return the times of inversion, in reverse those of generation: `steps` from `first_t` up to `start_t`.
 
-    Of one step, and where both ends are the same, only `start_t` is left: nothing is inverted.
+    One step has the time `start_t` alone, and so has a range without length: nothing is inverted.
     """
     return np.linspace(first_t, start_t, steps).tolist() if steps > 1 and first_t < start_t else [start_t]
 
@@ -88,8 +87,7 @@ def time_grid(steps: int, first_t: float, start_t: float) -> list[float]:
 def move(velocity: Callable, x_t: torch.Tensor, t: float, after: float, solver: str) -> torch.Tensor:
     """Move x to the time `after`, one step along dx_t/dt = velocity(x_t, t).
 
-    "euler" asks for the velocity once; "heun" again where Euler's step ends, and takes the mean, unless it ends at
-    t = 0, where the noise is not defined.
+    "heun" takes the mean with the velocity where Euler's step ends, but not at t = 0, where the noise is not defined.
     """
     v = velocity(x_t, t)
     x = x_t + (after - t) * v
@@ -101,18 +99,9 @@ def move(velocity: Callable, x_t: torch.Tensor, t: float, after: float, solver: 
 def invert(
     denoise: Denoise, x_t: torch.Tensor, times: list[float], solver: str = "euler"
 ) -> tuple[list[torch.Tensor], dict[float, torch.Tensor], torch.Tensor]:
-    """Go up in time with the source's model, deterministic (algorithm 2, first loop).
+    """Go up in time with the source's model (algorithm 2, first loop), from x_t at the first of `times`, which rise.
 
-    Parameters
-    ----------
-    denoise : (x_t, t) → (C_θ, ε_θ)
-    x_t : (B, c, h, w) at the first of `times`, which rise
-
-    Returns
-    -------
-    path : x_t at each time
-    components : C_θ by time
-    eps : ε_θ at the last time
+    Returns x_t at each time, C_θ by time, and ε_θ at the last time.
     """
     components, noises = {}, {}
 
@@ -136,15 +125,8 @@ def generate(
 ) -> list[torch.Tensor]:
     """Go down in time to 0 with the target's model and the translated components (algorithm 2, last loop).
 
-    Parameters
-    ----------
-    denoise : (x_t, t) → (C_θ, ε_θ)
-    x_t : (B, c, h, w) at the last of `times`, which rise and are gone through backwards
-    components : translated components by time; without them the model's own: unconditional sampling
-
-    Returns
-    -------
-    x_t at each time gone through, and x_0 last
+    It starts from x_t at the last of `times`, which rise, and returns x_t at each time gone through, x_0 last. Without
+    `components`, those translated by time, it takes the model's own: unconditional sampling.
     """
 
     def velocity(x_t: torch.Tensor, t: float) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What can be chosen: how CycleDiff is built and trained (`Settings`, `ABLATIONS`), how it translates (`Sampler`).
+"""What can be chosen: how CycleDiff is built and trained (`Settings`), how it translates (`Sampler`).
 
 Where paper and released code disagree:
 
@@ -22,19 +22,22 @@ published 1; averages forget the random first weights sooner (`lib.translators.t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lib.run.settings import FromParameters
-from lib.translators.cyclediff.process import SOLVERS, T_MIN
+from lib.translators.cyclediff.process import T_MIN
+
+
+def check_choices(settings: Settings | Sampler, **choices: tuple) -> None:
+    """Raise ValueError where a field is set to none of its choices."""
+    for name, known in choices.items():
+        if getattr(settings, name) not in known:
+            raise ValueError(f"{name}={getattr(settings, name)!r}: choose {' or '.join(map(repr, known))}")
 
 
 @dataclass(frozen=True)
 class Settings(FromParameters):
-    """How CycleDiff is built and trained. The defaults are what two cores do in a quarter of an hour; "paper:" is its
-    choice.
-
-    The discriminators' last layers start as in `lib.translators.networks.PatchGAN.init_weights`.
-    """
+    """How CycleDiff is built and trained: defaults are what two cores do in a quarter of an hour."""
 
     # Autoencoder; where it is "kl", what kept a judge's AUROC on the phantom at factor 4, in a quarter of an hour
     autoencoder: str = "pixels"  # 2 x 2 pixels packed: no fracture line is lost; paper: "kl", factor 4
@@ -98,11 +101,8 @@ class Settings(FromParameters):
             object.__setattr__(self, "shared_autoencoder", self.residual)
         for name in ("unet_multipliers", "unet_attention"):  # lists, where settings come from JSON or YAML
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        known = {"autoencoder": ("kl", "pixels"), "joint": ("both", "diffusion_only", "frozen")}
-        known |= {"diffusion_weights": ("released", "plain"), "autoencoder_factor": (2, 4, 8)}
-        for name, choices in known.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(map(repr, choices))}")
+        check_choices(self, autoencoder=("kl", "pixels"), autoencoder_factor=(2, 4, 8))
+        check_choices(self, joint=("both", "diffusion_only", "frozen"), diffusion_weights=("released", "plain"))
         lowest = {"log_every": 1, "batch": 1, "enlarge": 1, "previews": 0, "ema": 0}
         lowest |= {name: 1 for name in vars(self) if name.endswith("_width")}
         lowest |= {name: 0 for name in ("autoencoder_steps", "warmup_steps", "joint_steps", "pool")}
@@ -132,8 +132,9 @@ class Settings(FromParameters):
     @property
     def stages(self) -> dict[str, int]:
         """The steps of each stage that is trained, by field."""
-        names = ("autoencoder_steps",) * (self.autoencoder == "kl") + ("warmup_steps", "joint_steps")
-        return {name: getattr(self, name) for name in names if getattr(self, name)}
+        trained = ["autoencoder_steps"] if self.autoencoder == "kl" else []
+        trained += ["warmup_steps", "joint_steps"]
+        return {name: getattr(self, name) for name in trained if getattr(self, name)}
 
     @property
     def factor(self) -> int:
@@ -163,9 +164,7 @@ class Sampler(FromParameters):
     first_t: float = 0.02  # where inversion starts, with a drawn noise: at t → 0 the predicted one divides by t (ours)
 
     def __post_init__(self):
-        for name, choices in {"start": ("inverted", "fresh"), "solver": SOLVERS}.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose {' or '.join(map(repr, choices))}")
+        check_choices(self, start=("inverted", "fresh"), solver=("euler", "heun"))
         if not 0 < self.first_t <= self.start_t <= 1 or min(self.sampling_steps, self.noise_steps) < 1:
             raise ValueError(f"needs 0 < first_t ≤ start_t ≤ 1 and at least one step, not {self}")
 
@@ -180,33 +179,3 @@ PUBLISHED = Settings(
     vgg16_weights="imagenet", batch=24, enlarge=286 / 256, ema=0.999,
 )  # fmt: skip
 PUBLISHED_SAMPLER = Sampler(sampling_steps=100, start_t=1.0, noise_steps=100)
-
-ABLATIONS = {
-    "as set": {},
-    "joint": {"joint": "both"},
-    "diffusion only": {"joint": "diffusion_only"},
-    "frozen U-Nets": {"joint": "frozen"},
-    "without time": {"translator_time": False},
-    "without attention": {"translator_attention": False},
-    "without contrastive": {"contrastive": 0.0},
-    "without perceptual": {"perceptual": 0.0},
-    "with perceptual": {"perceptual": 0.5},
-    "all times": {"t_max": 1.0},
-    "separate U-Nets": {"shared_unet": False},
-}
-
-
-def ablated(settings: Settings, name: str) -> Settings:
-    """Return the settings with one part changed or taken away, by its name in `ABLATIONS`.
-
-    Raises
-    ------
-    ValueError
-        Where there is no such name, or the settings are so already.
-    """
-    if name not in ABLATIONS:
-        raise ValueError(f"no ablation {name!r}; there are {', '.join(map(repr, ABLATIONS))}")
-    changed = replace(settings, **ABLATIONS[name])
-    if changed == settings and ABLATIONS[name]:
-        raise ValueError(f"ablation {name!r} changes nothing here: {ABLATIONS[name]} is set already")
-    return changed

@@ -23,7 +23,6 @@ from lib.translators.cyclediff.settings import Settings
 from lib.translators.networks import (
     ImagePool,
     PatchGAN,
-    diffaugment,
     linear_decay,
     lsgan_discriminator,
     lsgan_generator,
@@ -31,7 +30,6 @@ from lib.translators.networks import (
 )
 from lib.translators.training import Training
 
-STAGES = ("autoencoder", "warm-up", "joint")
 Row = dict[str, torch.Tensor | float | str]  # of the history
 
 
@@ -81,11 +79,9 @@ class CycleDiffTraining(Training):
         names = ("D_X", "D_Y", "D_A", "pool_X", "pool_Y")
         return super().objects() | {name: getattr(self, name) for name in names if hasattr(self, name)}
 
-    def stage(self, step: int) -> str:
-        return STAGES[sum(step >= end for end in self.ends)]
-
     def step(self, step: int) -> Row:
-        stage, batch = self.stage(step), self.draw(step)
+        stage = ("autoencoder", "warm-up", "joint")[sum(step >= end for end in self.ends)]
+        batch = self.draw(step)
         random = torch_generator(self.seed, 40, step)  # of this step's noise, times, augmentation and pools
         apart = (self.rank.index,) if self.rank.index else ()
         torch.manual_seed(torch_generator(self.seed, 41, step, *apart).initial_seed())  # of this step's dropout
@@ -100,7 +96,8 @@ class CycleDiffTraining(Training):
         remaining = max(last - step, 0) / max(last - self.ends[0], 1)
         floor = min(s.unet_learning_rate_floor, s.unet_learning_rate)
         self.set_rate(floor + (s.unet_learning_rate - floor) * remaining, "U")
-        return {"stage": stage} | (self._warmup_step if stage == "warm-up" else self._joint_step)(step, latents, random)
+        update = self._warmup_step if stage == "warm-up" else self._joint_step
+        return {"stage": stage, **update(step, latents, random)}
 
     def _standardise(self) -> None:
         """Keep the averaged autoencoders, and give their latents mean 0 and variance 1."""
@@ -112,13 +109,14 @@ class CycleDiffTraining(Training):
             self.optimisers[name].state.clear()  # a fifth of a checkpoint, and never needed again
 
     def _times(self, t_max: float, random: torch.Generator) -> torch.Tensor:
+        """Draw (B,) times up to `t_max`, one for an image of either domain."""
         return self.rank.of(draw_times(self.settings.batch, t_max, random)).to(self.device)
 
     def _autoencoder_step(self, step: int, batch: list[torch.Tensor], random: torch.Generator) -> Row:
         """Update the autoencoders, then their discriminator."""
         s, autoencoders = self.settings, self.networks.autoencoders
-        adversarial_on, terms, reconstructed = step + 1 >= s.autoencoder_adversarial_from, {}, []
-        terms["divergence"] = torch.zeros((), device=self.device)
+        adversarial_on = step + 1 >= s.autoencoder_adversarial_from
+        terms, reconstructed = {"divergence": torch.zeros((), device=self.device)}, []
         self.D_A.requires_grad_(False)
         with self.autocast():
             for domain, images in enumerate(batch):
@@ -148,7 +146,7 @@ class CycleDiffTraining(Training):
     def _denoise(self, network, latents: list[torch.Tensor], t: torch.Tensor, random: torch.Generator):
         """Diffuse latents to t and predict their components (eqs. 1, 2); return these, and what eq. 6 compares.
 
-        t : (B,), or (2·B,) for two copies of the latents, of which only the second counts in eq. 6.
+        Of times (2·B,) there are two copies of the latents (B, c, h, w), of which only the second counts in eq. 6.
         """
         x0 = [z.repeat(len(t) // len(z), 1, 1, 1) for z in latents]
         whole = len(t) * self.rank.processes, *x0[0].shape[1:]
@@ -171,10 +169,7 @@ class CycleDiffTraining(Training):
         t = self._times(1.0, random)
         _, compared = self._denoise(self.networks.denoisers, latents, t, random)
         terms = self._diffusion_terms(compared)
-        if self.settings.diffusion_weights == "released":
-            loss = sum(diffusion_loss(*parts, "released") for parts in compared)
-        else:
-            loss = sum(terms.values())
+        loss = sum(diffusion_loss(*parts, self.settings.diffusion_weights) for parts in compared)
         self.update(step, loss, terms, "U")
         self.averages["denoisers"].update()
         return {"learning_rate": self.optimisers["U"].param_groups[0]["lr"], **terms}
@@ -191,14 +186,12 @@ class CycleDiffTraining(Training):
         if s.joint == "frozen":
             with torch.no_grad():
                 (C_X, C_Y), _ = self._denoise(self.averages["denoisers"].average, latents, t, random)
-        elif s.t_max == 1:
-            (C_X, C_Y), compared = self._denoise(self.networks.denoisers, latents, t, random)
-        else:  # the diffusion models go on learning all times, on the batch's second copy
-            both = torch.cat([t, self._times(1.0, random)])
-            components, compared = self._denoise(self.networks.denoisers, latents, both, random)
-            C_X, C_Y = (C[:n] for C in components)
-        if s.joint != "frozen":
-            terms |= self._diffusion_terms(compared)
+        else:  # where t_max < 1, the diffusion models go on learning all times, on the batch's second copy
+            times = t if s.t_max == 1 else torch.cat([t, self._times(1.0, random)])
+            (C_X, C_Y), compared = self._denoise(self.networks.denoisers, latents, times, random)
+            if s.t_max < 1:
+                C_X, C_Y = C_X[:n], C_Y[:n]
+            terms |= self._diffusion_terms(compared)  # eq. 6
         if s.joint == "diffusion_only":
             C_X, C_Y = C_X.detach(), C_Y.detach()
 
@@ -213,10 +206,10 @@ class CycleDiffTraining(Training):
             else:
                 C_XY, C_YX = G(C_X, t), F(C_Y, t)
             C_XYX, C_YXY = F(C_XY, t), G(C_YX, t)
-            score_Y, score_X = D_Y(self._seen(C_XY, random), t), D_X(self._seen(C_YX, random), t)
+            score_Y, score_X = D_Y(self.seen(C_XY, random), t), D_X(self.seen(C_YX, random), t)
             if s.perceptual:
-                round_trips = ((C_X, C_XYX), (C_Y, C_YXY))
-                features = [[self._features(C, domain) for C in pair] for domain, pair in enumerate(round_trips)]
+                features_X = [self._features(C, 0) for C in (C_X, C_XYX)]
+                features_Y = [self._features(C, 1) for C in (C_Y, C_YXY)]
 
         # Update the translators, and the diffusion models with them (eq. 13).
         terms |= {"adversarial_G": lsgan_generator(score_Y), "adversarial_F": lsgan_generator(score_X)}
@@ -224,7 +217,7 @@ class CycleDiffTraining(Training):
         if s.identity:
             terms |= {"identity_X": identity_loss(C_X, C_XX), "identity_Y": identity_loss(C_Y, C_YY)}
         if s.perceptual:
-            terms |= {"perceptual_X": perceptual_loss(*features[0]), "perceptual_Y": perceptual_loss(*features[1])}
+            terms |= {"perceptual_X": perceptual_loss(*features_X), "perceptual_Y": perceptual_loss(*features_Y)}
         updated = ("T",) if s.joint == "frozen" else ("T", "U")
         self.update(step, objective(terms, s), terms, *updated)
         for name in ("G", "F") if s.joint == "frozen" else ("G", "F", "denoisers"):
@@ -238,20 +231,15 @@ class CycleDiffTraining(Training):
             past = self.rank.of(pool(self.rank.all(timed), random))
             components, times = torch.cat([real.detach(), past[:, :-1]]), torch.cat([t, past[:, -1, 0, 0]])
             with self.autocast():
-                real_scores, fake_scores = D(self._seen(components, random), times).chunk(2)
+                real_scores, fake_scores = D(self.seen(components, random), times).chunk(2)
             terms_D[f"D_{name}"] = lsgan_discriminator(real_scores, fake_scores)
             loss = loss + terms_D[f"D_{name}"]
-            if s.contrastive:
+            if s.contrastive:  # eq. 9
                 terms_D[f"contrastive_{name}"] = contrastive_loss(real_scores, fake_scores)
                 loss = loss + s.contrastive * terms_D[f"contrastive_{name}"]
         self.update(step, loss, terms_D, "D")
         return {"learning_rate": learning_rate, **terms, **terms_D}
 
-    def _seen(self, C: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-        """Return what a discriminator gets of components."""
-        return diffaugment(C, random, self.rank) if self.settings.diffaugment else C
-
     def _features(self, C: torch.Tensor, domain: int) -> list[torch.Tensor]:
-        if self.vgg16:
-            return self.vgg16(C)
-        return self.averages["denoisers"].average.features(C, domain)
+        """Return what the perceptual term compares of components: features of VGG16, or of the averaged U-Net."""
+        return self.vgg16(C) if self.vgg16 else self.averages["denoisers"].average.features(C, domain)

@@ -74,39 +74,24 @@ class LinearAttention(Attention):
         return x + self.out((context.mT @ q.softmax(dim=-2)).reshape(x.shape))
 
 
-class Down(nn.Conv2d):
-    """Half the size by a convolution of stride 2."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, x: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
-        return super().forward(x)
+def down(channels: int) -> nn.Conv2d:
+    """Return a convolution that halves the size."""
+    return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
 
 class Up(nn.Conv2d):
-    """Twice the size: nearest neighbour, then a convolution."""
+    """Twice the size: nearest neighbour, then the convolution."""
 
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, 3, padding=1)
-
-    def forward(self, x: torch.Tensor, time: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(nnf.interpolate(x, scale_factor=2))
 
 
 class UNet(nn.Module):
     """Denoising U-Net after "ADM": residual blocks told the time (and the domain), self-attention, skip connections.
 
-    Parameters
-    ----------
-    channels : of the input and the output
-    size : side of the input, which decides where the attention sits
-    width : channels of the first level
-    multipliers : channels of each level, in units of `width`; each level has half the size of the one before
-    blocks : residual blocks a level
-    attention : sides of the feature maps that get self-attention, those that no level has left aside; where it names
-        any, the middle gets it too
-    shared : whether the network is told the domain, 0 or 1, of all or (B,) of each image
+    Each level has half the size of the one before and `multipliers` × `width` channels. Feature maps whose side stands
+    in `attention` get self-attention, and so does the middle, unless `attention` is empty. With `shared` the network
+    is told the domain, 0 or 1, of all or (B,) of each image.
     """
 
     def __init__(
@@ -122,7 +107,7 @@ class UNet(nn.Module):
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         for level, (out, attends) in enumerate(levels):
             if level:
-                self.encoder.append(Down(now))
+                self.encoder.append(down(now))
                 skips.append(now)
             for _ in range(blocks):
                 self.encoder.append(Block(now, out, time, dropout, attends))
@@ -134,12 +119,13 @@ class UNet(nn.Module):
                 self.decoder.append(Block(now + skips.pop(), out, time, dropout, attends))
                 now = out
             if level:
-                self.decoder.append(Up(now))
+                self.decoder.append(Up(now, now, 3, padding=1))
         self.head = nn.Sequential(group_norm(now), nn.SiLU(), nn.Conv2d(now, channels, 3, padding=1))
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
 
     def embed(self, log_t: torch.Tensor, domain: int | torch.Tensor) -> torch.Tensor:
+        """Embed the time, (B,), and the domain as (B, 4·width)."""
         time = self.time(log_t)
         return time + self.domain.weight[domain] if self.domain else time
 
@@ -147,7 +133,7 @@ class UNet(nn.Module):
         """Return the outputs of the stem and of every layer of the encoder."""
         hs = [self.stem(x)]
         for layer in self.encoder:
-            hs.append(layer(hs[-1], time))
+            hs.append(layer(hs[-1], time) if isinstance(layer, Block) else layer(hs[-1]))
         return hs
 
     def forward(self, x: torch.Tensor, log_t: torch.Tensor, domain: int | torch.Tensor) -> torch.Tensor:
@@ -157,5 +143,5 @@ class UNet(nn.Module):
         for layer in self.middle:
             h = layer(h, time)
         for layer in self.decoder:
-            h = layer(h, time) if isinstance(layer, Up) else layer(torch.cat([h, hs.pop()], dim=1), time)
+            h = layer(h) if isinstance(layer, Up) else layer(torch.cat([h, hs.pop()], dim=1), time)
         return self.head(h)
