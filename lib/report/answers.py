@@ -3,9 +3,8 @@
 The sentences stand in `templates/answers.md`, their values are gathered here.
 """
 
-from __future__ import annotations
-
 import re
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -16,16 +15,16 @@ import pandas as pd
 from lib.fidelity.controls import CONTROLS
 from lib.fidelity.distances import FID_COMPONENTS
 from lib.fidelity.measures import OF_JUDGE, closer_by_space
+from lib.report.figures import title as title_of
 from lib.run.folder import NotYet
 from lib.run.weights import weights_metadata
-from lib.statistics.comparisons import MARGIN, declared, in_thesis
+from lib.statistics.comparisons import declared, in_thesis
 from lib.statistics.metrics import KEY_SECONDARY, METRICS, PRIMARY
 from lib.statistics.planning import detectable, patients_needed
 from lib.study import Study
 from lib.translators.methods import METHODS as TRANSLATORS
 from lib.translators.methods import Method
 
-WORTHWHILE = 0.02  # an AUROC difference worth finding: most of what is left above 0.95
 CHOICES = ("t_max", "start_t", "cycle", "identity", "perceptual", "contrastive")  # numbers that are no matter of size
 WITH = {  # completes "with …", where it is no translator
     "real": "real images alone",
@@ -62,7 +61,6 @@ TESTS = {
     "clustered AUC, patients": "clustered AUC test",
     "clustered AUC, patients and seeds": "clustered AUC test with the spread between training seeds",
     "corrected t": "corrected t-test over {n} folds",
-    "patient bootstrap": "patient bootstrap",
 }
 UNLESS = {"equivalent": "no difference that matters", "undecided": "undecided"}
 BETTER = {"better": "yes, it is better", "worse": "no, it is worse", **UNLESS}
@@ -74,27 +72,16 @@ TITLES = {
     "RQ3": "RQ3. Is generative augmentation better than rotation, flipping and cropping?",
     "oversampling": "Beyond the three: is it better than oversampling?",
 }
-DEFAULTS = {"margin": MARGIN, "worthwhile": WORTHWHILE, "training": "", "unlike_published": "", "kept": ()}
 
 
 # What was studied ----------------------------------------------------------------------------------------------------
 
 
-def facts(
-    study: Study, predictions: pd.DataFrame, margin: float = MARGIN, worthwhile: float = WORTHWHILE
-) -> dict[str, object]:
+def facts(study: Study, predictions: pd.DataFrame, margin: float, worthwhile: float) -> dict[str, object]:
     """Gather what `answer` says of the study, from its run's manifest and weights.
 
-    Parameters
-    ----------
-    predictions : of all trials, see `lib.statistics.comparisons.compare`
-    margin : the one that `compare` was given
-    worthwhile : an AUROC difference worth finding, to plan with
-
-    Raises
-    ------
-    NotYet
-        Where the manifest does not say which classifier was trained.
+    `predictions` and `margin` are those that `lib.statistics.comparisons.compare` was given; `worthwhile` is an AUROC
+    difference worth finding, to plan with. NotYet where the manifest does not say which classifier was trained.
     """
     manifest, fold = study.run.manifest, study.folds[0].name
     if "classifier" not in manifest:
@@ -149,27 +136,19 @@ def unlike_published(method: Method, weights: Path) -> str:
 
 
 def answer(
-    comparisons: pd.DataFrame,
-    fidelity: pd.DataFrame,
-    metrics: pd.DataFrame,
-    facts: dict,
-    equal: pd.DataFrame | None = None,
+    comparisons: pd.DataFrame, fidelity: pd.DataFrame, metrics: pd.DataFrame, facts: dict, equal: pd.DataFrame
 ) -> str:
-    """Write the text of `answers.md`.
+    """Write the text of `answers.md`, in Markdown.
 
     Parameters
     ----------
-    comparisons : what `lib.statistics.comparisons.compare` returned; the rows of RQ1 on KID come from its `extra`
+    comparisons : of `lib.statistics.comparisons.compare`; the rows of RQ1 on KID come from its `extra`
     fidelity : `method, repeat, fold, direction, features, metric, value, ci_low, ci_high, n`
     metrics : `condition, repeat, fold, seed, metric, value`
-    facts : what the function of that name returned
-    equal : what `lib.statistics.comparisons.equivalence` returned; without it nothing is said of practical equivalence
-
-    Returns
-    -------
-    str, markdown
+    facts : of the function of that name
+    equal : of `lib.statistics.comparisons.equivalence`
     """
-    facts, asked, questions = DEFAULTS | facts, declared(TRANSLATORS), []
+    asked, questions = declared(TRANSLATORS), []
     for question, title in TITLES.items():
         pairs = asked[asked.question == question][["question", "a", "b"]].itertuples(index=False)
         pairs = [_comparison(comparisons, metrics, facts, equal, *pair) for pair in pairs]
@@ -196,18 +175,16 @@ def _comparison(comparisons, metrics, facts, equal, question: str, a: str, b: st
     if not (auroc := found["auroc"]):
         found["missing"] = [condition for condition in (a, b) if condition not in set(metrics.condition)]
         return found | {"headline": f"{name}: {'not answered' if found['missing'] else 'not compared'}"}
-    headline = (WORTH if question == "RQ1" else BETTER)[auroc.verdict].format(a=_title(a), b=_title(b))
-    decided, row = auroc.verdict in ("better", "worse"), None
+    headline = (WORTH if question == "RQ1" else BETTER)[auroc.verdict].format(a=title_of(a), b=title_of(b))
+    decided, row = auroc.verdict in ("better", "worse"), _rows(_of_pair(equal, question, a, b))[0]
     if decided and facts["seeds"] == facts["folds"] == 1:
         headline += ", in this one training"
-    if equal is not None:
-        row = _rows(_of_pair(equal, question, a, b))[0]
-        if decided and row.p_equivalence < 0.05:
-            headline += ", but by less than matters"
+    if decided and row.p_equivalence < 0.05:
+        headline += ", but by less than matters"
     return found | {
         "headline": f"{name}: {headline}",
-        "equal": row if row and not np.isnan(row.p_equivalence) else None,
-        "needed": _needed(row, auroc.patients, facts["worthwhile"]) if row and auroc.verdict == "undecided" else None,
+        "equal": row if not np.isnan(row.p_equivalence) else None,
+        "needed": _needed(row, auroc.patients, facts["worthwhile"]) if auroc.verdict == "undecided" else None,
         "secondary": _rows(rows[rows.metric.isin(KEY_SECONDARY)]),
     }
 
@@ -229,9 +206,9 @@ def _likeness(comparisons: pd.DataFrame, fidelity: pd.DataFrame, a: str, b: str)
     """Gather headline and tests of whose images look more real."""
     rows = _of_pair(comparisons, "RQ1", a, b)
     tests = _rows(rows[rows.metric.str.startswith("kid")])
-    closer = {verdict: said.format(a=_title(a), b=_title(b)) for verdict, said in CLOSER.items()}
+    closer = {verdict: said.format(a=title_of(a), b=title_of(b)) for verdict, said in CLOSER.items()}
     each = {row.metric.removeprefix("kid").strip(): closer[row.verdict] for row in tests}
-    missing = [_title(method) for method in (b, a) if method not in set(fidelity.method)]
+    missing = [title_of(method) for method in (b, a) if method not in set(fidelity.method)]
     if missing:
         found, tests = "not answered", []
     elif not tests:
@@ -260,7 +237,7 @@ def _scores(metrics: pd.DataFrame) -> str:
     means = means.pivot_table(index="condition", columns="metric", values="value", sort=False)
     shown = [metric for metric in METRICS if metric in means]
     rows = [[f"`{c}`", *(f"{means.loc[c, m]:.3f}".replace("-", "−") for m in shown)] for c in means.index]
-    return _table(["condition", *(METRICS[m] for m in shown)], rows)
+    return markdown_table(["condition", *(METRICS[m] for m in shown)], rows)
 
 
 # Generators ----------------------------------------------------------------------------------------------------------
@@ -323,7 +300,7 @@ def _spaces(fidelity: pd.DataFrame) -> list[str]:
     sentences, least = [], "lower" if len(ran) == 2 else "lowest"
     for direction, row in closer_by_space(fidelity, *ran).iterrows():
         agree = "all feature spaces agree" if row.agree else "the feature spaces DISAGREE"
-        each = ", ".join(f"{space}: {_title(name)}" for space, name in row.drop("agree").items())
+        each = ", ".join(f"{space}: {title_of(name)}" for space, name in row.drop("agree").items())
         sentences.append(f"{direction}, {agree} on whose KID is {least} ({each}).")
     return sentences
 
@@ -346,7 +323,7 @@ def _fidelity_table(group: pd.DataFrame) -> str:
         if method in set(group.method)
     ]
     brackets = "range over folds" if several else "95 % interval"
-    return _table([f"images ({brackets} in brackets)", *(FIDELITY[metric] for metric in shown)], rows)
+    return markdown_table([f"images ({brackets} in brackets)", *(FIDELITY[metric] for metric in shown)], rows)
 
 
 # Words ---------------------------------------------------------------------------------------------------------------
@@ -360,10 +337,6 @@ def _of_pair(table: pd.DataFrame, question: str, a: str, b: str) -> pd.DataFrame
     return table[(table.question == question) & (table.a == a) & (table.b == b)]
 
 
-def _title(name: str) -> str:
-    return TRANSLATORS[name].title if name in TRANSLATORS else name
-
-
 def _named(names) -> list[tuple[str, str]]:
     """Return name and title of the translators among these names."""
     return [(name, method.title) for name, method in TRANSLATORS.items() if name in set(names)]
@@ -371,7 +344,7 @@ def _named(names) -> list[tuple[str, str]]:
 
 def _which(a: str, b: str) -> str:
     """Say which pair is meant, where there are several."""
-    return f" ({_title(a)} against {_title(b)})" if len(TRANSLATORS) > 2 else ""
+    return f" ({title_of(a)} against {title_of(b)})" if len(TRANSLATORS) > 2 else ""
 
 
 def _than(difference: float) -> str:
@@ -398,7 +371,8 @@ def _list(items: list[str]) -> str:
     return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else items[0]
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table in Markdown."""
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows])
 
 
@@ -407,7 +381,7 @@ TEMPLATES = jinja2.Environment(
 )
 TEMPLATES.filters |= {
     "chain": chain, "count": _count, "listed": _list, "signed": _signed, "significant": _significant, "than": _than,
-    "title": _title,
+    "title": title_of,
     "digits": "{:.3f}".format,
     "line": lambda text: re.sub(r"\s+", " ", text).strip(),
     "p": lambda p: "p < 0.001" if p < 0.001 else f"p = {p:.3f}",
@@ -415,5 +389,5 @@ TEMPLATES.filters |= {
     "rounded": lambda n: f"{float(f'{n:.2g}'):,.0f}",  # to two digits
     "sentence": lambda text: text[0].upper() + text[1:],
     "short": "{:g}".format,
-    "with": lambda condition: WITH.get(condition) or f"images added by {_title(condition)}",
+    "with": lambda condition: WITH.get(condition) or f"images added by {title_of(condition)}",
 }  # fmt: skip

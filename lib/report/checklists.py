@@ -4,8 +4,6 @@ The items are topics that CLAIM (2024, doi:10.1148/ryai.240300), TRIPOD+AI (doi:
 (doi:10.1038/s41591-025-03953-8) and REFORMS (doi:10.1126/sciadv.adk3452) share, not their numbered checklists.
 """
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Callable
 from functools import cached_property
@@ -14,13 +12,15 @@ import numpy as np
 import pandas as pd
 
 from lib.fidelity.controls import is_control
+from lib.report.answers import markdown_table
 from lib.run.files import ROOT
 from lib.run.folder import NotYet, Run
 from lib.statistics.comparisons import MARGIN, declared, in_thesis
-from lib.statistics.metrics import KEY_SECONDARY, PRIMARY, calibration, recalibrated_patients, subgroups
+from lib.statistics.metrics import KEY_SECONDARY, PRIMARY, recalibrated_patients, subgroups
 from lib.statistics.planning import errors_to_detect
 from lib.study import Study
 from lib.translators.methods import METHODS
+from lib.trials.summary import SPENT, are_equal, calibrations
 
 ITEMS = []  # name, guidelines that ask for it, what a run says to it
 
@@ -35,13 +35,10 @@ class Results:
     def __init__(self, run: Run):
         self.run, self.manifest = run, run.manifest
 
-    def of_manifest(self, *keys):
-        value = self.manifest
-        for key in keys:
-            value = value.get(key)
-            if value is None:
-                raise Gap(f"the manifest has no {' '.join(keys)}")
-        return value
+    def of_manifest(self, key: str):
+        if self.manifest.get(key) is None:
+            raise Gap(f"the manifest has no {key}")
+        return self.manifest[key]
 
     def table(self, part: str) -> pd.DataFrame:
         if not (self.run / part).exists():
@@ -64,18 +61,9 @@ class Results:
         except NotYet as missing:
             raise Gap(str(missing)) from missing
 
-    @property
-    def counts(self) -> pd.DataFrame:
-        return self.study.counts_by_part()
-
 
 def checklist(run: Run) -> pd.DataFrame:
-    """Say to each item what this run says.
-
-    Returns
-    -------
-    DataFrame `item, asked by, this run`; what is missing begins with "gap:"
-    """
+    """Say to each item what this run says: `item, asked by, this run`; what is missing begins with "gap:"."""
     results, rows = Results(run), []
     for name, asked_by, report in ITEMS:
         try:
@@ -89,9 +77,8 @@ def checklist(run: Run) -> pd.DataFrame:
 def as_markdown(table: pd.DataFrame) -> str:
     """Write the text of `reporting.md`."""
     gaps = table["this run"].str.startswith("gap:").sum()
-    lines = [f"| {' | '.join(row)} |" for row in [table.columns, ["---"] * 3, *table.to_numpy()]]
     summary = f"{len(table) - gaps} of {len(table)} items are filled, {gaps} are gaps."
-    return "\n".join(["# Reporting items", "", summary, "", *lines, ""])
+    return f"# Reporting items\n\n{summary}\n\n{markdown_table(table.columns, table.to_numpy())}\n"
 
 
 def item(name: str, asked_by: str) -> Callable:
@@ -157,7 +144,7 @@ def characteristics(results: Results) -> str:
     parts = [
         f"{part}: {row['AFF patients']:.0f} AFF and {row['NFF patients']:.0f} NFF patients, "
         f"{row['AFF images']:.0f} and {row['NFF images']:.0f} images"
-        for part, row in results.counts.iterrows()
+        for part, row in results.study.counts_by_part().iterrows()
     ]
     return f"mean over folds: {'; '.join(parts)}. Age, sex and site are not recorded"
 
@@ -169,12 +156,13 @@ def sample_size(results: Results) -> str:
     if not len(equal):
         raise Gap("no declared comparison was run")
     errors, comparisons = equal.standard_error, in_thesis(declared(METHODS))
+    patients = results.study.counts_by_part().loc["test", "AFF patients"]
     at_5, first = (
         [row.standard_error * errors_to_detect(row.df, alpha=alpha) for row in equal.itertuples()]
         for alpha in (0.05, 0.05 / comparisons)
     )
     return (
-        f"{results.counts.loc['test', 'AFF patients']:.0f} AFF test patients a fold; standard error of an AUROC "
+        f"{patients:.0f} AFF test patients a fold; standard error of an AUROC "
         f"difference {errors.min():.3f} to {errors.max():.3f}, so a true difference of about {min(at_5):.3f} to "
         f"{max(at_5):.3f} would be found with a probability of 80 % at p < 0.05, one of {min(first):.3f} to "
         f"{max(first):.3f} at the first step of Holm's adjustment over {comparisons} comparisons"
@@ -200,12 +188,9 @@ def preprocessing(results: Results) -> str:
 @item("model, initialisation, budgets, selection", "CLAIM")
 def model(results: Results) -> str:
     classifier, metrics = results.of_manifest("classifier"), results.table("trials/metrics.csv")
-    names = ["steps", "images_seen", "validations"]
-    spent = metrics[metrics.metric.isin(names)].pivot_table(index="condition", columns="metric", values="value")
-    if not len(spent):
-        raise Gap("trials/metrics.csv says nothing of steps")
-    equal = "equal for all" if (spent.nunique() == 1).all() else "NOT equal"
-    steps, images, validations = spent[names].iloc[0]
+    spent = metrics.pivot_table("value", "condition", "metric")[SPENT[:3]]
+    equal = "equal for all" if are_equal(spent) else "NOT equal"
+    steps, images, validations = spent.iloc[0]
     return (
         f"{classifier['architecture']}, {classifier['weights']}; {steps:.0f} steps, {images:.0f} images seen, best of "
         f"{validations:.0f} validations: {equal} {len(spent)} conditions"
@@ -257,13 +242,11 @@ def uncertainty(results: Results) -> str:
 def calibrated(results: Results) -> str:
     predictions = results.studied("trials/predictions.csv")
     patients = recalibrated_patients(predictions, results.table("trials/metrics.csv"))
-    each = []
-    for kind, column in {"as trained": "probability", "recalibrated": "recalibrated"}.items():
-        rows = pd.DataFrame([calibration(group.aff, group[column]) for _, group in patients.groupby("condition")])
-        each.append(
-            f"{kind}: Brier score {rows.brier.min():.3f} to {rows.brier.max():.3f}, calibration slope "
-            f"{rows.slope.min():.2f} to {rows.slope.max():.2f}"
-        )
+    each = [
+        f"{kind}: Brier score {rows.brier.min():.3f} to {rows.brier.max():.3f}, calibration slope "
+        f"{rows.slope.min():.2f} to {rows.slope.max():.2f}"
+        for kind, rows in calibrations(patients).groupby("probabilities", sort=False)
+    ]
     groups = subgroups(predictions, results.study.cohort.table)
     worst = "no subgroup has both labels"
     if len(groups):

@@ -3,8 +3,6 @@
 A class, a method or a condition has one colour and one kind of line in every figure: see `look`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
@@ -39,15 +37,12 @@ OTHERS = dict(zip(("undersampling", "weighted", *CONTROLS), cycle(PALETTE), stri
 pd.set_option("display.max_colwidth", None)
 plt.rcParams.update(
     {
-        "figure.figsize": (WIDTH, WIDTH * 0.6),
         "figure.dpi": 130,
         "figure.constrained_layout.use": True,
         "savefig.dpi": 300,
         "pdf.fonttype": 42,  # TrueType: printers and LaTeX can search and embed the text
-        "ps.fonttype": 42,
         "font.size": 9,
         "axes.titlesize": 9,
-        "axes.labelsize": 9,
         "legend.fontsize": 8,
         "xtick.labelsize": 8,
         "ytick.labelsize": 8,
@@ -104,10 +99,7 @@ def save_figure(fig: Figure, run: Run, name: str, caption: str) -> None:
 
 
 def save_table(frame: pd.DataFrame, run: Run, name: str, caption: str, digits: int = 3) -> None:
-    """Write `tables/NAME.csv` (all digits) and `.tex` (`lib.report.latex.table`) into the run, and show the table once.
-
-    The index is printed where it has a name, or one of its levels has.
-    """
+    """Write `tables/NAME.csv` (all digits) and `.tex` (`lib.report.latex.table`) into the run; show the table once."""
     named = any(level is not None for level in frame.index.names)
     texts = {f"{name}.csv": frame.to_csv(index=named), f"{name}.tex": latex.table(frame, name, caption, digits)}
     write_together(run / "tables", texts)
@@ -117,14 +109,10 @@ def save_table(frame: pd.DataFrame, run: Run, name: str, caption: str, digits: i
 
 
 def image_page(images, titles: Sequence[str] = (), columns: int = 8) -> Figure:
-    """Draw a page of radiographs, row by row.
+    """Draw a page of radiographs, row by row; the N `titles` stand above their images.
 
-    Parameters
-    ----------
-    images : Cohort, or array (N, H, W) or (N, 1, H, W)
-        Integers span their type's range from black to white, floats -1 … 1.
-    titles : N texts, each above its image
-    columns : images in a row
+    `images` is a Cohort, or an array (N, H, W) or (N, 1, H, W). Integers span their type's range from black to white,
+    floats -1 … 1.
     """
     pixels = _pixels(images)
     fig, axes = _grid(pixels, min(columns, len(pixels)), bool(titles), bool(titles))
@@ -136,10 +124,7 @@ def image_page(images, titles: Sequence[str] = (), columns: int = 8) -> Figure:
 def image_rows(rows: Mapping[str, np.ndarray], column_titles: Sequence[str] = ()) -> Figure:
     """Draw labelled rows of radiographs, one column a patient: source, CycleGAN, CycleDiff, counterfactual …
 
-    Parameters
-    ----------
-    rows : label → Cohort or array as for `image_page`; every row with the same number of images
-    column_titles : one text a column, above the first row
+    `rows` maps labels to as many images each, as of `image_page`; `column_titles` stand above the first row.
     """
     pixels = {title(label): _pixels(images) for label, images in rows.items()}
     counts = {label: len(row) for label, row in pixels.items()}
@@ -177,11 +162,8 @@ def _without_domain(column: str) -> str:
 def loss_curves(history: pd.DataFrame, panels: Sequence[Sequence[str]] | None = None) -> Figure:
     """Draw a training's losses over its steps: every value faint, their running mean on top.
 
-    Parameters
-    ----------
-    history : table with `step` and the named columns; missing values are left out. Where a column `stage` changes,
-        a dotted line
-    panels : columns that share a panel; None: those of `loss_panels`
+    `history` has `step` and the losses; missing values are left out. Where a column `stage` changes, there is a dotted
+    line. Columns of one of the `panels` share it, by default those of `loss_panels`.
     """
     panels = loss_panels(history) if panels is None else panels
     across = min(len(panels), 3)
@@ -210,12 +192,9 @@ def loss_curves(history: pd.DataFrame, panels: Sequence[Sequence[str]] | None = 
 
 
 def sampling_cost(table: pd.DataFrame, metrics: Sequence[str]) -> Figure:
-    """Draw metrics against the seconds an image takes, a line for each solver, steps beside the points.
+    """Draw metrics against the seconds an image takes, a panel each: a line for each solver, steps beside the points.
 
-    Parameters
-    ----------
-    table : columns `solver`, `sampling_steps`, `seconds` and the metrics
-    metrics : one panel each
+    The table has columns `solver, sampling_steps, seconds` and the metrics.
     """
     table = table.assign(milliseconds=1000 * table.seconds)
     fig, axes = plt.subplots(1, len(metrics), figsize=(WIDTH, 2.3), squeeze=False)
@@ -314,10 +293,7 @@ def _legend_beside(ax) -> None:
 def curves_over(table: pd.DataFrame, x: str, label: str) -> Figure:
     """Draw the AUROC of test patients over a dose or a share: each trial a dot, the means of a condition a line.
 
-    Parameters
-    ----------
-    table : `condition`, the column `x`, and `value`
-    label : of the horizontal axis
+    The table has columns `condition`, `x` and `value`; the label is that of the horizontal axis.
     """
     fig, ax = plt.subplots(figsize=(WIDTH * 0.8, WIDTH * 0.42))
     _lines(table, x, "value", ax)
@@ -338,13 +314,9 @@ def decision_curves(benefits: Mapping[str, np.ndarray], thresholds: np.ndarray) 
 
 
 def overlaid(images, maps: np.ndarray, titles: Sequence[str]) -> Figure:
-    """Draw radiographs in one row, below each the same with a map from 0 to 1 laid over it.
+    """Draw radiographs (as of `image_page`) in one row, titled, below each the same with a map laid over it.
 
-    Parameters
-    ----------
-    images : Cohort, or array as for `image_page`
-    maps : (N, h, w), scaled to the images
-    titles : N texts
+    The maps (N, h, w) go from 0 to 1 and are scaled to the images.
     """
     pixels = _pixels(images)
     fig, axes = _grid(np.concatenate([pixels, pixels]), len(pixels), False, True)
@@ -359,10 +331,7 @@ def overlaid(images, maps: np.ndarray, titles: Sequence[str]) -> Figure:
 def steganography_curves(errors: Mapping[str, pd.DataFrame], spectra: Mapping[str, pd.Series]) -> Figure:
     """Draw cycle errors against what was touched, and power spectra of what the methods make.
 
-    Parameters
-    ----------
-    errors : by method, `lib.fidelity.steganography.cycle_errors`
-    spectra : by name, `lib.fidelity.steganography.radial_spectrum`
+    `errors` are of `lib.fidelity.steganography.cycle_errors` by method, `spectra` of its `radial_spectrum` by name.
     """
     fig, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, WIDTH * 0.45))
     for number, (method, table) in enumerate(errors.items()):

@@ -4,8 +4,6 @@
 `\\input{runs/NAME/tables/06_primary.tex}`; `pdflatex study.tex` in the run's folder shows all there is to include.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 
@@ -133,16 +131,9 @@ def results(run: Run) -> Iterator[tuple[str, str, str]]:
 
 
 def write_results(run: Run) -> pd.DataFrame:
-    r"""Write `results.tex`: a `\newcommand` for each of `results`.
+    r"""Write `results.tex`: a `\newcommand` for each of `results`, returned as a table `heading, name, value`.
 
-    Returns
-    -------
-    DataFrame `heading, name, value`
-
-    Raises
-    ------
-    ValueError
-        Where two numbers would get one name.
+    ValueError where two numbers would get one name.
     """
     numbers = pd.DataFrame(results(run), columns=["heading", "name", "value"])
     if (twice := numbers["name"].duplicated()).any():
@@ -153,12 +144,7 @@ def write_results(run: Run) -> pd.DataFrame:
 
 
 def write_document(run: Run, numbers: pd.DataFrame) -> None:
-    """Write `study.tex`: a document that includes every figure, every table and every number of the run.
-
-    Parameters
-    ----------
-    numbers : of `write_results`
-    """
+    """Write `study.tex`: a document that includes every figure, table and number (of `write_results`) of the run."""
     text = TEMPLATES.get_template("study.tex").render(
         run=run.folder.name,
         captions={name: escaped(caption) for name, caption in captions(run).items()},

@@ -5,8 +5,6 @@ page, `index.html`, holds the answers and all notebooks, so that it can be sent 
 Templates and style are files in `templates/`.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io
@@ -130,7 +128,7 @@ def compare(a: Run, b: Run) -> Path:
 
 
 def _caption(path: Path) -> str:
-    """Return that of a figure of `lib.report.figures.save_figure`."""
+    """Return the caption of a figure that `lib.report.figures.save_figure` wrote."""
     return path.with_suffix(".txt").read_text(encoding="utf-8").strip()
 
 
@@ -150,14 +148,12 @@ def _source(picture: bytes) -> str:
 
 def markdown(source: str, attachments: dict | None = None) -> Markup:
     """Return Markdown with LaTeX as HTML with MathML."""
-    return Markup(MarkdownWithMath(renderer=_Renderer(escape=False, attachments=attachments)).render(source))
+    renderer = _Renderer(escape=False, exclude_anchor_links=True, attachments=attachments)
+    return Markup(MarkdownWithMath(renderer=renderer).render(source))
 
 
 class _Renderer(IPythonRenderer):
-    """nbconvert's Markdown, with equations drawn by the browser and links kept from notebook to notebook."""
-
-    def __init__(self, **options):
-        super().__init__(exclude_anchor_links=True, **options)
+    """Render Markdown as nbconvert does, but equations as MathML, and links from notebook to notebook."""
 
     def inline_math(self, body: str) -> str:
         return _mathml(body, "inline")
@@ -175,7 +171,7 @@ class _Renderer(IPythonRenderer):
 
 
 class _Exporter(HTMLExporter):
-    """Turns an executed notebook into the inside of a page."""
+    """Turn an executed notebook into the inside of a page."""
 
     def __init__(self):
         config = Config()

@@ -1,7 +1,5 @@
 """Publish: a finished run's figures in a folder that git keeps, for README and thesis to show."""
 
-from __future__ import annotations
-
 import io
 import os
 import re
@@ -22,21 +20,11 @@ LARGEST, ALTOGETHER = 500_000, 10_000_000  # bytes of a PNG, and of all of them
 
 
 def publish(run: Path, to: Path = ROOT / "figures") -> Path:
-    """Write a finished run's figures, their captions and a README.md about them into a folder.
+    """Write a finished run's figures, their captions and a README.md about them into a folder, and return it.
 
     What an earlier publication wrote there goes, other files stay. Where anything fails, all stays as it was. A PNG
-    that is too large for git gets 256 colours and, where that is not enough, fewer pixels; PDFs are copied.
-
-    Returns
-    -------
-    The folder.
-
-    Raises
-    ------
-    ValueError
-        Where the run is not finished.
-    FileExistsError
-        Where a file that was not published would be overwritten.
+    that is too large for git gets 256 colours and, where that is not enough, fewer pixels; PDFs are copied. ValueError
+    where the run is not finished, FileExistsError where a file that was not published would be overwritten.
     """
     texts = _captions_of_finished(run)
     new, before = (to.with_name(f".{to.name}.{kind}") for kind in ("new", "before"))
@@ -55,11 +43,9 @@ def publish(run: Path, to: Path = ROOT / "figures") -> Path:
         if to.exists():
             os.replace(to, before)
         os.replace(new, to)
-    except BaseException:
+    finally:
         if before.exists() and not to.exists():
             os.replace(before, to)
-        raise
-    finally:
         shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(before, ignore_errors=True)
     return to

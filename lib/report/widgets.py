@@ -1,7 +1,5 @@
 """Widgets: tools to look and to decide with in Jupyter. A headless run shows one picture of each, its first state."""
 
-from __future__ import annotations
-
 import io
 import os
 import signal
@@ -41,9 +39,7 @@ def headless() -> bool:
 def explore(draw: Callable[..., Figure], about: str, **controls: w.Widget) -> w.Widget | None:
     """Show the figure that `draw` makes of the controls' values, again whenever one changes; headless: once.
 
-    Parameters
-    ----------
-    about : what there is to see, the picture's caption
+    `about` says what there is to see, as the picture's caption.
     """
     if headless():
         picture(draw(**{name: control.value for name, control in controls.items()}), about)
@@ -66,9 +62,6 @@ def picture(figure: Figure, about: str) -> None:
     display(Markdown(f"*{about} A tool to click, where the notebook runs in Jupyter.*"))
 
 
-# Looking -------------------------------------------------------------------------------------------------------------
-
-
 def browse(cohort: Cohort, splits: pd.DataFrame | None = None) -> w.Widget | None:
     """Show pages of thumbnails by label, view, side and part of the first fold; one large; grey levels stretched."""
     table = cohort.table
@@ -81,7 +74,9 @@ def browse(cohort: Cohort, splits: pd.DataFrame | None = None) -> w.Widget | Non
         fits = [table[name].eq(value) for name, value in chosen.items() if value != ALL]
         rows = np.flatnonzero(np.logical_and.reduce([np.ones(len(table), bool), *fits]))
         if not len(rows):
-            return _text("No image is like that.")
+            nothing = plt.figure(figsize=(WIDTH, 0.5))
+            nothing.text(0, 0.5, "No image is like that.")
+            return nothing
         black, white = window[0] / 100, max(window[1], window[0] + 1) / 100
         if image:
             row = rows[min(image, len(rows)) - 1]
@@ -105,9 +100,7 @@ def browse(cohort: Cohort, splits: pd.DataFrame | None = None) -> w.Widget | Non
 def before_after(source: Cohort, outputs: Mapping[str, Cohort]) -> w.Widget | None:
     """Show an image, its translation, any mixture of the two, and their difference.
 
-    Parameters
-    ----------
-    outputs : method (or "counterfactual") → what it made of the source's images, in their order
+    `outputs` maps a method (or "counterfactual") to what it made of the source's images, in their order.
     """
 
     def draw(method: str, image: int, mixture: int) -> Figure:
@@ -126,16 +119,14 @@ def before_after(source: Cohort, outputs: Mapping[str, Cohort]) -> w.Widget | No
     )
 
 
-def along(times: np.ndarray, pictures: Mapping[str, np.ndarray], image: int = 0) -> w.Widget | None:
-    """Show what a diffusion model and its translator see of one image at one time of its way.
+def along(times: np.ndarray, pictures: Mapping[str, np.ndarray]) -> w.Widget | None:
+    """Show what a diffusion model and its translator see of the first image at one time of its way.
 
-    Parameters
-    ----------
-    pictures : name → (times, images, 1, H, W) in [-1, 1]
+    `pictures` maps names to (times, images, 1, H, W) in [-1, 1].
     """
 
     def draw(step: int) -> Figure:
-        shown = {name: picture[step - 1 : step, image].clip(-1, 1) for name, picture in pictures.items()}
+        shown = {name: picture[step - 1 : step, 0].clip(-1, 1) for name, picture in pictures.items()}
         return image_rows(shown, [f"t = {times[step - 1]:.2g}"])
 
     about = "One image on its way through time, as both diffusion models and the translator see it."
@@ -145,10 +136,7 @@ def along(times: np.ndarray, pictures: Mapping[str, np.ndarray], image: int = 0)
 def thresholds(predictions: pd.DataFrame, start: float = 0.5) -> w.Widget | None:
     """Show what a threshold does: probabilities of patients by class, confusion matrix, sensitivity, specificity.
 
-    Parameters
-    ----------
-    predictions : `condition, patient_id, label, probability`; the mean over a patient's images, seeds and folds is used
-    start : the threshold to begin with
+    `predictions` has `condition, patient_id, label, probability`; a patient's images, seeds and folds are averaged.
     """
     means = by_patient(predictions[["condition", "patient_id", "label", "probability"]])
 
@@ -177,23 +165,13 @@ def thresholds(predictions: pd.DataFrame, start: float = 0.5) -> w.Widget | None
     )
 
 
-def _text(words: str) -> Figure:
-    fig = plt.figure(figsize=(WIDTH, 0.5))
-    fig.text(0, 0.5, words)
-    return fig
-
-
 class Watch:
-    """A training while it runs, for `lib.translators.translator.Translator.fit`: its losses and its newest
-    translations.
+    """A training while it runs, its losses and newest translations, for `lib.translators.translator.Translator.fit`.
 
     Interrupting the kernel (■) ends the training and keeps what was learnt; a second time, it interrupts as usual. So
     does, also in a headless run, an empty file named `stop` in the training's folder; it is taken away. (A button would
-    be clicked in vain: ipykernel 7.4 hands clicks on what a running cell has displayed to that cell.)
-
-    Parameters
-    ----------
-    every : seconds between two pictures
+    be clicked in vain: ipykernel 7.4 hands clicks on what a running cell has displayed to that cell.) A picture is
+    drawn `every` so many seconds.
     """
 
     def __init__(self, every: float = 10):
@@ -204,7 +182,7 @@ class Watch:
             self._listen()
 
     def _listen(self) -> None:
-        """Until the notebook's cell ends; then ipykernel takes interrupts back."""
+        """Take interrupts until the notebook's cell ends; then ipykernel takes them back."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, self._interrupted)
 
@@ -239,9 +217,6 @@ def _png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-# Deciding ------------------------------------------------------------------------------------------------------------
-
-
 def curate(synthetic: Cohort, path: Path) -> w.Widget | None:
     """Keep or reject synthetic images, one after the other, with a reason; saved with every click."""
     if headless():
@@ -272,11 +247,7 @@ def curate(synthetic: Cohort, path: Path) -> w.Widget | None:
 def read_sheet(images: Cohort, path: Path, reader: str) -> w.Widget | None:
     """Read the sheet of a reader study, image by image; saved with every click, and taken up again.
 
-    Parameters
-    ----------
-    images : of `lib.fidelity.reader_study.sheet`
-    path : where answers are kept
-    reader : a pseudonym
+    `images` are of `lib.fidelity.reader_study.sheet`, the answers of the `reader` (a pseudonym) are kept in `path`.
     """
     if headless():
         few = images.first(8)

@@ -3,15 +3,13 @@
 BCa intervals: Efron 1987, doi:10.1080/01621459.1987.10478410.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lib.statistics.inference import checked_scores, spread
+from lib.statistics.inference import spread
 
 PROPORTIONS = ("accuracy", "sensitivity", "specificity", "sensitivity_at_90_specificity")
 
@@ -23,8 +21,7 @@ def patient_bootstrap(
 
     Patients are drawn with replacement within their class, both conditions alike; a metric is averaged over seeds.
     Another training would come out otherwise too: of S seeds, each draw adds s/√S times a Student t of S − 1 degrees,
-    with s the standard deviation of the seeds' differences. (Drawing the few seeds with replacement shows only
-    (S − 1)/S of that variance, and none of what a small s leaves unknown.) One seed: conditional on that training.
+    with s the standard deviation of the seeds' differences. With one seed, the result holds for that training alone.
 
     Parameters
     ----------
@@ -37,20 +34,13 @@ def patient_bootstrap(
 
     Returns
     -------
-    DataFrame, one row a metric: `difference`, bias-corrected and accelerated intervals `ci_low, ci_high` (95 %) and
-    `ci90_low, ci90_high`, `standard_error`, `statistic` (difference / standard error, descriptive), two-sided `p`
-    (`bca_p`), and `effect_size`: Cohen's h for proportions, else NaN.
+    DataFrame, one row a metric: `difference, ci_low, ci_high` (95 %), `ci90_low, ci90_high, statistic` (difference /
+    standard error, descriptive), two-sided `p, standard_error, effect_size` (Cohen's h of proportions, else NaN)
     """
-    labels = checked_scores(labels)[0]
-    a, b = np.atleast_2d(a), np.atleast_2d(b)
-    if a.shape != b.shape or a.shape[1] != len(labels):
-        raise ValueError(f"probabilities {a.shape} and {b.shape} do not fit each other and {len(labels)} patients")
-    if len(set(labels)) < 2:
-        raise ValueError("the bootstrap needs AFF and NFF patients")
+    labels, a, b = np.asarray(labels, int), np.atleast_2d(a), np.atleast_2d(b)
     rng = np.random.default_rng(seed)
     weights = np.vstack([np.ones(len(labels)), _resample(labels, patients, draws, rng)])
     unknown = rng.standard_t(len(a) - 1, draws) / np.sqrt(len(a)) if len(a) > 1 else np.zeros(draws)
-
     certain = (a, b) if recalibrated is None else tuple(map(np.atleast_2d, recalibrated))
 
     def by_seed(weights):  # of a and of b: metric → (S, samples)
@@ -92,11 +82,7 @@ def patient_bootstrap(
 def bca_constants(observed: float, drawn: np.ndarray, left_out: list[np.ndarray]) -> tuple[float, float]:
     """Return bias correction z₀ and acceleration of a bootstrap.
 
-    Parameters
-    ----------
-    observed : the statistic
-    drawn : (B,) the same of B bootstrap samples
-    left_out : for each stratum that was resampled on its own, the statistic without each of its units
+    `drawn` is the statistic of (B,) samples; `left_out`, for each stratum, the statistic without each of its units.
     """
     if np.ptp(drawn) == 0:
         return 0.0, 0.0
@@ -148,16 +134,10 @@ def _resample(labels: np.ndarray, patients: np.ndarray, draws: int, rng: np.rand
 def weighted_metrics(
     labels, probabilities, threshold: float, weights: np.ndarray, recalibrated=None
 ) -> dict[str, np.ndarray]:
-    """Evaluate many weighted samples at once: `lib.statistics.metrics.evaluate` of the repeated rows.
+    """Evaluate many weighted samples at once: `lib.statistics.metrics.evaluate` of the repeated rows, (B,) each.
 
-    Parameters
-    ----------
-    weights : (B, n) how often each unit occurs in each of B samples; both classes must occur in each
-    recalibrated : (n,) probabilities that the Brier score is taken of; by default the others
-
-    Returns
-    -------
-    dict of the same metrics, each (B,)
+    `weights` (B, n) says how often each unit occurs in each of B samples, both classes in every one. The Brier score is
+    taken of the `recalibrated` probabilities (n,), by default of the others.
     """
     order = np.argsort(-np.asarray(probabilities), kind="stable")
     p, y, w = np.asarray(probabilities)[order], np.asarray(labels)[order], weights[:, order]
@@ -185,3 +165,9 @@ def weighted_metrics(
         "mcc": np.where(product > 0, (TP * TN - FP * FN) / np.sqrt(np.maximum(product, 1)), 0.0),
         "brier": (w * (certain - y) ** 2).sum(1) / (P + N),
     }
+
+
+def sample_metrics(labels, probabilities, threshold: float, recalibrated=None) -> dict[str, float]:
+    """Evaluate one sample: `lib.statistics.metrics.evaluate`, the fast way."""
+    metrics = weighted_metrics(labels, probabilities, threshold, np.ones((1, len(labels))), recalibrated)
+    return {metric: float(value[0]) for metric, value in metrics.items()}

@@ -3,16 +3,15 @@
 Every difference is a − b: a is the method in question, b its reference.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
-from lib.statistics.bootstrap import patient_bootstrap, weighted_metrics
+from lib.statistics.bootstrap import patient_bootstrap, sample_metrics
 from lib.statistics.inference import (
+    auc_test_of_seeds,
     bayes_factor,
     clustered_auc_test,
     clustered_mcnemar_test,
@@ -21,7 +20,6 @@ from lib.statistics.inference import (
     mcnemar_test,
     rope,
     tost,
-    with_training_seeds,
 )
 from lib.statistics.metrics import by_patient, recalibrated
 
@@ -38,6 +36,7 @@ COLUMNS = (
     "test", "statistic", "p", "p_holm", "effect_size", "bf10", "verdict",
 )  # fmt: skip
 TRIAL = ["repeat", "fold", "seed"]
+PATIENT, IMAGE = ["patient_id", "y"], ["image_id", "patient_id", "y"]  # what a unit is known by; y is 1 for AFF
 CONTROLS = (  # family, a, b; what must show nothing stands alone: an adjustment would make an alarm harder
     ("controls", "oracle", "real"),
     ("controls", "oracle", "oversampling"),
@@ -51,11 +50,8 @@ CONTROLS = (  # family, a, b; what must show nothing stands alone: an adjustment
 def declared(translators: Iterable[str]) -> pd.DataFrame:
     """Return the questions that are asked of these translators, fixed before looking.
 
-    RQ1 compares each translator with those before it, RQ2 with real images, RQ3 with standard augmentation.
-
-    Returns
-    -------
-    DataFrame `family` (of the Holm adjustment), `question, a, b`
+    RQ1 compares each translator with those before it, RQ2 with real images, RQ3 with standard augmentation. Columns:
+    `family` (of the Holm adjustment), `question, a, b`.
     """
     names = list(translators)
     rows = [("thesis", "RQ1", a, b) for b, a in combinations(names, 2)]
@@ -102,14 +98,12 @@ def compare(
 
     Returns
     -------
-    DataFrame of `COLUMNS`. `n` is the number of folds (corrected t-test), patients, or images (clustered test);
-    `patients` are test patients. `p_holm` is adjusted within family and metric over all pairs that were declared, run
-    or not (extra: over its rows). `effect_size` is d_z of the corrected t-test, the difference of d′ for AUCs
-    (`auc_effect`), Cohen's h for bootstrapped proportions, else missing; `bf10` belongs to the corrected t-test alone.
-
-    `verdict` on a: "better" or "worse" where p_holm < 0.05; else "equivalent" where the 90 % interval lies within
-    the margin (two one-sided tests at 5 %, not adjusted for multiplicity); else "undecided", as also where nothing
-    varies (interval of no width), for then there is nothing to judge by.
+    DataFrame of `COLUMNS`. `n` is the number of folds (corrected t-test), patients, or images (clustered test).
+    `p_holm` is adjusted within family and metric over all declared pairs, run or not (extra: over its rows).
+    `effect_size` is d_z of the corrected t-test, the difference of d′ for AUCs, Cohen's h for bootstrapped proportions;
+    `bf10` belongs to the corrected t-test alone. `verdict` on a: "better" or "worse" where p_holm < 0.05; else
+    "equivalent" where the 90 % interval lies within the margin (not adjusted); else, and where nothing varies,
+    "undecided".
     """
     asked, predictions, patients, scores = _prepared(predictions, metrics, splits, questions)
     rows = []
@@ -123,7 +117,6 @@ def compare(
         rows += [key | result for result in results]
     table = pd.DataFrame(rows, columns=["family", "ci90_low", "ci90_high", *COLUMNS])
     if extra is not None and len(extra):
-        _require(extra, "extra rows", *(c for c in COLUMNS if c not in ("p_holm", "effect_size", "bf10", "verdict")))
         extra = extra.reindex(columns=table.columns).assign(family="extra")
         table = pd.concat([table, extra], ignore_index=True) if len(table) else extra
     if len(table):
@@ -136,11 +129,7 @@ def compare(
 
 
 def equivalence(
-    predictions: pd.DataFrame,
-    metrics: pd.DataFrame,
-    splits: pd.DataFrame,
-    questions: pd.DataFrame,
-    margin: float = MARGIN,
+    predictions: pd.DataFrame, metrics: pd.DataFrame, splits: pd.DataFrame, questions: pd.DataFrame, margin: float
 ) -> pd.DataFrame:
     """Test whether the AUROC of patients is practically the same, in each comparison of `compare`; not adjusted.
 
@@ -175,9 +164,8 @@ def decisions(
     """Test whether more decisions are right, in each comparison of `compare`; in support, not adjusted.
 
     AFF is decided where the probability, averaged over seeds (and repeats), reaches the average threshold. One decision
-    a patient: McNemar's exact test; one an image: Durkalski's test with patients as clusters. Both are about these
-    networks and these thresholds: a method trained again, threshold and all, is found to differ from itself far too
-    often (`lib.statistics.simulation`, "trained again").
+    a patient: McNemar's exact test; one an image: Durkalski's, with patients as clusters. Both take networks and
+    thresholds as given: by them a method trained again differs from itself far too often (`lib.statistics.simulation`).
 
     Returns
     -------
@@ -191,8 +179,7 @@ def decisions(
     for _, question, a, b in asked:
         if b == "chance":
             continue
-        for unit, table in (("patients", patients), ("images", images)):
-            ids = ["patient_id", "y"] if unit == "patients" else ["image_id", "patient_id", "y"]
+        for unit, table, ids in (("patients", patients, PATIENT), ("images", images, IMAGE)):
             mean = _paired(table, a, b).groupby(ids, as_index=False).mean(numeric_only=True)
             right_a, right_b = ((mean[f"probability_{c}"] >= mean[f"threshold_{c}"]) == mean.y for c in "ab")
             if unit == "patients":
@@ -206,14 +193,10 @@ def decisions(
 
 
 def across_folds(tests: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
-    """Return comparisons of generators over folds, one row a metric and pair: over several folds a corrected t-test.
+    """Compare generators over folds, one row a metric and pair; a single fold's tests are returned as they are.
 
-    Each fold has generators of its own, so over several folds the difference is one of methods, not of two trainings.
-
-    Parameters
-    ----------
-    tests : rows of `lib.fidelity.measures.kid_comparison` with `repeat` and `fold`
-    splits : `repeat, fold, patient_id, part`
+    Each fold has generators of its own, so over several folds the corrected t-test is about methods, not two trainings.
+    `tests` are rows of `lib.fidelity.measures.kid_comparisons` with `repeat` and `fold`, `splits` those of `compare`.
     """
     folds = pd.MultiIndex.from_frame(tests[["repeat", "fold"]].drop_duplicates())
     if len(folds) < 2:
@@ -230,13 +213,9 @@ def across_folds(tests: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
 def same_against_itself(predictions: pd.DataFrame, divisions: int = 200, seed: int = 0) -> pd.Series:
     """Count how often the test of one hold-out finds that a method differs from itself.
 
-    All trainings on the real images (`real` and `again`), which differ by their seeds alone, are divided at random into
-    two groups of equal size, as if they were two methods. Divisions of the same trainings are not independent, so the
-    shares have no interval.
-
-    Parameters
-    ----------
-    predictions : as of `compare`, of one fold
+    All trainings of one fold on the real images (`real` and `again`), which differ by their seeds alone, are divided at
+    random into two groups of equal size, as if they were two methods. Divisions of the same trainings are not
+    independent, so the shares have no interval.
 
     Returns
     -------
@@ -250,7 +229,7 @@ def same_against_itself(predictions: pd.DataFrame, divisions: int = 200, seed: i
     rng, half, p = np.random.default_rng(seed), len(scores) // 2, []
     for _ in range(divisions):
         order = rng.permutation(len(scores))
-        alone, widened = _seeds_test(labels, scores[order[:half]], scores[order[half : 2 * half]], patients)
+        alone, widened = auc_test_of_seeds(labels, scores[order[:half]], scores[order[half : 2 * half]], patients)
         p.append((alone.p, widened.p))
     alone, widened = (np.array(p) < 0.05).mean(0)
     return pd.Series({"DeLong alone": alone, "with the spread between seeds": widened, "divisions": divisions})
@@ -261,12 +240,8 @@ def descriptive_tests(metrics: pd.DataFrame, questions: pd.DataFrame) -> pd.Data
 
     Folds share training patients, so that Wilcoxon's and Friedman's p are too small for a claim (`corrected_t_test`).
     Over several seeds the intraclass correlation says how much of the spread between folds and conditions a single
-    training shows; over at least three folds come the normality of paired differences (Shapiro and Wilk), Wilcoxon's
-    test of them, and Friedman's test of all conditions.
-
-    Returns
-    -------
-    DataFrame `test, of, statistic, p`; empty where there is one seed and fewer than three folds
+    training shows. Over at least three folds come Shapiro and Wilk's normality of paired differences, Wilcoxon's test
+    of them, and Friedman's test of all conditions. Columns: `test, of, statistic, p`.
     """
     import pingouin
 
@@ -330,15 +305,11 @@ def _prepared(predictions: pd.DataFrame, metrics: pd.DataFrame, splits: pd.DataF
     for fold, labels in patients.groupby(["repeat", "fold"]).label:
         if missing := {"AFF", "NFF"} - set(labels):
             raise ValueError("the test part of repeat {}, fold {} has no {} patient".format(*fold, *missing))
-    scores = {trial: _scores_of(group) for trial, group in patients.groupby(trial)}
+    scores = {
+        trial: sample_metrics(of.label == "AFF", of.probability, of.threshold.iloc[0], of.recalibrated)
+        for trial, of in patients.groupby(trial)
+    }
     return asked, predictions, patients, pd.DataFrame.from_dict(scores, orient="index")
-
-
-def _scores_of(patients: pd.DataFrame) -> dict[str, float]:
-    """Return `lib.statistics.metrics.evaluate` of one trial, the fast way."""
-    labels, once = (patients.label == "AFF").astype(int), np.ones((1, len(patients)))
-    metrics = weighted_metrics(labels, patients.probability, patients.threshold.iloc[0], once, patients.recalibrated)
-    return {metric: float(value[0]) for metric, value in metrics.items()}
 
 
 def _require(table: pd.DataFrame, name: str, *columns: str) -> None:
@@ -380,8 +351,7 @@ def _several_folds(images: pd.DataFrame, differences: pd.DataFrame, splits: pd.D
         rows.append({"metric": metric, "test": "corrected t", "n": n, **result, "bf10": bf10})
     tested = images.groupby(["image_id", "repeat"]).fold.nunique().unstack()
     if (tested == 1).all(axis=None):
-        unit = ["image_id", "patient_id", "y"]
-        mean = images.groupby(unit, as_index=False)[["probability_a", "probability_b"]].mean()
+        mean = images.groupby(IMAGE, as_index=False)[["probability_a", "probability_b"]].mean()
         result = clustered_auc_test(mean.y, mean.probability_a, mean.probability_b, mean.patient_id)
         rows.append({"metric": "image_auroc", "test": "clustered AUC, ensemble out of fold", "n": len(mean), **result})
     return rows
@@ -400,7 +370,7 @@ def _one_fold(images: pd.DataFrame, patients: pd.DataFrame, draws: int, seed: in
     others = bootstrap.drop(index="auroc").iterrows()
     return [
         {"metric": "auroc", **_patient_auroc(patients)},
-        {"metric": "image_auroc", **_auroc(images, ["image_id", "patient_id", "y"], "clustered AUC")},
+        {"metric": "image_auroc", **_auroc(images, IMAGE, "clustered AUC")},
         *({"metric": metric, "test": "patient bootstrap", "n": len(y), **row} for metric, row in others),
     ]
 
@@ -408,7 +378,7 @@ def _one_fold(images: pd.DataFrame, patients: pd.DataFrame, draws: int, seed: in
 def _patient_auroc(patients: pd.DataFrame) -> pd.Series:
     """Test patients by DeLong; where one has an AFF and an NFF, two rows, it is the clustered test."""
     twice = patients.duplicated(["seed", "patient_id"]).any()
-    return _auroc(patients, ["patient_id", "y"], "clustered AUC, patients" if twice else "DeLong, patients")
+    return _auroc(patients, PATIENT, "clustered AUC, patients" if twice else "DeLong, patients")
 
 
 def _auroc(pairs: pd.DataFrame, unit: list[str], test: str) -> pd.Series:
@@ -416,15 +386,8 @@ def _auroc(pairs: pd.DataFrame, unit: list[str], test: str) -> pd.Series:
     wide = pairs.pivot(index="seed", columns=unit, values=["probability_a", "probability_b"])
     units = wide["probability_a"].columns
     labels, patients = units.get_level_values("y"), units.get_level_values("patient_id")
-    _, widened = _seeds_test(labels, *(wide[name].to_numpy() for name in ("probability_a", "probability_b")), patients)
+    _, widened = auc_test_of_seeds(labels, wide["probability_a"].to_numpy(), wide["probability_b"].to_numpy(), patients)
     return pd.concat([widened, pd.Series({"test": test + " and seeds" * (len(wide) > 1), "n": len(units)})])
-
-
-def _seeds_test(labels, a: np.ndarray, b: np.ndarray, patients) -> tuple[pd.Series, pd.Series]:
-    """Return the clustered test of the mean AUC of (S, n) scores, and the same with the spread between seeds."""
-    alone = clustered_auc_test(labels, a, b, patients)
-    of_seeds = [clustered_auc_test(labels, *pair, patients).difference for pair in zip(a, b, strict=True)]
-    return alone, with_training_seeds(alone, of_seeds)
 
 
 def _test_train_ratio(splits: pd.DataFrame, folds: pd.MultiIndex) -> float:

@@ -1,16 +1,13 @@
 """Tests of paired differences between classifiers, and the adjustment for several of them.
 
-Every difference is a − b: a is the method in question, b its reference. The unit of inference is the patient. Metrics
-other than the AUROC are tested in `lib.statistics.bootstrap`, generators in `lib.statistics.kid`.
+First tests of learning procedures over several folds, then of fixed classifiers on one test set. Every difference is
+a − b: a is the method in question, b its reference. The unit of inference is the patient. Metrics other than the AUROC
+are tested in `lib.statistics.bootstrap`, generators in `lib.statistics.kid`.
 """
-
-from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 from scipy import integrate, stats
-
-# Two learning procedures, several folds
 
 
 def corrected_t_test(differences, test_train_ratio: float) -> pd.Series:
@@ -27,9 +24,8 @@ def corrected_t_test(differences, test_train_ratio: float) -> pd.Series:
 
     Returns
     -------
-    Series `difference, ci_low, ci_high` (95 %), `ci90_low, ci90_high, statistic, p` (two-sided), `df, standard_error,
-    effect_size` (d_z = mean / SD). Without any spread the limit is returned: all differences 0 give p = 1, all equal
-    but not 0 give statistic ±∞ and p = 0.
+    Series `difference, ci_low, ci_high` (95 %), `ci90_low, ci90_high, statistic, p` (two-sided), `standard_error, df,
+    effect_size` (d_z = mean / SD). Without spread, differences of 0 give p = 1, others statistic ±∞ and p = 0.
     """
     d = np.asarray(differences, float)
     if d.ndim != 1 or len(d) < 2 or not np.isfinite(d).all():
@@ -63,17 +59,11 @@ def bayes_factor(t: float, df: int, n_effective: float) -> float:
 
 
 def rope(differences, test_train_ratio: float, margin: float) -> pd.Series:
-    """Return the probabilities that a is worse, practically the same, or better than b.
+    """Return the probabilities that a is worse, practically the same, or better than b: `below, within, above` ±margin.
 
     The Bayesian correlated t-test: the posterior of the mean difference is Student's t with the location, scale and df
     of `corrected_t_test`. Benavoli et al. 2017, JMLR 18(77). Decide above 0.95.
-
-    Returns
-    -------
-    Series `below` P(Δ < −margin), `within`, `above` P(Δ > margin)
     """
-    if not margin >= 0:
-        raise ValueError(f"margin must not be negative, but is {margin}")
     tested = corrected_t_test(differences, test_train_ratio)
     if tested.standard_error == 0:  # all probability on one point
         below, above = float(tested.difference < -margin), float(tested.difference > margin)
@@ -115,9 +105,6 @@ def difference_test(difference: float, standard_error: float, distribution) -> p
     )  # fmt: skip
 
 
-# Trainings that differ in a part and in their seed
-
-
 def seed_differences(results: pd.DataFrame, by: str, reference: str) -> pd.DataFrame:
     """Compare what was trained with one part changed, paired by training seed: mean differences with a t interval.
 
@@ -125,12 +112,12 @@ def seed_differences(results: pd.DataFrame, by: str, reference: str) -> pd.DataF
 
     Parameters
     ----------
-    results : a row a training, with columns `by`, `seed` and a metric each; at least two seeds for each value of `by`
-    by, reference : the column that names what was compared, and the name that all others are compared with
+    results : a row a training: column `by` (what was changed), `seed` and metrics; two seeds or more of each change
+    reference : the change that all others are compared with
 
     Returns
     -------
-    Columns `by, metric, reference, seeds, difference, ci_low, ci_high` (95 %), `p`
+    DataFrame `by, metric, reference, seeds, difference, ci_low, ci_high` (95 %), `p`
     """
     table, rows = results.set_index([by, "seed"]), []
     for name in table.index.unique(by).drop(reference):
@@ -145,24 +132,11 @@ def seed_differences(results: pd.DataFrame, by: str, reference: str) -> pd.DataF
     return pd.DataFrame(rows)
 
 
-# Two fixed classifiers, one test set
-
-
 def delong_test(labels, a, b) -> pd.Series:
-    """Test AUC(a) − AUC(b) on the same independent units: DeLong's test.
+    """Test AUC(a) − AUC(b) on the same independent units, such as patients: DeLong's test.
 
-    DeLong et al. 1988, doi:10.2307/2531595; midranks after Sun & Xu 2014, doi:10.1109/LSP.2014.2337313. Use one score
-    a patient: images of one patient are not independent (`clustered_auc_test` is for those).
-
-    Parameters
-    ----------
-    labels : (n,) 1 for AFF, 0 for NFF; at least two of each
-    a, b : (n,) scores of the two classifiers, higher for AFF
-
-    Returns
-    -------
-    Series `difference, ci_low, ci_high` (95 %), `ci90_low, ci90_high, statistic` (z), `p` (two-sided),
-    `standard_error, auc_a, auc_b, effect_size` (`auc_effect`). Identical rankings give p = 1.
+    DeLong et al. 1988, doi:10.2307/2531595; midranks after Sun & Xu 2014, doi:10.1109/LSP.2014.2337313. Arguments and
+    results are those of `clustered_auc_test`, which is for images: those of one patient are not independent.
     """
     return clustered_auc_test(labels, a, b, np.arange(len(labels)))
 
@@ -181,10 +155,12 @@ def clustered_auc_test(labels, a, b, clusters) -> pd.Series:
 
     Returns
     -------
-    Series as of `delong_test`
+    Series `difference, ci_low, ci_high` (95 %), `ci90_low, ci90_high, statistic` (z), `p` (two-sided),
+    `standard_error, auc_a, auc_b, effect_size`: the difference of d′ = √2 Φ⁻¹(AUC), by how many standard deviations a
+    classifier holds the classes apart; NaN where an AUC is 0 or 1. Identical rankings give p = 1.
     """
     a, b = np.atleast_2d(a), np.atleast_2d(b)
-    labels, *scores = checked_scores(labels, *a, *b)
+    labels, *scores = _checked_scores(labels, *a, *b)
     a, b = scores[: len(a)], scores[len(a) :]
     _, patient = np.unique(np.asarray(clusters), return_inverse=True)
     if patient.shape != labels.shape:
@@ -208,25 +184,25 @@ def clustered_auc_test(labels, a, b, clusters) -> pd.Series:
     variance = S10 / M + S01 / N + 2 * S11 / (M * N)
     tested = difference_test(difference, np.sqrt(max(variance, 0.0)), stats.norm)
     auc_a, auc_b = (float(V.mean()) for V, _ in placements)
-    return pd.concat([tested, pd.Series({"auc_a": auc_a, "auc_b": auc_b, "effect_size": auc_effect(auc_a, auc_b)})])
+    effect = np.sqrt(2) * (stats.norm.ppf(auc_a) - stats.norm.ppf(auc_b))
+    effect = effect if np.isfinite(effect) else np.nan
+    return pd.concat([tested, pd.Series({"auc_a": auc_a, "auc_b": auc_b, "effect_size": effect})])
+
+
+def auc_test_of_seeds(labels, a, b, clusters) -> tuple[pd.Series, pd.Series]:
+    """Return `clustered_auc_test` of (S, n) scores, and the same with the spread between their training seeds."""
+    alone = clustered_auc_test(labels, a, b, clusters)
+    of_seeds = [clustered_auc_test(labels, *pair, clusters).difference for pair in zip(a, b, strict=True)]
+    return alone, with_training_seeds(alone, of_seeds)
 
 
 def with_training_seeds(tested: pd.Series, differences) -> pd.Series:
-    """Add the spread between training seeds to the variance of an AUC test.
+    """Add the spread between training seeds to the variance of an AUC test, `tested` on the scores of all seeds.
 
     An AUC test takes its two networks as given: the same method trained once more with another seed is then found to
-    differ from itself too often (`lib.statistics.simulation.p_values_of_seeds`). The AUC differences of S pairs of
-    trainings on the same patients vary with the trainings alone, and their mean has variance s²/S beside the test's
-    own. Degrees of freedom by Satterthwaite 1946, doi:10.2307/3002019: SE⁴ (S − 1) / (s²/S)².
-
-    Parameters
-    ----------
-    tested : as of `clustered_auc_test`, on the scores of all seeds
-    differences : (S,) AUC(a) − AUC(b) of each seed; with a single one the result stays as it is
-
-    Returns
-    -------
-    The result with new intervals, `statistic` (t), `p`, `standard_error`, and `df`
+    differ from itself too often (`lib.statistics.simulation.p_values_of_seeds`). `differences` are AUC(a) − AUC(b) of
+    S pairs of trainings on the same patients. They vary with the trainings alone; their mean adds the variance s²/S.
+    Degrees of freedom by Satterthwaite 1946, doi:10.2307/3002019: SE⁴ (S − 1) / (s²/S)². One seed changes nothing.
     """
     d = np.asarray(differences, float)
     of_seeds = spread(d) ** 2 / len(d) if len(d) > 1 else 0.0
@@ -238,16 +214,7 @@ def with_training_seeds(tested: pd.Series, differences) -> pd.Series:
     return pd.concat([wider, tested.drop(wider.index, errors="ignore"), pd.Series({"df": df})])
 
 
-def auc_effect(auc_a: float, auc_b: float) -> float:
-    """Return the difference of d′ = √2 Φ⁻¹(AUC); NaN where an AUC is 0 or 1.
-
-    d′ says how many standard deviations a classifier holds the classes apart.
-    """
-    effect = np.sqrt(2) * (stats.norm.ppf(auc_a) - stats.norm.ppf(auc_b))
-    return float(effect) if np.isfinite(effect) else np.nan
-
-
-def checked_scores(labels, *scores) -> list[np.ndarray]:
+def _checked_scores(labels, *scores) -> list[np.ndarray]:
     """Return labels and scores as arrays; ValueError where they are of several lengths, no labels, or not finite."""
     labels, *scores = (np.asarray(values) for values in (labels, *scores))
     if any(values.ndim != 1 or len(values) != len(labels) for values in (labels, *scores)):
@@ -273,15 +240,8 @@ def _placements(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.
 def mcnemar_test(right_a, right_b) -> pd.Series:
     """Test two classifiers' decisions on the same independent units, one a patient: exact McNemar test.
 
-    McNemar 1947, doi:10.1007/BF02295996; p = 2 · Bin(min(b, c); b + c, ½), no discordant unit: 1.
-
-    Parameters
-    ----------
-    right_a, right_b : (n,) bool, whether the decision on each unit was right
-
-    Returns
-    -------
-    Series `difference` of accuracies (a − b), `statistic` (units that a alone gets right, b above), `p`
+    McNemar 1947, doi:10.1007/BF02295996; p = 2 · Bin(min(b, c); b + c, ½), no discordant unit: 1. `right_a, right_b`:
+    (n,) bool. Returns `difference` of accuracies (a − b), `statistic` (units that a alone gets right, b above), `p`.
     """
     from statsmodels.stats.contingency_tables import mcnemar
 
@@ -295,20 +255,14 @@ def clustered_mcnemar_test(right_a, right_b, clusters) -> pd.Series:
     """Test two classifiers' decisions where several images belong to one patient: Durkalski's test.
 
     Durkalski et al. 2003, doi:10.1002/sim.1438: with b_k and c_k of the n_k images of patient k that a alone and b
-    alone gets right, χ² = (Σ (b_k − c_k) / n_k)² / Σ ((b_k − c_k) / n_k)², one degree of freedom.
-
-    Returns
-    -------
-    Series as of `mcnemar_test`; `difference` is the mean over patients, `statistic` χ²
+    alone gets right, χ² = (Σ (b_k − c_k) / n_k)² / Σ ((b_k − c_k) / n_k)², one degree of freedom. Returns `difference`
+    (mean over patients), `statistic` (χ²), `p`.
     """
     _, patient = np.unique(np.asarray(clusters), return_inverse=True)
     balance = np.asarray(right_a, int) - np.asarray(right_b, int)
     d = np.bincount(patient, balance) / np.bincount(patient)
     chi2 = d.sum() ** 2 / (d @ d) if d.any() else 0.0
     return pd.Series({"difference": d.mean(), "statistic": chi2, "p": stats.chi2.sf(chi2, 1)})
-
-
-# Several hypotheses
 
 
 def holm(p) -> np.ndarray:

@@ -1,7 +1,5 @@
 """What a classifier's probabilities are worth: every reported metric, patient by patient."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
@@ -30,8 +28,8 @@ METRICS = {  # as sentences, tables and axes call them
 def by_patient(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return one row a patient: `patient_id`, `label`, and the mean `probability` over that patient's images.
 
-    Columns that tell predictions apart (`condition`, `repeat`, `fold`, `seed`) are kept where they are present. A
-    patient with images of both labels (two femurs) counts once for each.
+    The columns `condition, repeat, fold, seed` are kept where they are present. A patient with images of both labels
+    (two femurs) counts once for each.
     """
     keys = [key for key in ("condition", "repeat", "fold", "seed") if key in predictions]
     return predictions.groupby([*keys, "patient_id", "label"], sort=False, as_index=False).probability.mean()
@@ -59,11 +57,8 @@ def choose_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
 def evaluate(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, float]:
     """Compute every metric of one set of predictions.
 
-    Parameters
-    ----------
-    labels : (n,) 1 for AFF, 0 for NFF; both must occur
-    probabilities : (n,) probability of AFF, 0 … 1
-    threshold : AFF is decided where the probability is at least this
+    `labels` (n,) are 1 for AFF and 0 for NFF, both of which must occur; `probabilities` (n,) those of AFF, 0 … 1. AFF
+    is decided where the probability is at least the threshold.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     decisions = (probabilities >= threshold).astype(int)
@@ -113,13 +108,8 @@ def recalibrated(probabilities: np.ndarray, shift: np.ndarray | float) -> np.nda
 def recalibrated_patients(predictions: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     """Average each patient's probabilities over images, seeds and folds, as trained and recalibrated trial by trial.
 
-    Parameters
-    ----------
-    predictions, metrics : of `lib.trials.trials.run_trials`; the metric `recalibration` is each trial's shift
-
-    Returns
-    -------
-    DataFrame `condition, patient_id, label, probability, recalibrated, aff` (1 for AFF, 0 for NFF)
+    Both tables are those of `lib.trials.trials.run_trials`; the metric `recalibration` is each trial's shift. Columns:
+    `condition, patient_id, label, probability, recalibrated, aff` (1 for AFF, 0 for NFF).
     """
     trial = ["condition", "repeat", "fold", "seed"]
     shifts = metrics[metrics.metric == "recalibration"].set_index(trial).value.rename("shift")
@@ -145,23 +135,15 @@ def net_benefit(labels: np.ndarray, probabilities: np.ndarray, thresholds: np.nd
     return ((called & (labels == 1)).sum(1) - (called & (labels == 0)).sum(1) * t / (1 - t)) / len(labels)
 
 
-def subgroups(
-    predictions: pd.DataFrame, table: pd.DataFrame, columns: tuple[str, ...] = ("view", "side")
-) -> pd.DataFrame:
+def subgroups(predictions: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """Compute the AUROC of patients on their images of one view, or one side, alone; the worst first.
 
-    Parameters
-    ----------
-    predictions : `condition, image_id, patient_id, label, probability`, averaged over seeds and repeats here
-    table : of the cohort, with `image_id` and these columns
-
-    Returns
-    -------
-    DataFrame `condition, column, value, patients, aff_patients, auroc`; subgroups without both labels are left out.
+    `predictions` are averaged over seeds and repeats; `table` is the cohort's. Columns: `condition, column, value,
+    patients, aff_patients, auroc`; subgroups without both labels are left out.
     """
     means = predictions.groupby(["condition", "image_id", "patient_id", "label"], as_index=False).probability.mean()
-    means, rows = means.merge(table[["image_id", *columns]], on="image_id"), []
-    for column in columns:
+    means, rows = means.merge(table[["image_id", "view", "side"]], on="image_id"), []
+    for column in ("view", "side"):
         for (name, value), images in means.groupby(["condition", column]):
             patients = by_patient(images)
             labels = (patients.label == "AFF").to_numpy(int)

@@ -10,8 +10,6 @@ ratio : test patients / training patients of a fold (`ratio_of_fold`)
 alpha : of a single comparison; Holm's first step has 0.05 / the number of comparisons
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cache
 
@@ -19,10 +17,11 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
+WANTED = 0.8  # power
 DESIGNS = ((1, 5), (3, 5), (5, 5), (10, 5), (1, 10), (3, 10), (5, 10), (10, 10))  # repeats × folds
 
 
-def ratio_of_fold(folds: int, validation_share: float = 0.0) -> float:
+def ratio_of_fold(folds: int, validation_share: float) -> float:
     """Return test patients / training patients of K-fold cross-validation: 1 / ((K − 1) (1 − share)).
 
     The share is that of the patients who validate, among those who are not tested.
@@ -49,44 +48,37 @@ def _observed_spread(df: float) -> np.ndarray:
     return np.sqrt(stats.chi2(df).ppf(levels) / df)
 
 
-def detectable(spread: float, n: float, ratio: float, wanted: float = 0.8, alpha: float = 0.05) -> float:
-    """Return the smallest true difference that the corrected t-test finds with this power."""
-    return spread * np.sqrt(1 / n + ratio) * errors_to_detect(n - 1, wanted, alpha)
+def detectable(spread: float, n: float, ratio: float, alpha: float = 0.05) -> float:
+    """Return the smallest true difference that the corrected t-test finds with 80 % power."""
+    return spread * np.sqrt(1 / n + ratio) * errors_to_detect(n - 1, alpha)
 
 
-def errors_to_detect(df: float, wanted: float = 0.8, alpha: float = 0.05) -> float:
-    """Return how many standard errors a true difference must be for a t-test to find it; infinite df: a z-test."""
-    return optimize.brentq(lambda shift: _power(shift, df, alpha) - wanted, 1e-6, 1e5)
+def errors_to_detect(df: float, alpha: float = 0.05) -> float:
+    """Return the true difference, in standard errors, that a t-test finds with 80 % power; infinite df: a z-test."""
+    return optimize.brentq(lambda shift: _power(shift, df, alpha) - WANTED, 1e-6, 1e5)
 
 
-def power_of_equivalence(margin: float, spread: float, n: float, ratio: float, alpha: float = 0.05) -> float:
+def power_of_equivalence(margin: float, spread: float, n: float, ratio: float) -> float:
     """Return the probability to show two equal methods equivalent: P(90 % interval within ±margin | δ = 0).
 
     d̄ is normal and s² its own multiple of χ²: the mean of P(|d̄| < margin − t s) over the distribution of s.
     """
     scale = spread * np.sqrt(1 / n + ratio)
     s = scale * _observed_spread(n - 1)
-    room = np.maximum(margin - stats.t(n - 1).ppf(1 - alpha) * s, 0)
+    room = np.maximum(margin - stats.t(n - 1).ppf(0.95) * s, 0)
     return float((2 * stats.norm.cdf(room / scale) - 1).mean())
 
 
 def designs(
-    effect: float,
-    spread: float,
-    folds: float,
-    margin: float,
-    hours: float,
-    comparisons: int,
-    validation_share: float = 0.2,
+    effect: float, spread: float, folds: float, margin: float, hours: float, comparisons: int, validation_share: float
 ) -> pd.DataFrame:
     """Say what each of `DESIGNS` could find, and what it would cost.
 
     Parameters
     ----------
     effect : a true difference worth finding, never the one observed
-    spread, folds : of the pilot, and the number of folds it belongs to (`pilot_spread`). One of K folds is taken to
-        spread √(K / folds) times as much: all of the spread is put down to the sampling of test patients, which makes
-        designs comparable
+    spread, folds : of `pilot_spread`. One of K folds is taken to spread √(K / folds) times as much: all of the spread
+        is put down to the sampling of test patients, which makes designs comparable
     margin : differences within ±margin are of no consequence
     hours : of the generators and all trials of one fold (`hours_of_fold`)
     comparisons : that are adjusted together, by Holm
@@ -94,8 +86,7 @@ def designs(
     Returns
     -------
     DataFrame indexed by design ("3 × 5"): `folds` of all repeats, `spread, power` (at 5 %), `power_holm` (at Holm's
-    first step, which the smallest p must pass), `detectable` (with 80 % power at 5 %), `equivalence` (the probability
-    to show two equal methods equivalent), `hours`
+    first step), `detectable` (with 80 % power at 5 %), `equivalence` (`power_of_equivalence`), `hours`
     """
     rows = {}
     for repeats, K in DESIGNS:
@@ -117,30 +108,19 @@ def patients_needed(
 ) -> dict[str, float]:
     """Return the test patients with which a hold-out would decide, at 80 % power, if the standard error falls with √n.
 
-    Parameters
-    ----------
-    patients, standard_error : of this run
-    difference : the one worth finding, two-sided at `alpha`; not the observed one
-    margin : the one to be excluded where there is none, by two one-sided tests at 5 %
-
-    Returns
-    -------
-    dict `difference, equivalence` : numbers of patients
+    `difference` is the one worth finding, two-sided at `alpha`; `margin` is to be excluded where there is none, by two
+    one-sided tests at 5 %. The dict has a number of patients for each: `difference, equivalence`.
     """
-    found = (stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(0.8)) / abs(difference) if difference else np.inf
+    found = (stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(WANTED)) / abs(difference) if difference else np.inf
     equal = (stats.norm.ppf(0.95) + stats.norm.ppf(0.9)) / margin
     needed = {"difference": found, "equivalence": equal}
     return {name: patients * (standard_error * errors) ** 2 for name, errors in needed.items()}
 
 
 def hours_of_fold(manifest: dict, notebooks: Iterable[str], metrics: pd.DataFrame, folds: int) -> float:
-    """Return the hours of one fold of this run: its share of the generators' notebooks, and its trials.
+    """Return the hours of one fold of this run: its share of the `notebooks` that train generators, and its trials.
 
-    Parameters
-    ----------
-    manifest : of the run, with the seconds of its notebooks; those resumed from checkpoints count what was left
-    notebooks : that train generators and translate
-    metrics : `condition, repeat, fold, seed, metric, value` with the metric "seconds"
+    A notebook that went on from checkpoints counts what was left. Of `metrics`, "seconds" is used.
     """
     took = manifest.get("notebooks", {})
     generators = sum(took.get(name, {}).get("seconds", 0.0) for name in notebooks)
@@ -153,14 +133,10 @@ def pilot_spread(metrics: pd.DataFrame, splits: pd.DataFrame, equal: pd.DataFram
     Several folds: the largest standard deviation of a declared difference between folds, seeds averaged. One hold-out:
     its largest standard error. That is a floor, since folds also differ by what they train on.
 
-    Parameters
-    ----------
-    equal : of `lib.statistics.comparisons.equivalence`; NaN where it holds no declared comparison
-
     Returns
     -------
-    spread, the number of folds it belongs to (patients / test patients of a fold; 4 where a quarter is tested), and
-    where it comes from, in words
+    spread (NaN where `equal`, of `lib.statistics.comparisons.equivalence`, has no declared comparison), the number of
+    folds it belongs to (patients / test patients of a fold), and where it comes from, in words
     """
     compared = equal[equal.question != "control"]
     tested = splits[splits.part == "test"].groupby(["repeat", "fold"]).patient_id.nunique()

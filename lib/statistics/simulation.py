@@ -5,8 +5,6 @@ study splits (`lib.data.splits.make_splits`): thresholds come from a validation 
 says how often each test should reject, `verdicts` whether it does. Nothing here reads images.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,8 +13,9 @@ from scipy import stats
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from lib.data.splits import fold_keys, make_splits
-from lib.statistics.bootstrap import patient_bootstrap, weighted_metrics
+from lib.statistics.bootstrap import patient_bootstrap, sample_metrics
 from lib.statistics.inference import (
+    auc_test_of_seeds,
     clustered_auc_test,
     clustered_mcnemar_test,
     corrected_t_test,
@@ -24,7 +23,6 @@ from lib.statistics.inference import (
     holm,
     mcnemar_test,
     tost,
-    with_training_seeds,
 )
 from lib.statistics.kid import kid_permutation_test
 from lib.statistics.metrics import choose_threshold
@@ -95,9 +93,8 @@ def p_values_of_cohort(
         train, validation, test = _parts(splits, fold)
         images = [_learner(X, y, np.flatnonzero(train[patient]), block) for block in (A, B)]
         thresholds = [choose_threshold(labels[validation], _mean(p, patient)[validation]) for p in images]
-        scores.append(
-            [_scores(labels[test], _mean(p, patient)[test], t) for p, t in zip(images, thresholds, strict=True)]
-        )
+        of_patients = [_mean(p, patient)[test] for p in images]
+        scores.append([sample_metrics(labels[test], p, t) for p, t in zip(of_patients, thresholds, strict=True)])
         pooled += images * test[patient]  # averaged over repeats, as `lib.statistics.comparisons.compare` does
     differences = {metric: [b[metric] - a[metric] for a, b in scores] for metric in ("auroc", *METRICS)}
     ratio = ratio_of_fold(folds, VALIDATION_SHARE)
@@ -132,10 +129,9 @@ def p_values_of_seeds(
 ) -> dict[str, float]:
     """Return p of each test that a learner differs from itself, trained again with other seeds, on one hold-out.
 
-    A seed is a bootstrap of the training patients, its threshold chosen on the validation patients; metrics are
-    averaged over the seeds of either side, as the study's. The tests with seeds should keep their level; DeLong's alone
-    and those of decisions (McNemar, Durkalski) take networks and thresholds as given and find differences that another
-    training does not have.
+    A seed is a bootstrap of the training patients, its threshold chosen on the validation patients. The tests with
+    seeds should keep their level; DeLong's alone and those of decisions (McNemar, Durkalski) take networks and
+    thresholds as given and find differences that another training does not have.
     """
     X, y, patient = cohort(patients, SHIFT, rng)
     labels = _mean(y, patient)
@@ -170,23 +166,18 @@ def simulated(p_values: Callable[..., dict[str, float]], number: int, seed: int 
 def _hold_out(y, a, b, t_a, t_b, patient, rng, draws: int) -> dict[str, float]:
     """Return p of the tests of one hold-out.
 
-    Parameters
-    ----------
-    y, patient : (n,) labels and patients 0, 1, … of the images
-    a, b : (S, n) probabilities of the images
-    t_a, t_b : (S,) thresholds
+    `y, patient`: (n,) labels and patients 0, 1, … of the images; `a, b`: (S, n) probabilities of the images; `t_a,
+    t_b`: (S,) thresholds.
     """
     labels, mean_a, mean_b = _mean(y, patient), *(np.array([_mean(p, patient) for p in c]) for c in (a, b))
-    plain = delong_test(labels, mean_a, mean_b)
-    of_seeds = [delong_test(labels, *pair).difference for pair in zip(mean_a, mean_b, strict=True)]
-    bootstrap = patient_bootstrap(
-        labels, mean_a, mean_b, t_a, t_b, np.arange(len(labels)), draws, int(rng.integers(2**31))
-    )
+    patients = np.arange(len(labels))
+    plain, with_seeds = auc_test_of_seeds(labels, mean_a, mean_b, patients)
+    bootstrap = patient_bootstrap(labels, mean_a, mean_b, t_a, t_b, patients, draws, int(rng.integers(2**31)))
     right = [(p.mean(0) >= t.mean()) == labels for p, t in ((mean_a, t_a), (mean_b, t_b))]
     right_images = [(p.mean(0) >= t.mean()) == y for p, t in ((a, t_a), (b, t_b))]
     return {
         "DeLong, patients": plain.p,
-        **({"DeLong, patients and seeds": with_training_seeds(plain, of_seeds).p} if len(a) > 1 else {}),
+        **({"DeLong, patients and seeds": with_seeds.p} if len(a) > 1 else {}),
         **{f"bootstrap, {metric}": bootstrap.p[metric] for metric in METRICS},
         "McNemar, patients": mcnemar_test(*right).p,
         "Durkalski, images": clustered_mcnemar_test(*right_images, patient).p,
@@ -215,11 +206,6 @@ def _learner(X: np.ndarray, y: np.ndarray, train: np.ndarray, block: slice) -> n
     return LinearDiscriminantAnalysis().fit(X[train][:, columns], y[train]).predict_proba(X[:, columns])[:, 1]
 
 
-def _scores(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, float]:
-    scores = weighted_metrics(labels, probabilities, threshold, np.ones((1, len(labels))))
-    return {metric: float(value[0]) for metric, value in scores.items()}
-
-
 def equicorrelated_folds(
     number: int, n: int, ratio: float, effects: Sequence[float] = (0.0,), margin: float | None = None, seed: int = 0
 ) -> pd.DataFrame:
@@ -227,8 +213,7 @@ def equicorrelated_folds(
 
     Parameters
     ----------
-    number : how many studies
-    n : folds of each study
+    number, n : how many studies, and folds of each
     ratio : test patients / training patients; ρ = ratio / (1 + ratio), that is 1 / K of K folds without validation
     effects : true mean of each contrast, in standard deviations as a study would observe them between its folds (what
         folds have in common does not show in it); contrasts are independent
@@ -253,11 +238,11 @@ def equicorrelated_folds(
     return pd.DataFrame(found)
 
 
-def rejections(p_values: pd.DataFrame, alpha: float = 0.05) -> pd.DataFrame:
-    """Return the share of p below alpha in each column, with its exact 95 % interval (Clopper & Pearson 1934)."""
+def rejections(p_values: pd.DataFrame) -> pd.DataFrame:
+    """Return the share of p below 0.05 in each column, with its exact 95 % interval (Clopper & Pearson 1934)."""
     rows = {}
     for test in p_values:
-        found = stats.binomtest(int((p_values[test] < alpha).sum()), len(p_values))
+        found = stats.binomtest(int((p_values[test] < 0.05).sum()), len(p_values))
         low, high = found.proportion_ci()
         rows[test] = {"rejected": found.statistic, "ci_low": low, "ci_high": high, "n": len(p_values)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("test")
@@ -283,17 +268,11 @@ def all_rejections(number: int, patients: int = 1200, seed: int = 0) -> pd.DataF
 
 
 def verdicts(found: pd.DataFrame, strictly: bool = False) -> pd.DataFrame:
-    """Say whether every test is as `WANTED`.
+    """Say whether every test is as `WANTED`: columns `wanted` ("0.02 to 0.065") and `as wanted`, where something is
+    wanted.
 
-    Parameters
-    ----------
-    found : of `all_rejections`, indexed by truth and test
-    strictly : whether the share itself must lie in the wanted range, as that of a thousand studies can; of few studies
-        the exact 95 % interval must overlap it, so that a test is off only where chance does not explain it
-
-    Returns
-    -------
-    The rows of which something is wanted, with the columns `wanted` ("0.02 to 0.065") and `as wanted`
+    `found` is of `all_rejections`. Strictly, the share itself must lie in the wanted range, as that of a thousand
+    studies can. Of few studies the exact 95 % interval must overlap it: a test is off where chance does not explain it.
     """
     found = found[[key in WANTED for key in found.index]]
     low, high = np.array([WANTED[key] for key in found.index]).T

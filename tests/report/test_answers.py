@@ -8,7 +8,8 @@ import torch
 
 from lib.data.phantom import Phantom
 from lib.data.splits import make_splits
-from lib.report.answers import answer, facts, trained_how, unlike_published
+from lib.report import answers
+from lib.report.answers import trained_how, unlike_published
 from lib.run.folder import NotYet, Run
 from lib.run.weights import save_weights
 from lib.statistics.comparisons import COLUMNS, declared
@@ -22,7 +23,8 @@ from lib.translators.training import WEIGHTS
 
 FACTS = {
     "data": "phantom", "profile": "quick", "folds": 1, "test_patients": 120, "test_aff_patients": 18, "seeds": 3,
-    "architecture": "resnet18", "weights": "random",
+    "architecture": "resnet18", "weights": "random", "training": "", "unlike_published": "", "kept": {},
+    "margin": 0.01, "worthwhile": 0.02,
 }  # fmt: skip
 OUTCOMES = {  # difference, interval, Holm-adjusted p
     "better": (0.031, 0.012, 0.05, 0.004),
@@ -73,6 +75,10 @@ def scores(without=()):
         [(c, 0, 0, seed, m, 0.8 + seed / 10) for c in conditions for seed in (0, 1) for m in (*METRICS, "threshold")],
         columns=["condition", "repeat", "fold", "seed", "metric", "value"],
     )
+
+
+def answer(comparisons, fidelity, metrics, facts, equivalence=None):
+    return answers.answer(comparisons, fidelity, metrics, facts, equal() if equivalence is None else equivalence)
 
 
 def section(text, title):
@@ -463,21 +469,22 @@ def study(tmp_path):
     return Study(Run(tmp_path / "run"), cohort, splits)
 
 
-def predicted(study):
+def facts_of(study, margin=0.01):
     test = study.cohort.table[["image_id", "patient_id", "label"]]
     shuffled = test.assign(condition="permuted", seed=0, label="AFF")
-    return pd.concat([*(test.assign(condition="real", seed=seed) for seed in (0, 1, 2)), shuffled])
+    predictions = pd.concat([*(test.assign(condition="real", seed=seed) for seed in (0, 1, 2)), shuffled])
+    return answers.facts(study, predictions, margin, worthwhile=0.02)
 
 
 def test_facts_are_those_of_the_run(study):
     with pytest.raises(NotYet, match="05_classifier_trials"):
-        facts(study, predicted(study))
+        facts_of(study)
     study.run.record("classifier", architecture="ResNet-18", weights="a.safetensors (sha256 00), of a, b")
     study.run.record(profile="smoke")
     settings = {"steps": 5, "settings": asdict(replace(cyclegan.PUBLISHED, residual=True, batch=2))}
     folder = study.run.path("cyclegan", "r0f0", WEIGHTS)
     save_weights(folder, {"n": torch.nn.Linear(1, 1)}, settings)
-    found = facts(study, predicted(study), margin=0.02)
+    found = facts_of(study, margin=0.02)
     aff = int((study.cohort.patients == "AFF").sum())
     assert (found["folds"], found["seeds"], found["test_patients"], found["test_aff_patients"]) == (2, 3, 40, aff)
     assert (found["data"], found["profile"], found["margin"]) == ("own radiographs", "smoke", 0.02)
@@ -493,7 +500,7 @@ def test_facts_are_those_of_the_run(study):
 def test_trainings_that_were_kept_are_told(study):
     study.run.record("classifier", architecture="ResNet-18", weights="none")
     told = "Other code than today's made these trainings, and they were kept all the same: "
-    assert told not in answer(comparisons(), fidelity(), scores(), facts(study, predicted(study)))
+    assert told not in answer(comparisons(), fidelity(), scores(), facts_of(study))
     study.run.record("kept", **{"cyclegan/r0f0": "lib.translators.cyclegan", "cyclediff/r0f0": "a loss"})
-    text = answer(comparisons(), fidelity(), scores(), facts(study, predicted(study)))
+    text = answer(comparisons(), fidelity(), scores(), facts_of(study))
     assert f"{told}cyclegan/r0f0 and cyclediff/r0f0. " in text

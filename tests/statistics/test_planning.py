@@ -80,12 +80,12 @@ def test_the_ratio_is_that_of_the_study_s_test():
     folds = pd.MultiIndex.from_frame(splits[["repeat", "fold"]].drop_duplicates())
     assert ratio_of_fold(5, 0.2) == 0.3125 == pytest.approx(_test_train_ratio(splits, folds))
     assert validation_share(splits) == pytest.approx(0.2)
-    assert ratio_of_fold(5) == 1 / 4
+    assert ratio_of_fold(5, 0) == 1 / 4
 
 
 def test_designs_are_comparable_and_know_holm():
     """Ten folds of a pilot of ten, and of one of five: the spread grows by √2, whatever the pilot was."""
-    five, ten = (designs(0.02, 0.02, 5, 0.01, 1.0, 5), designs(0.02, 0.02 * np.sqrt(2), 10, 0.01, 1.0, 5))
+    five, ten = (designs(0.02, 0.02, 5, 0.01, 1.0, 5, 0.2), designs(0.02, 0.02 * np.sqrt(2), 10, 0.01, 1.0, 5, 0.2))
     pd.testing.assert_frame_equal(five, ten)
     row = five.loc["3 × 10"]
     assert row.spread == pytest.approx(0.02 * np.sqrt(2))
@@ -99,7 +99,7 @@ def test_designs_are_comparable_and_know_holm():
 @settings(max_examples=5, deadline=None)
 @given(effect=st.floats(0.005, 0.05), spread=st.floats(0.005, 0.05))
 def test_more_repeats_and_larger_effects_never_hurt(effect, spread):
-    table = designs(effect, spread, 5, 0.01, 2.0, 5)
+    table = designs(effect, spread, 5, 0.01, 2.0, 5, 0.2)
     for folds in (5, 10):
         rows = table.loc[[f"{repeats} × {folds}" for repeats in (1, 3, 5, 10)]]
         assert (np.diff(rows.power) >= -1e-9).all() and (np.diff(rows.detectable) <= 1e-12).all()
