@@ -11,8 +11,6 @@ notebook that was asked for has finished: 1 where one failed or could not be wri
 or another process writes the run (nothing is touched).
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

@@ -3,8 +3,6 @@
 A patient came back, or a file was exported twice: re-encoded, windowed otherwise, labelled, turned.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from itertools import product

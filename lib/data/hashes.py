@@ -1,7 +1,5 @@
 """Hashes: which images, tables and patients something was made of, in sixteen hexadecimal digits each."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

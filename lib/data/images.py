@@ -1,7 +1,5 @@
 """Images to train on: integers in memory or on disk, floats by the batch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

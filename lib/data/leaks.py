@@ -1,7 +1,5 @@
 """Leaks: what no training may do, whoever calls it. The audit of a whole run is `lib.checks.audit`."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import numpy as np

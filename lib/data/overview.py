@@ -1,7 +1,5 @@
 """Overview: how many patients and images a cohort has, by label, by kind and by part."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from lib.data.cohort import LABELS, Cohort

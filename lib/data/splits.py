@@ -4,8 +4,6 @@ A table of splits has the columns `repeat, fold, patient_id, part` (train, valid
 fold. All images of a patient go where the patient goes, so no patient is on both sides of anything.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The command that imports a folder of DICOM files: see `lib.radiographs.importing`."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

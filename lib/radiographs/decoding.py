@@ -4,8 +4,6 @@ A file's content says what it is, not its name. Its size is checked before anyth
 cannot unfold into one that fills the memory.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 import warnings

@@ -8,8 +8,6 @@ ids back to numbers, files and pixels, stay elsewhere, where only their owner ca
 files that are new, changed, or could not be used before. What was filled into the table by hand stays.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import hmac

@@ -1,7 +1,5 @@
 """Preparing: one radiograph to a square of the size that networks take, step by step, and the cache of squares."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json

@@ -3,8 +3,6 @@
 Suspicions are for a person to look at. Who leaves an image out writes the reason into the table's column `exclude`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The table: a CSV that says which file shows which patient and which fracture, made into a cohort."""
 
-from __future__ import annotations
-
 import codecs
 import csv as csv_files
 import io

@@ -1,7 +1,5 @@
 """Writing that is burned into the pixels: names, numbers and dates, found by its shape and painted over."""
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.ndimage import find_objects, gaussian_filter, label, maximum_filter, minimum_filter
 from scipy.sparse.csgraph import connected_components

@@ -5,8 +5,6 @@ folder, `before-YYYYMMDD-HHMMSS/`, unless `LIB_OTHER_TRAINING` says otherwise (`
 it is needed: `run_all.py --list` only asks what lies there.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time

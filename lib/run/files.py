@@ -1,7 +1,5 @@
 """Files: paths as messages show them, and writing that leaves the old file or the new one, whatever happens."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """What is finished, what the next call would make anew and why, and which requests do not fit what is there."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping

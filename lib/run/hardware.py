@@ -1,7 +1,5 @@
 """The machine: the device to train on, and what a run's results may owe to it."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

@@ -1,7 +1,5 @@
 """What `run_all.py --list` shows: notebooks, parameters, and what the next call would make anew."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Processes of this machine that do a list of tasks: `python -m lib.run.local FOLDER [NAME]` is one of them."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import subprocess

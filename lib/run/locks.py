@@ -1,7 +1,5 @@
 """One process at a time: a lock on a folder, which says who holds it and is free when its holder has ended."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

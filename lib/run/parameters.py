@@ -1,7 +1,5 @@
 """Parameters: defaults of the notebooks and of the methods' settings, changed by a profile and by the command line."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Progress: bars, and how long something takes in words."""
 
-from __future__ import annotations
-
 import os
 from contextlib import contextmanager
 

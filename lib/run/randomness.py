@@ -1,7 +1,5 @@
 """Random streams that are pure functions of their keys, and what is drawn of them: batches, flips."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

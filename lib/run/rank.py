@@ -1,7 +1,5 @@
 """Rank: which part of every batch a process trains on, where several train together."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

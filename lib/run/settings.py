@@ -4,8 +4,6 @@ A parameter cell names the few that a reader changes, `cyclegan_steps = 2200`, a
 for all others. On the command line and in profiles each has one flat name: the prefix `cyclegan_` and the field.
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 import io

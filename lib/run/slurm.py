@@ -4,8 +4,6 @@ submitit sends them and sends them again where the cluster takes their place. Wh
 sacct, which clusters without accounting lack, so that dead jobs would be waited for: squeue and scontrol are asked.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Weights: networks and how they were made, in one safetensors file; and how large networks are."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -18,8 +18,6 @@ networks", arXiv 1703.10593.
     sec. 5.2 L_identity     = ‖G(y) − y‖₁ + ‖F(x) − x‖₁, weighted 0.5·λ, added to eq. 3
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

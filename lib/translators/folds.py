@@ -1,7 +1,5 @@
 """Training a translator in every fold of a study: one task a fold."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

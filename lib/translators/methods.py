@@ -3,8 +3,6 @@
 Synthesis, audit, trials, comparisons, answers and figures run over these rows, however many there are.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 

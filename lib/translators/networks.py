@@ -3,8 +3,6 @@
 Letters as in the CycleGAN paper (arXiv 1703.10593, appendix): c7s1-k stem, dk down, Rk residual, uk up, Ck patch layer.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 

@@ -4,8 +4,6 @@
 function of (seed, step): a training that goes on from its checkpoint draws what an uninterrupted one draws.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from itertools import accumulate

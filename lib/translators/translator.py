@@ -4,8 +4,6 @@ X is the NFF domain, Y the AFF domain; G: X → Y and F: Y → X. A method is a 
 own (`cyclegan.py`, `cyclediff/`) and a row of `lib.translators.methods`.
 """
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Callable, Mapping

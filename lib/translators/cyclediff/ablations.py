@@ -1,7 +1,5 @@
 """Ablations: the setting with one part changed, trained anew and compared."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Images to latents and back: the KL autoencoder of latent diffusion, or pixels packed into channels without loss."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as nnf
 from torch import nn

@@ -3,8 +3,6 @@
 The adversarial terms, `lsgan_generator` and `lsgan_discriminator`, are CycleGAN's (`lib.translators.networks`).
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as nnf
 import torchvision

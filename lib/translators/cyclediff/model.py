@@ -1,7 +1,5 @@
 """CycleDiff as a translator: algorithm 2, and drawing from noise."""
 
-from __future__ import annotations
-
 import zlib
 from dataclasses import replace
 from typing import Self

@@ -1,7 +1,5 @@
 """The networks of the joint training: denoisers, translators, discriminators, and how large they are."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Self
 

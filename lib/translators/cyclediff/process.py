@@ -25,8 +25,6 @@ algorithm 2   invert, generate,                        dx_t/dt = C + ε, by step
               model.CycleDiff._translation             source's model, translate every component, generate
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Algorithm 1: one step of each stage of CycleDiff's training, autoencoders, diffusion warm-up, joint."""
 
-from __future__ import annotations
-
 import torch
 from accelerate import Accelerator
 from torch.nn.functional import l1_loss

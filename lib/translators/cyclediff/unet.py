@@ -1,7 +1,5 @@
 """The denoising U-Net, and the blocks that it and the autoencoder are made of: residual, attention, down, up."""
 
-from __future__ import annotations
-
 import math
 
 import torch
