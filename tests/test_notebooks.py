@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import nbformat
 import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -37,7 +38,9 @@ def columns(path):
 def test_notebooks_are_committed_without_outputs():
     assert len(NAMES) == 6
     for name in NAMES:
-        cells = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+        text = (NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8")
+        assert text == nbformat.writes(nbformat.reads(text, 4)) + "\n", f"{name}: as JupyterLab saves it"
+        cells = json.loads(text)["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code"]
         assert not any(cell["outputs"] or cell["execution_count"] for cell in code), name
         others = [cell for cell in code if "parameters" not in cell["metadata"].get("tags", [])]

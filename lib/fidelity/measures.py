@@ -280,7 +280,8 @@ def measure_folds(study: Study, inception: str, machines: Machines) -> pd.DataFr
         result = study.run / "fidelity" / f"{fold.name}.json"
         tasks[fold.name] = Task(partial(measure_fold, fold, inception), result, needs)
     run_tasks(tasks, study.run / "fidelity" / "tasks", machines)
-    table = pd.concat([pd.read_csv(study.run / "fidelity" / f"{name}.csv") for name in tasks], ignore_index=True)
+    files = [study.run / "fidelity" / f"{name}.csv" for name in tasks]
+    table = pd.concat([pd.read_csv(file, dtype={"dimensions": "Int64"}) for file in files], ignore_index=True)
     write_text(study.run / "fidelity.csv", table[list(COLUMNS)].to_csv(index=False))
     return table
 

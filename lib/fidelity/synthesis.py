@@ -78,10 +78,10 @@ def chosen_sources(training: Cohort, number: int, seed: int) -> Cohort:
 
 
 def make_sets(study: Study, methods: Sequence[str], ratio: float, seed: int, machines: Machines) -> pd.DataFrame:
-    """Make all sets of a run (`synthesise`, `translate_test`), remove others, and return what became of each task."""
+    """Make all sets of a run (`synthesise`, `translate_test`), set others aside, and return each task's state."""
     check_methods(study, methods)
     (study.run / "fidelity.csv").unlink(missing_ok=True)  # of images that were there before
-    remove_others(study, methods)
+    set_others_aside(study, methods)
     tasks = {}
     for fold in study.folds:
         for method in methods:
@@ -207,12 +207,12 @@ def load_test(fold: Fold) -> dict[str, Cohort]:
     return {method: Cohort.load(home / "test") for method, home in sets(fold).items() if method in METHODS}
 
 
-def remove_others(study: Study, methods: Sequence[str]) -> None:
-    """Remove the sets of other methods or folds from `synthetic/` of the run."""
+def set_others_aside(study: Study, methods: Sequence[str]) -> None:
+    """Set aside what `synthetic/` of the run holds of other methods or folds."""
     folds = {fold.name for fold in study.folds}
     for home in (study.run / "synthetic" / method for method in known_methods()):
-        for of_fold in home.glob("*/"):
+        for of_fold in sorted(home.glob("*/")):
             if home.name not in methods or of_fold.name not in folds:
-                shutil.rmtree(of_fold)
+                set_aside(home.parent, [f"{home.name}/{of_fold.name}"], {"asked for": ("yes", "no")}, {})
         if home.exists() and not any(home.iterdir()):
             home.rmdir()

@@ -269,8 +269,9 @@ def set_aside(folder: Path, names: Sequence[str], unlike: dict[str, tuple], reco
     while any((place / name).exists() for name in there):
         place = place.with_name(f"{place.name}-")
     about = {name: record.get(name) for name in ("step", "seconds", "code", "inputs")} | {"differs": unlike}
-    write_text(place / f"{Path(there[0]).stem}.why.json", json.dumps(about, indent=1))
+    write_text((place / there[0]).with_suffix(".why.json"), json.dumps(about, indent=1))
     for name in there:
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(folder / name, place / name)
     seconds = whole_seconds(record)
     took = f"; making it anew takes about {duration(seconds)}, as it did then" if seconds else ""

@@ -24,7 +24,7 @@ from lib.fidelity.synthesis import (
     load,
     load_test,
     make_sets,
-    remove_others,
+    set_others_aside,
     synthesise,
     translate_test,
 )
@@ -220,15 +220,17 @@ def test_it_can_be_sent_to_another_process(fold, tmp_path):
     assert len(sent) < 10**5 and np.array_equal(pickle.loads(sent)().pixels, task().pixels)
 
 
-def test_sets_of_other_methods_and_folds_are_removed(tmp_path, trained):
+def test_sets_of_other_methods_and_folds_are_set_aside(tmp_path, trained):
     study = replace(trained, run=Run(tmp_path))
     for home in ("cyclegan/r0f0", "cyclegan/r1f0", "cyclegan/r0f0/test", "noise/r0f0"):
         study.cohort.first(2).save(tmp_path / "synthetic" / home)
     (tmp_path / "synthetic" / "verdicts.csv").write_text("by hand")
-    remove_others(study, ["cyclegan", "cyclediff"])
-    left = {str(path.parent.relative_to(tmp_path / "synthetic")) for path in tmp_path.rglob("table.csv")}
-    assert left == {"cyclegan/r0f0", "cyclegan/r0f0/test"}
-    assert sorted(path.name for path in (tmp_path / "synthetic").iterdir()) == ["cyclegan", "verdicts.csv"]
+    set_others_aside(study, ["cyclegan", "cyclediff"])
+    synthetic = tmp_path / "synthetic"
+    aside, *others = sorted(path.name for path in synthetic.iterdir())
+    assert others == ["cyclegan", "verdicts.csv"] and aside.startswith("before-")
+    there = {path.parent.relative_to(synthetic).as_posix() for path in synthetic.rglob("table.csv")}
+    assert there == {"cyclegan/r0f0", "cyclegan/r0f0/test", f"{aside}/cyclegan/r1f0", f"{aside}/noise/r0f0"}
 
 
 def test_a_training_set_that_has_enough_is_an_error(fold):

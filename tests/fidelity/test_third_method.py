@@ -101,7 +101,7 @@ def test_a_third_row_is_trained_synthesised_measured_audited_and_added(tmp_path,
         0, abs=1e-4
     )
 
-    synthesis.make_sets(study, ["identity"], 1.0, 0, machines)  # the others are removed
+    synthesis.make_sets(study, ["identity"], 1.0, 0, machines)  # the others are set aside
     assert set(measure_folds(study, "none", machines).method) == {"identity", "real", "source", "counterfactual"}
     assert not len(kid_tests(study))
     assert isinstance(synthesis.load_test(study.fold())["identity"], Cohort)
