@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 import run_all
 from lib.checks.verify import compare_runs, report
+from lib.run import executing
 
 RESULTS = """
 import numpy as np, pandas as pd, time
@@ -35,7 +36,7 @@ def study(tmp_path, monkeypatch):
     cells = [new_code_cell('run_dir = "runs/quick"\nseed = 0', metadata={"tags": ["parameters"]})]
     cells += [new_code_cell(RESULTS), new_code_cell(DECIDES)]
     nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks/01_first.ipynb")
-    monkeypatch.setattr(run_all, "describe_environment", lambda: {"cpu": "toy"})
+    monkeypatch.setattr(executing, "describe_environment", lambda: {"cpu": "toy"})
     monkeypatch.setitem(run_all.BY_HAND, "01_first", "verdicts.csv")
     (tmp_path / "runs/a").mkdir(parents=True)
     (tmp_path / "runs/a/verdicts.csv").write_text("image_id,keep\n7,no\n")

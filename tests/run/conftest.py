@@ -3,7 +3,7 @@ import shutil
 import pytest
 from toy_study import FIRST, SECOND, command, write
 
-import run_all
+from lib.run import executing
 
 
 @pytest.fixture(scope="session")
@@ -30,5 +30,5 @@ def executed(tmp_path_factory):
 def study(executed, tmp_path, monkeypatch):
     """A copy of it to spoil."""
     shutil.copytree(executed, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(run_all, "describe_environment", dict)
+    monkeypatch.setattr(executing, "describe_environment", dict)
     return tmp_path

@@ -59,8 +59,9 @@ def study(folder: Path, name: str) -> None:
     """`run_all.py --run NAME` of the toy notebooks, in a session of its own."""
     os.setsid()
     import run_all
+    from lib.run import executing
 
-    run_all.describe_environment = dict  # seconds, and none of it a result
+    executing.describe_environment = dict  # seconds, and none of it a result
     os._exit(run_all.main(["--run", name], folder / "notebooks", folder / "runs"))
 
 
