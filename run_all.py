@@ -63,10 +63,10 @@ def main(arguments: list[str] | None = None, notebooks_folder: Path = NOTEBOOKS,
         if options.list:
             show(asked, STUDY)
             return 0
-        from lib.report import pages  # takes seconds
-
         if not folder.exists():  # a mistake leaves no folder
             check(asked, options)
+        from lib.report import pages  # takes seconds
+
         with sole_writer(folder, "run_all.py") as ThisPython.lock:
             check(asked, options)
             remove_leftovers(folder)

@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 
 def pytest_collection_modifyitems(items):
     """The notebooks first: the longest files, so that processes end together (`pytest -n 2`)."""
-    longest = ["test_notebooks.py", "test_own_radiographs.py"]
+    longest = ["test_notebooks.py", "test_other_data.py"]
     items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 

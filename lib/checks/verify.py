@@ -71,7 +71,9 @@ def repeat(request: Request, pages: ModuleType) -> bool:
             print(report(files))
             again.record(verified=same)
             if same:
-                shutil.rmtree(beside, ignore_errors=True)
+                empty(beside)
+        if same:
+            shutil.rmtree(beside, ignore_errors=True)
     end = f"is NOT reproduced; the repetition is kept: {shown(beside)}"
     print(f"runs/{name} {'is reproduced' if same else end}")
     return same

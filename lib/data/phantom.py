@@ -301,6 +301,8 @@ def render(patient: Patient, exposure: Exposure, drawn: str, size: int, rng: np.
             if own.subtype in CLEARLY_NORMAL:
                 side = int(rng.choice([-1, 1]))
             bones = unbroken + ramp(side * u, 8.0) * (bone(own) - unbroken)
+        elif drawn != "erased":
+            raise ValueError(f"unknown drawing {drawn!r}; there are {', '.join((*LABELS, *FAILURES))}")
     A[:, columns] += bones
 
     # Detector: average the intensities of a pixel's rays, blur, count photons.

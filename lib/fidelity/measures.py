@@ -207,10 +207,8 @@ class Tryout:
 
     def __init__(self, fold: Fold, judge: Judge, seed: int):
         validation, phantom = fold.validation, fold.phantom
-        self.source, self.reference = (
-            validation.select(label="NFF").first(TRYOUT_IMAGES),
-            validation.select(label="AFF"),
-        )
+        self.source = validation.select(label="NFF").first(TRYOUT_IMAGES)
+        self.reference = validation.select(label="AFF")
         self.counterfactual = phantom.counterfactual(self.source) if phantom else None
         self.judge, self.seed = judge, seed
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lib.fidelity.controls import is_control
+from lib.fidelity.curation import VERDICTS, read_verdicts
 from lib.report.answers import markdown_table
 from lib.run.files import ROOT
 from lib.run.folder import NotYet, Run
@@ -20,7 +21,7 @@ from lib.statistics.metrics import KEY_SECONDARY, PRIMARY, recalibrated_patients
 from lib.statistics.planning import errors_to_detect
 from lib.study import Study
 from lib.translators.methods import METHODS
-from lib.trials.summary import SPENT, are_equal, calibrations
+from lib.trials.summary import GIVEN, are_equal, calibrations
 
 ITEMS = []  # name, guidelines that ask for it, what a run says to it
 
@@ -188,9 +189,11 @@ def preprocessing(results: Results) -> str:
 @item("model, initialisation, budgets, selection", "CLAIM")
 def model(results: Results) -> str:
     classifier, metrics = results.of_manifest("classifier"), results.table("trials/metrics.csv")
-    spent = metrics.pivot_table("value", "condition", "metric")[SPENT[:3]]
+    spent = metrics[metrics.metric.isin(GIVEN)].pivot_table("value", "condition", "metric", sort=False)
+    if not len(spent):
+        raise Gap("trials/metrics.csv says nothing of steps")
     equal = "equal for all" if are_equal(spent) else "NOT equal"
-    steps, images, validations = spent.iloc[0]
+    steps, images, validations = spent[GIVEN].iloc[0]
     return (
         f"{classifier['architecture']}, {classifier['weights']}; {steps:.0f} steps, {images:.0f} images seen, best of "
         f"{validations:.0f} validations: {equal} {len(spent)} conditions"
@@ -207,7 +210,11 @@ def provenance(results: Results) -> str:
     each = ", ".join(f"{method} {np.mean(n):.0f}" for method, n in counts.items())
     copied = results.table("fidelity/memorisation.csv").query("planted == 0 and distance == 'pixels'")
     copies = ", ".join(f"{row.method} {row.copies:.1%}" for row in copied.itertuples())
-    return f"AFF images a fold: {each}; none was filtered; nearer to a training image than 99 % of these are: {copies}"
+    filtered = "none was filtered"
+    if results.manifest.get("parameters", {}).get("curated"):
+        rejected = ~read_verdicts(results.run / "synthetic" / VERDICTS).keep
+        filtered = f"{rejected.sum()} were rejected by hand, and left out of training"
+    return f"AFF images a fold: {each}; {filtered}; nearer to a training image than 99 % of these are: {copies}"
 
 
 @item("leakage audit", "REFORMS")

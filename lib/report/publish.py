@@ -14,13 +14,13 @@ from lib.report.pages import facts
 from lib.run.files import ROOT, shown, without_paths
 from lib.run.folder import Run
 
-README = "README.md"
+README, ANSWERS = "README.md", "answers.md"
 MADE = "<!-- Written by lib/report/publish.py: publish a run again instead of editing. -->\n"
 LARGEST, ALTOGETHER = 500_000, 10_000_000  # bytes of a PNG, and of all of them
 
 
 def publish(run: Path, to: Path = ROOT / "figures") -> Path:
-    """Write a finished run's figures, their captions and a README.md about them into a folder, and return it.
+    """Write a finished run's figures, their captions, its answers and a README.md into a folder, and return it.
 
     What an earlier publication wrote there goes, other files stay. Where anything fails, all stays as it was. A PNG
     that is too large for git gets 256 colours and, where that is not enough, fewer pixels; PDFs are copied. ValueError
@@ -32,13 +32,15 @@ def publish(run: Path, to: Path = ROOT / "figures") -> Path:
         os.replace(before, to)
     for left in (new, before):
         shutil.rmtree(left, ignore_errors=True)
-    figures = [f"{name}.{kind}" for name in texts for kind in ("pdf", "png")]
+    figures = [ANSWERS, *(f"{name}.{kind}" for name in texts for kind in ("pdf", "png"))]
     try:
         _copy_others(to, new, figures)
         largest = min(LARGEST, ALTOGETHER // len(texts))
         for name in texts:
             shutil.copyfile(run / "figures" / f"{name}.pdf", new / f"{name}.pdf")
             (new / f"{name}.png").write_bytes(_shrunk(run / "figures" / f"{name}.png", largest))
+        answers = (run / ANSWERS).read_text(encoding="utf-8")
+        (new / ANSWERS).write_text(without_paths(answers), encoding="utf-8")
         (new / README).write_text(_readme(Run(run), texts), encoding="utf-8")
         if to.exists():
             os.replace(to, before)
@@ -55,8 +57,8 @@ def _captions_of_finished(run: Path) -> dict[str, str]:
     """Return the captions of a run's figures by name; ValueError where the run is not finished."""
     notebooks = Run(run).manifest.get("notebooks", {}) if Path(run).is_dir() else {}
     missing = [name for name, record in notebooks.items() if record["state"] != "finished"]
-    if not (notebooks and (run / "answers.md").exists()):
-        missing.append("answers.md")
+    if not (notebooks and (run / ANSWERS).exists()):
+        missing.append(ANSWERS)
     if missing:
         raise ValueError(f"{shown(run)} is not finished, {', '.join(missing)} missing: finish it with run_all.py first")
     return captions(Run(run))
@@ -66,7 +68,7 @@ def _copy_others(to: Path, new: Path, figures: list[str]) -> None:
     """Make the new folder with the files of the old one that no earlier publication wrote."""
     new.mkdir(parents=True)
     readme = (to / README).read_text(encoding="utf-8") if (to / README).exists() else ""
-    own = {README, *re.findall(r"\]\(([^/)]+\.(?:pdf|png))\)", readme)} if readme.startswith(MADE) else set()
+    own = {README, *re.findall(r"\]\(([^/)]+\.(?:pdf|png|md))\)", readme)} if readme.startswith(MADE) else set()
     others = [path for path in sorted(to.glob("*")) if path.name not in own]
     for path in others:
         if path.name in (README, *figures):

@@ -217,12 +217,12 @@ def differences(past: dict, now: dict) -> dict[str, tuple]:
 def goes_on(
     path: Path, unlike: dict[str, tuple], inputs: dict, finished: bool, made_before: Sequence[str] = ()
 ) -> bool:
-    """Tell whether the training that lies at `path` goes on, or its result is taken, though it differs.
+    """Tell whether the training or result at `path` is used, though it differs by `unlike` (see `differences`).
 
-    Otherwise it is to be set aside, and the training begins. Where it goes on by "keep", a file beside it says so, and
-    it need not be asked again. What one of the two lacks (`differences`), no user has set: it differs in code. Raises
-    ValueError where only the number of processes differs; and where a half-done training has other settings, seed or
-    cohort, with each value then and now.
+    Otherwise it is to be set aside, and a new training begins with `inputs`. An input that only one of the two
+    trainings has was set by no user, so it counts as code. Where a training goes on by "keep", a file beside it says
+    so, and the next call needs no "keep". Raises ValueError where only the number of processes differs; and where a
+    half-done training has other settings, seed or cohort, with each value then and now.
     """
     mode = other_training()
     if mode == "anew" and unlike:
@@ -259,8 +259,8 @@ def said(unlike: dict[str, tuple]) -> str:
 def set_aside(folder: Path, names: Sequence[str], unlike: dict[str, tuple], record: dict) -> Path | None:
     """Move a result that no longer fits into `before-YYYYMMDD-HHMMSS/` of its folder, and say what that costs.
 
-    Those of the names that are there are moved. In what they differ (`differences`), and what is known of the result
-    (`step, inputs, seconds`), is written beside them. Returns the new folder; None where there was nothing to move.
+    Moves those of the `names` that exist. Writes `unlike` (see `differences`) and the `record` of the result (`step,
+    inputs, seconds`) beside them. Returns the new folder; None where there was nothing to move.
     """
     there = [name for name in names if (folder / name).exists()]
     if not there:

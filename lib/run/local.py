@@ -15,7 +15,7 @@ from lib.run.files import ROOT, shown
 
 
 def run_processes(todo, machines, name: str = "") -> None:
-    """Let processes do a `TaskList`, each as many as it gets to, or the task of this name together, and wait for them.
+    """Let processes do the tasks of a `TaskList`, and wait for them; with a name they do that task together.
 
     The cores are shared out among them, and GPUs one after the other.
     """

@@ -128,7 +128,7 @@ def _state(file: TextIO, path: Path) -> tuple[str, dict]:
         locked = None
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # nobody, or somebody who is just writing his name
+    except (OSError, ValueError):  # nobody, or somebody who is just writing their name
         owner = {}
     here = owner.get("host", platform.node()) == platform.node()
     lives = here and "pid" in owner and psutil.pid_exists(owner["pid"])

@@ -101,10 +101,12 @@ def settings_of(prefix: str) -> dict[str, tuple[object, str]]:
         kinds = [kind for kind in ast.parse(source).body if isinstance(kind, ast.ClassDef)]
         settings = [kind for kind in kinds if "FromParameters" in map(ast.unparse, kind.bases)]
         meanings = comments(source) if settings else {}
-        for field in (line for kind in settings for line in kind.body if isinstance(line, ast.AnnAssign)):
+        for field in (
+            line for kind in settings for line in kind.body if isinstance(line, ast.AnnAssign) and line.value
+        ):
             name, lines = field.target.id, range(field.lineno, field.end_lineno + 1)
             try:
-                default = eval(ast.unparse(field.value), {"__builtins__": {}})
+                default = eval(ast.unparse(field.value), {"__builtins__": {}, "float": float})
             except NameError as error:
                 where = f"{shown(path)}, line {field.lineno}"
                 raise ValueError(f"{where}: the default of {name} must be a literal ({error})") from error

@@ -91,7 +91,10 @@ def run_jobs(todo, machines, data_parallel: bool) -> None:
 
 
 def cancel_jobs(todo, keep: dict[str, str] | None = None) -> dict[str, str]:
-    """Cancel the jobs that earlier calls have sent, but return those of tasks in `keep` (name → key), which go on."""
+    """Cancel jobs of earlier calls that still wait or run.
+
+    Those of tasks in `keep` (name → key) go on, and are returned: name → job.
+    """
     sent_file, keep = todo.folder / "jobs.json", keep or {}
     if not sent_file.exists():
         return {}

@@ -112,7 +112,7 @@ class Machines:
     """
 
     executor: str = "local"  # this machine, or "slurm", the cluster that it belongs to
-    num_processes: int = 1  # on this machine: all in this process
+    num_processes: int = 1  # 1 on this machine: everything in this process
     partition: str = ""  # of Slurm's jobs, as are account and minutes; "": the cluster's own choice
     account: str = ""
     minutes: int = 240

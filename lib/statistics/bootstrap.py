@@ -34,10 +34,15 @@ def patient_bootstrap(
 
     Returns
     -------
-    DataFrame, one row a metric: `difference, ci_low, ci_high` (95 %), `ci90_low, ci90_high, statistic` (difference /
-    standard error, descriptive), two-sided `p, standard_error, effect_size` (Cohen's h of proportions, else NaN)
+    DataFrame, one row a metric: `difference, ci_low, ci_high` (95 %), `ci90_low, ci90_high, standard_error`,
+    `statistic` (difference / standard error, descriptive), `p` (two-sided, `bca_p`), `effect_size` (Cohen's h of
+    proportions, else NaN)
     """
     labels, a, b = np.asarray(labels, int), np.atleast_2d(a), np.atleast_2d(b)
+    if a.shape != b.shape or a.shape[1] != len(labels):
+        raise ValueError(f"probabilities {a.shape} and {b.shape} do not fit each other and {len(labels)} patients")
+    if len(set(labels)) < 2:
+        raise ValueError("the bootstrap needs AFF and NFF patients")
     rng = np.random.default_rng(seed)
     weights = np.vstack([np.ones(len(labels)), _resample(labels, patients, draws, rng)])
     unknown = rng.standard_t(len(a) - 1, draws) / np.sqrt(len(a)) if len(a) > 1 else np.zeros(draws)

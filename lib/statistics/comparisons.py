@@ -98,12 +98,14 @@ def compare(
 
     Returns
     -------
-    DataFrame of `COLUMNS`. `n` is the number of folds (corrected t-test), patients, or images (clustered test).
-    `p_holm` is adjusted within family and metric over all declared pairs, run or not (extra: over its rows).
-    `effect_size` is d_z of the corrected t-test, the difference of d′ for AUCs, Cohen's h for bootstrapped proportions;
-    `bf10` belongs to the corrected t-test alone. `verdict` on a: "better" or "worse" where p_holm < 0.05; else
-    "equivalent" where the 90 % interval lies within the margin (not adjusted); else, and where nothing varies,
-    "undecided".
+    DataFrame of `COLUMNS`. `n` is the number of folds (corrected t-test), patients, or images (clustered test);
+    `patients` are test patients. `p_holm` is adjusted within family and metric over all declared pairs, run or not
+    (extra: over its rows). `effect_size` is d_z of the corrected t-test, the difference of d′ for AUCs, Cohen's h for
+    bootstrapped proportions; `bf10` belongs to the corrected t-test alone.
+
+    `verdict` is on a. "better" and "worse": p_holm < 0.05. Else "equivalent": the 90 % interval lies within the margin
+    (two one-sided tests at 5 %, not adjusted for multiplicity). Else "undecided". It is also "undecided" where nothing
+    varies, for then there is nothing to judge by.
     """
     asked, predictions, patients, scores = _prepared(predictions, metrics, splits, questions)
     rows = []

@@ -46,8 +46,8 @@ def kid_permutation_test(
     """
     a, reference = _features(a, reference)
     b, _ = _features(b, reference)
-    if a.shape != b.shape:
-        raise ValueError(f"a {a.shape} and b {b.shape} must be of the same source images")
+    if a.shape != b.shape or len(patients) != len(a):
+        raise ValueError(f"a {a.shape}, b {b.shape} and {len(patients)} patients must be of the same source images")
     if reference_patients is None:
         reference_patients = [f"reference {i}" for i in range(len(reference))]
     kid_a, left_out_a = _leave_one_out(a, reference, patients, reference_patients)

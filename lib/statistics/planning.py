@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-WANTED = 0.8  # power
+POWER = 0.8  # that a plan is to have
 DESIGNS = ((1, 5), (3, 5), (5, 5), (10, 5), (1, 10), (3, 10), (5, 10), (10, 10))  # repeats × folds
 
 
@@ -55,7 +55,7 @@ def detectable(spread: float, n: float, ratio: float, alpha: float = 0.05) -> fl
 
 def errors_to_detect(df: float, alpha: float = 0.05) -> float:
     """Return the true difference, in standard errors, that a t-test finds with 80 % power; infinite df: a z-test."""
-    return optimize.brentq(lambda shift: _power(shift, df, alpha) - WANTED, 1e-6, 1e5)
+    return optimize.brentq(lambda shift: _power(shift, df, alpha) - POWER, 1e-6, 1e5)
 
 
 def power_of_equivalence(margin: float, spread: float, n: float, ratio: float) -> float:
@@ -111,14 +111,14 @@ def patients_needed(
     `difference` is the one worth finding, two-sided at `alpha`; `margin` is to be excluded where there is none, by two
     one-sided tests at 5 %. The dict has a number of patients for each: `difference, equivalence`.
     """
-    found = (stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(WANTED)) / abs(difference) if difference else np.inf
-    equal = (stats.norm.ppf(0.95) + stats.norm.ppf(0.9)) / margin
+    found = (stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(POWER)) / abs(difference) if difference else np.inf
+    equal = (stats.norm.ppf(0.95) + stats.norm.ppf((1 + POWER) / 2)) / margin
     needed = {"difference": found, "equivalence": equal}
     return {name: patients * (standard_error * errors) ** 2 for name, errors in needed.items()}
 
 
 def hours_of_fold(manifest: dict, notebooks: Iterable[str], metrics: pd.DataFrame, folds: int) -> float:
-    """Return the hours of one fold of this run: its share of the `notebooks` that train generators, and its trials.
+    """Return the hours of a fold of this run: its share of the `notebooks` that make synthetic images, and its trials.
 
     A notebook that went on from checkpoints counts what was left. Of `metrics`, "seconds" is used.
     """

@@ -56,7 +56,7 @@ def confusion(answers: pd.DataFrame, sheet: pd.DataFrame) -> pd.DataFrame:
 
 
 def agreement(answers: pd.DataFrame, sheet: pd.DataFrame) -> pd.DataFrame:
-    """Return kappa of origin and class: of readers with each other, and of each with himself.
+    """Return kappa of origin and class: of readers with each other, and of each reader with their own second answer.
 
     Cohen 1960 for pairs and for repeats, Fleiss 1971 for all readers together; NaN where everything got one answer.
     Columns: `who, question, kappa, n`.

@@ -57,13 +57,18 @@ class Translator:
 
     @classmethod
     def from_parameters(cls, values: Mapping[str, object]) -> Self:
-        """Make one as a notebook's parameters say: `NAME_field`, and `NAME_settings`, a dictionary of further fields.
+        """Make one as a notebook's parameters say: `NAME_field`, and `NAME_settings` for further fields."""
+        return cls(*cls.settings_from(values))
 
-        Raises ValueError where the dictionary has a name that is no setting, or a value cannot be.
+    @classmethod
+    def settings_from(cls, values: Mapping[str, object]) -> list:
+        """Read an object of each of `kinds` from a notebook's parameters.
+
+        Raises ValueError where `NAME_settings` has a name that is no setting, or a value cannot be.
         """
         prefix = f"{cls.name}_"
         check_names(values.get(f"{prefix}settings", {}), prefix, *cls.kinds.values())
-        return cls(*(kind.from_parameters(values, prefix) for kind in cls.kinds.values()))
+        return [kind.from_parameters(values, prefix) for kind in cls.kinds.values()]
 
     @property
     def make(self) -> Callable[[], Self]:

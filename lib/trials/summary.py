@@ -9,7 +9,8 @@ from lib.data.cohort import Cohort
 from lib.statistics.metrics import calibration, net_benefit
 from lib.trials.conditions import condition, training_set
 
-SPENT = ["steps", "images_seen", "validations", "seconds"]
+GIVEN = ["steps", "images_seen", "validations"]  # what all conditions get equally
+SPENT = [*GIVEN, "seconds"]
 THRESHOLDS = np.linspace(0.02, 0.6, 59)  # probabilities above which a patient is examined
 
 
@@ -33,7 +34,7 @@ def budgets(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def are_equal(budgets: pd.DataFrame) -> bool:
     """Tell whether every condition was given as many steps, images and validations."""
-    return bool((budgets[SPENT[:3]].nunique() == 1).all())
+    return bool((budgets[GIVEN].nunique() == 1).all())
 
 
 def means(metrics: pd.DataFrame) -> pd.DataFrame:

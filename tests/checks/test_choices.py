@@ -1,9 +1,11 @@
+import re
 import shutil
 
 import pytest
 
 from lib.checks.choices import check_choices
-from lib.run.notebooks import Mistake
+from lib.run.notebooks import Mistake, Notebook
+from run_all import NOTEBOOKS
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,26 @@ def test_an_executor_that_cannot_work_is_refused_before_anything_is_touched(monk
     with pytest.raises(Mistake, match="executor slurm: there is no sbatch here"):
         check_choices({}, "slurm")
     check_choices({}, "local")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"cyclediff_settings": {"joint": "boht"}}, "joint='boht': choose 'both'"),
+        ({"cyclediff_settings": {}, "cyclediff_ablations": ["jointly"]}, "no ablation 'jointly'; there are 'as set'"),
+        ({"cyclediff_settings": {}, "cyclediff_ablations": ["diffusion only"]}, "changes nothing here"),
+    ],
+)
+def test_what_a_method_would_refuse_after_hours_is_refused_at_once(values, message):
+    with pytest.raises(Mistake, match=message):
+        check_choices(values)
+
+
+def test_the_example_of_notebook_03_is_accepted():
+    texts = [cell.source for cell in Notebook.read(NOTEBOOKS / "03_cyclediff.ipynb").cells]
+    text = next(text for text in texts if "--only 03" in text)
+    names = re.search(r'cyclediff_ablations "\[(.*?)\]"', text)[1].split(", ")
+    check_choices({"cyclediff_settings": {}, "cyclediff_ablations": names})
 
 
 def test_settings_are_checked_as_parameters_are():

@@ -243,3 +243,8 @@ def test_markers_change_their_prevalence_and_nothing_else():
         assert (bright[marked] > 5).all() and (without[marked] > 5).all(), "a counterfactual keeps the marker"
     with pytest.raises(ValueError, match="marker_difference=2"):
         Phantom(60, 32, marker_difference=2)
+
+
+def test_an_unknown_drawing_is_refused(cohort):
+    with pytest.raises(ValueError, match="unknown drawing 'halfdrawn'; there are NFF, AFF"):
+        Phantom(patients=2, size=32).render(["p0000-0"], ["halfdrawn"])

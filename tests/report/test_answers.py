@@ -140,7 +140,7 @@ def test_no_spread_is_said():
 
 
 def test_equivalent_names_the_margin():
-    text = answer(comparisons("equivalent"), fidelity(), scores(), {**FACTS, "margin": 0.02})
+    text = answer(comparisons("equivalent"), fidelity(), scores(), {**FACTS, "margin": 0.02}, equal(margin=0.02))
     assert "**CycleGAN: no difference that matters.**" in section(text, "RQ2")
     assert "The 90 % interval lies within ±0.02" in section(text, "RQ2")
     assert "±0.01" not in text

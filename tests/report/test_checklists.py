@@ -195,3 +195,15 @@ def test_differences_to_be_found_allow_for_few_folds(run):
 def test_items_do_not_read_what_was_written_for_print(run):
     assert not (run / "tables").exists()
     assert said(run).str.startswith("gap:").sum() == 2
+
+
+def test_images_that_were_rejected_by_hand_are_not_hidden(run):
+    verdicts = pd.DataFrame({"image_id": ["a", "b"], "pixels": ["1", "2"], "keep": [True, False], "reason": ["", "x"]})
+    verdicts.to_csv(run / "synthetic" / "verdicts.csv", index=False)
+
+    def said():
+        return checklist(run).set_index("item").loc["provenance of synthetic images", "this run"]
+
+    assert "none was filtered" in said()
+    run.record("parameters", curated=True)
+    assert "1 were rejected by hand, and left out of training" in said()

@@ -45,7 +45,7 @@ def files(folder):
 
 def test_figures_captions_and_what_made_them_are_published(run, to):
     assert publish(run, to) == to
-    assert sorted(files(to)) == ["01_a.pdf", "01_a.png", "06_forest.pdf", "06_forest.png", "README.md"]
+    assert sorted(files(to)) == ["01_a.pdf", "01_a.png", "06_forest.pdf", "06_forest.png", "README.md", "answers.md"]
     assert files(to)["01_a.png"] == (run / "figures/01_a.png").read_bytes()
     readme = (to / "README.md").read_text()
     assert "| [06_forest](06_forest.pdf) | Caption of 06_forest: 1 \\| 2. |\n" in readme
@@ -65,7 +65,8 @@ def test_another_run_replaces_what_was_published_and_nothing_else(run, to, tmp_p
     (to / "more/notes.txt").write_text("kept")
     publish(run, to)
     publish(make_run(tmp_path / "runs/full", ["06_forest", "07_new"]), to)
-    names = ["06_forest.pdf", "06_forest.png", "07_new.pdf", "07_new.png", "README.md", "more", "sketch.png"]
+    pictures = [f"{name}.{kind}" for name in ("06_forest", "07_new") for kind in ("pdf", "png")]
+    names = [*pictures, "README.md", "answers.md", "more", "sketch.png"]
     assert sorted(path.name for path in to.iterdir()) == names
     assert (to / "sketch.png").read_text() == "drawn by hand" and (to / "more/notes.txt").read_text() == "kept"
     assert "Figures of run full" in (to / "README.md").read_text()
@@ -118,7 +119,7 @@ def test_a_publication_killed_between_its_renames_is_undone_by_the_next(run, to,
     os.replace(to, to.with_name(".figures.before"))
     to.with_name(".figures.new").mkdir()
     publish(make_run(tmp_path / "runs/full", ["07_new"]), to)
-    assert sorted(files(to)) == ["07_new.pdf", "07_new.png", "README.md"]
+    assert sorted(files(to)) == ["07_new.pdf", "07_new.png", "README.md", "answers.md"]
     assert [path.name for path in to.parent.iterdir()] == ["figures"]
 
 

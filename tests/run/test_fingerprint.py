@@ -28,7 +28,7 @@ STAGES = {
 # is stale by the hashes of those: notebooks 04 to 06 by that of a notebook before them, a set of images by its weights.
 CHANGES = {
     "comment": ("translators/cyclegan.py", "# eq. 3", "# equation 3", ""),
-    "docstring": ("fidelity/judge.py", '"""Three-class judge of one fold."""', '"""Judge."""', ""),
+    "docstring": ("fidelity/judge.py", '"""Judges the images of one fold."""', '"""Judge."""', ""),
     "annotation": ("translators/networks.py", "step: int, steps: int) -> float", "step: float, steps) -> object", ""),
     "blank lines": ("trials/classifier.py", "def learning_rate", "\n\n\ndef learning_rate", ""),
     "text of an error": ("translators/training.py", "is not finite. The last", "is infinite. The last", ""),

@@ -118,7 +118,7 @@ def test_settings_are_read_from_the_source_with_their_meaning(toy):
 def test_settings_are_those_of_the_dataclasses():
     """What is read without an import is what an import finds."""
     for method in METHODS.values():
-        kinds = [kind for kind in getattr(method, "settings", ()) if issubclass(kind, settings.FromParameters)]
+        kinds = [kind for kind in method.translator.kinds.values() if issubclass(kind, settings.FromParameters)]
         found = {field.name: field.default for kind in kinds for field in fields(kind)}
         read = {name: default for name, (default, _) in settings.settings_of(f"{method.name}_").items()}
         assert not settings.unlike(found, read)

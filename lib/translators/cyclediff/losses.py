@@ -24,9 +24,9 @@ def diffusion_loss(
 ) -> torch.Tensor:
     """Return ‖C_θ − C‖² + ‖ε_θ − ε‖² (eq. 6), means over pixels and images.
 
-    With `weights` "plain" this is, for the pair of eq. 2, the squared error of the U-Net's one output at every t. Those
-    "released" for the pre-training weight the terms by ((t − 1)/t)² + 1 and (t/(1 − t + 10⁻³))² + 1, about twice the
-    same, and add −½·ln(t)·‖x̂_0 − x_0‖₁.
+    With `weights` "plain" this is, for the pair of eq. 2, the squared error of the U-Net's one output at every t. With
+    "released", those of the code's warm-up, the terms are multiplied by ((t − 1)/t)² + 1 and (t/(1 − t + 10⁻³))² + 1,
+    which gives about twice that error, and −½·ln(t)·‖x̂_0 − x_0‖₁ is added.
     """
     component = (C_hat + x0).square().mean(dim=(1, 2, 3))
     noise = (eps_hat - eps).square().mean(dim=(1, 2, 3))

@@ -19,7 +19,7 @@ eq. 5         networks.Translator                      FiLM residual blocks, att
 eq. 6         losses.diffusion_loss                    ‖C_θ − C‖² + ‖ε_θ − ε‖²
 eq. 9         losses.contrastive_loss                  real patches alike, and unlike translated ones; for D
 eq. 13        losses.objective                         λ1·diffusion + λ2·adversarial + λ3·cycle + λ4·identity
-                                                       + λ5·perceptual
+                                                       + λ5·perceptual (least squares, L1, L1, VGG16)
 algorithm 1   train.CycleDiffTraining.step             autoencoders, diffusion warm-up, joint training
 algorithm 2   invert, generate,                        dx_t/dt = C + ε, by steps of Euler or Heun: invert with the
               model.CycleDiff._translation             source's model, translate every component, generate
@@ -77,7 +77,7 @@ def draw_times(n: int, t_max: float, generator: torch.Generator) -> torch.Tensor
 def time_grid(steps: int, first_t: float, start_t: float) -> list[float]:
     """Return the times of inversion, in reverse those of generation: `steps` from `first_t` up to `start_t`.
 
-    One step has the time `start_t` alone, and so has a range without length: nothing is inverted.
+    One step is at the time `start_t` alone, and nothing is inverted. So it is where `first_t` is not below `start_t`.
     """
     return np.linspace(first_t, start_t, steps).tolist() if steps > 1 and first_t < start_t else [start_t]
 

@@ -37,7 +37,10 @@ def check_choices(settings: Settings | Sampler, **choices: tuple) -> None:
 
 @dataclass(frozen=True)
 class Settings(FromParameters):
-    """How CycleDiff is built and trained: defaults are what two cores do in a quarter of an hour."""
+    """How CycleDiff is built and trained: defaults are what two cores do in a quarter of an hour.
+
+    "paper:" says what was published, where that is another value.
+    """
 
     # Autoencoder; where it is "kl", what kept a judge's AUROC on the phantom at factor 4, in a quarter of an hour
     autoencoder: str = "pixels"  # 2 x 2 pixels packed: no fracture line is lost; paper: "kl", factor 4
@@ -124,7 +127,7 @@ class Settings(FromParameters):
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weight of each loss, by its letter in eq. 13."""
+        """Return the weight of each loss: λ1 to λ5 of eq. 13, λ6 of the discriminators' contrastive loss (eq. 9)."""
         names = ("diffusion", "adversarial", "cycle", "identity", "perceptual", "contrastive")
         found = {f"λ{number} {name}": getattr(self, name) for number, name in enumerate(names, 1)}
         return found | ({"λ1 diffusion": 0.0} if self.joint == "frozen" else {})

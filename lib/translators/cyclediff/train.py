@@ -144,7 +144,8 @@ class CycleDiffTraining(Training):
     def _denoise(self, network, latents: list[torch.Tensor], t: torch.Tensor, random: torch.Generator):
         """Diffuse latents to t and predict their components (eqs. 1, 2); return these, and what eq. 6 compares.
 
-        Of times (2·B,) there are two copies of the latents (B, c, h, w), of which only the second counts in eq. 6.
+        The latents are (B, c, h, w), and t is (B,) or (2·B,): then they are taken twice, and only the second copy
+        counts in eq. 6.
         """
         x0 = [z.repeat(len(t) // len(z), 1, 1, 1) for z in latents]
         whole = len(t) * self.rank.processes, *x0[0].shape[1:]
@@ -227,9 +228,9 @@ class CycleDiffTraining(Training):
             D.requires_grad_(True)
             timed = torch.cat([fake, per_image(t).expand_as(fake[:, :1])], dim=1)
             past = self.rank.of(pool(self.rank.all(timed), random))
-            components, times = torch.cat([real.detach(), past[:, :-1]]), torch.cat([t, past[:, -1, 0, 0]])
+            components, seen_times = torch.cat([real.detach(), past[:, :-1]]), torch.cat([t, past[:, -1, 0, 0]])
             with self.autocast():
-                real_scores, fake_scores = D(self.seen(components, random), times).chunk(2)
+                real_scores, fake_scores = D(self.seen(components, random), seen_times).chunk(2)
             terms_D[f"D_{name}"] = lsgan_discriminator(real_scores, fake_scores)
             loss = loss + terms_D[f"D_{name}"]
             if s.contrastive:  # eq. 9
