@@ -12,12 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch_fidelity
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from torch.nn.functional import interpolate
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-from torch_fidelity.metric_prc import prc_features_to_metric
 
 from lib.data.cohort import Cohort
 from lib.data.images import Images
@@ -99,6 +96,8 @@ def inception_available(weights: str) -> str:
 
 
 def _inception(weights: str) -> torch.nn.Module:
+    import torch_fidelity  # here and below, since it takes seconds
+
     with tempfile.TemporaryDirectory() as folder:
         path = None
         if weights != "download":  # torch-fidelity opens any pickle, and nothing else: it gets one of plain tensors
@@ -140,6 +139,8 @@ def distances(generated: np.ndarray, real: np.ndarray, leading: Callable = np.as
     `precision` and `recall` (Kynkäänniemi et al. 2019, arXiv:1904.06991), and `density` and `coverage`
     (`density_coverage`), use all d dimensions and are NaN where there are too few images.
     """
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
     few = leading(generated), leading(real)
     found = {"fid": fid(*few), "fid_infinity": fid_infinity(*few), "precision": np.nan, "recall": np.nan}
     if min(len(generated), len(real)) > 3:
@@ -154,6 +155,8 @@ def _tensor(features: np.ndarray) -> torch.Tensor:
 
 def fid(X: np.ndarray, Y: np.ndarray) -> float:
     """Return the Fréchet distance of two normal distributions, ‖μ₁ − μ₂‖² + Tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½)."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
     statistics = (fid_features_to_statistics(_tensor(features)) for features in (X, Y))
     return float(fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"])
 

@@ -5,7 +5,6 @@ The adversarial terms, `lsgan_generator` and `lsgan_discriminator`, are CycleGAN
 
 import torch
 import torch.nn.functional as nnf
-import torchvision
 from torch import nn
 
 from lib.run.files import from_root
@@ -106,6 +105,8 @@ def vgg16_features(weights: str) -> tuple[VGG16Features | None, str]:
     fallback = "encoder features of the averaged denoising U-Net of the component's own domain"
     if weights == "none":
         return None, fallback
+    import torchvision  # takes seconds
+
     network = torchvision.models.vgg16(weights=None, init_weights=False)
     if weights == "imagenet":
         source = torchvision.models.VGG16_Weights.IMAGENET1K_V1
