@@ -20,6 +20,7 @@ def check_choices(parameters: dict[str, object], executor: str = "local") -> Non
     from lib.fidelity.synthesis import known_methods  # these load torch
     from lib.translators.cyclediff import ablations
     from lib.translators.methods import METHODS
+    from lib.trials import classifier
     from lib.trials.conditions import condition
 
     for name in (f"{method}_batch" for method in METHODS):
@@ -27,11 +28,12 @@ def check_choices(parameters: dict[str, object], executor: str = "local") -> Non
             raise Mistake(f"parameter num_processes: {n} processes cannot share {name} = {values[name]} evenly")
     try:
         chosen = {name: method.translator.settings_from(parameters) for name, method in METHODS.items()}
-        for name in values.get("cyclediff_ablations", ()):
+        classifier.Settings.from_parameters(parameters, "classifier_")
+        for name in map(str, values.get("cyclediff_ablations", ())):
             ablations.ablated(chosen["cyclediff"][0], name)
     except ValueError as error:
-        raise Mistake(f"settings of a method: {error}") from error
-    for name in values.get("conditions", ()):
+        raise Mistake(f"settings: {error}") from error
+    for name in map(str, values.get("conditions", ())):
         try:
             condition(name)
         except ValueError as error:
@@ -40,6 +42,6 @@ def check_choices(parameters: dict[str, object], executor: str = "local") -> Non
     for name in values.get("methods", ()):
         if name not in known:
             raise Mistake(f"parameter methods: unknown {name!r}{nearest(name, known)}; there are {', '.join(known)}")
-    for folder in values.get("learning_curve", ()):
+    for folder in map(str, values.get("learning_curve", ())):
         if not (from_root(folder) / "trials" / "metrics.csv").is_file():
             raise Mistake(f"parameter learning_curve: {folder} is no run with trials (trials/metrics.csv)")

@@ -53,9 +53,12 @@ def repeat(request: Request, pages: ModuleType) -> bool:
                 )
         with sole_writer(beside, "run_all.py --verify") as ThisPython.lock:
             again = Run(beside)
+            if again.manifest and again.manifest.get("repeats") != name:
+                raise Mistake(f"runs/{beside.name} is a run, and no repetition of {name}: move it elsewhere first")
             begun = fingerprints(again)
             if "verified" in again.manifest or not begun or not begun.items() <= fingerprints(run).items():
                 empty(beside)
+            again.record(repeats=name)
             for file in request.by_hand.values():
                 if (run / file).exists():
                     shutil.copy2(run / file, again.path(file))

@@ -27,7 +27,10 @@ def read_manifest(folder: Path) -> dict:
     """Return what a run's `manifest.json` holds; nothing where there is none."""
     path = folder / "manifest.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not isinstance(manifest, dict):
+            raise ValueError(f"it holds a {type(manifest).__name__}")
+        return manifest
     except ValueError as error:
         raise Damaged(f"{shown(path)} is damaged ({error}): delete it, and the run starts over") from error
 

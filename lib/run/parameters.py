@@ -34,7 +34,7 @@ def read_profile(folder: Path, profile: str) -> dict[str, object]:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise Mistake(f"{shown(path)} is not YAML: {error}") from error
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise Mistake(f"{shown(path)} must hold 'parameter: value' lines")
     return values
 
@@ -116,6 +116,8 @@ def typed(name: str, text: str, default):
 def cast(name: str, value, default):
     """Return a value in the type of the default: 3 may stand for a float, and so may `1e-4`, which is text to YAML."""
     kind = type(default)
+    if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+        raise Mistake(f"parameter {name}: the keys of {value!r} must be names of settings")
     if default is None or (type(value) is kind and kind is not list):
         return value
     if kind is float and type(value) in (int, str):

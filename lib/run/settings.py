@@ -34,6 +34,20 @@ def check_names(seldom: Mapping[str, object], prefix: str, *kinds: type) -> None
             raise ValueError(f"{prefix}settings has no {name!r}{nearest(name, known)}; there are {', '.join(known)}")
 
 
+def check_choices(settings: FromParameters, **choices: tuple) -> None:
+    """Raise ValueError where a field is set to none of its choices."""
+    for name, known in choices.items():
+        if getattr(settings, name) not in known:
+            raise ValueError(f"{name}={getattr(settings, name)!r}: choose {' or '.join(map(repr, known))}")
+
+
+def check_least(settings: FromParameters, **lowest: float) -> None:
+    """Raise ValueError where a field lies below its lowest value, or is NaN."""
+    for name, least in lowest.items():
+        if not getattr(settings, name) >= least:
+            raise ValueError(f"{name}={getattr(settings, name)}: at least {least}")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Suggest the known name that resembles a wrong one most, as the rest of a sentence; empty where none does."""
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.4)

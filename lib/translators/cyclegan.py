@@ -27,7 +27,7 @@ from torch.nn.functional import l1_loss
 from lib.data.cohort import LABELS, Cohort
 from lib.data.images import Images
 from lib.run.randomness import torch_generator
-from lib.run.settings import FromParameters
+from lib.run.settings import FromParameters, check_choices, check_least
 from lib.translators.networks import (
     ImagePool,
     PatchGAN,
@@ -70,6 +70,15 @@ class Settings(FromParameters):
     previews: int = 8  # times that the preview images are translated on the way
 
     divisor, smallest = 4, 16  # of the side of images
+
+    def __post_init__(self):
+        check_choices(self, upsampling=("resize", "transposed"))
+        check_least(
+            self, steps=1, batch=1, enlarge=1, width=1, discriminator_width=1, discriminator_layers=1, log_every=1
+        )
+        check_least(self, learning_rate=0, cycle=0, identity=0, noise=0, pool=0, ema=0, blocks=0, previews=0)
+        if self.ema >= 1:
+            raise ValueError(f"ema={self.ema}: below 1, or the averaged generators never learn")
 
     @property
     def stages(self) -> dict[str, int]:

@@ -21,7 +21,7 @@ from lib.run.checkpoints import Checkpoint
 from lib.run.files import from_root
 from lib.run.hardware import accelerator
 from lib.run.randomness import batch_rows, torch_generator
-from lib.run.settings import FromParameters
+from lib.run.settings import FromParameters, check_least
 from lib.run.weights import read_weights
 from lib.statistics.metrics import by_patient, calibration_intercept, choose_threshold
 from lib.translators.training import History, check_finite
@@ -40,6 +40,9 @@ class Settings(FromParameters):
     lr: float = 1e-3  # peak of AdamW after a tenth of the steps, then a cosine down to 0; 3e-4 suits pretrained weights
     weight_decay: float = 0.05  # of AdamW
     validate_every: int = 30  # steps between two looks at the validation patients
+
+    def __post_init__(self):
+        check_least(self, steps=1, batch=1, lr=0, weight_decay=0, validate_every=1)
 
 
 # The network ---------------------------------------------------------------------------------------------------------

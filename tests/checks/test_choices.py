@@ -41,6 +41,11 @@ def test_an_executor_that_cannot_work_is_refused_before_anything_is_touched(monk
     ("values", "message"),
     [
         ({"cyclediff_settings": {"joint": "boht"}}, "joint='boht': choose 'both'"),
+        ({"cyclediff_settings": {}, "cyclegan_upsampling": "foo"}, "upsampling='foo': choose 'resize' or 'transposed'"),
+        ({"cyclediff_settings": {}, "cyclegan_batch": 0}, "batch=0: at least 1"),
+        ({"cyclediff_settings": {}, "classifier_lr": float("nan")}, "lr=nan: at least 0"),
+        ({"cyclediff_settings": {}, "cyclediff_ablations": [["a"]]}, "no ablation"),
+        ({"cyclediff_settings": {}, "learning_curve": [3]}, "3 is no run with trials"),
         ({"cyclediff_settings": {}, "cyclediff_ablations": ["jointly"]}, "no ablation 'jointly'; there are 'as set'"),
         ({"cyclediff_settings": {}, "cyclediff_ablations": ["diffusion only"]}, "changes nothing here"),
     ],

@@ -99,6 +99,13 @@ def test_what_cannot_be_verified_is_refused(study, capsys):
     assert [path.name for path in (study / "runs").iterdir()] == ["a"]
 
 
+def test_a_run_that_is_no_repetition_is_left_alone(study, capsys):
+    shutil.copytree(study / "runs/a", study / "runs/a-verify")
+    assert command(study, "--verify", "a") == 2
+    assert "runs/a-verify is a run, and no repetition of a: move it elsewhere first" in capsys.readouterr().err
+    assert (study / "runs/a-verify/answers.md").exists()
+
+
 def test_an_interrupted_repetition_goes_on_and_one_of_another_state_does_not(study, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

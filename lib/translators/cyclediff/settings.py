@@ -24,15 +24,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lib.run.settings import FromParameters
+from lib.run.settings import FromParameters, check_choices, check_least
 from lib.translators.cyclediff.process import T_MIN
-
-
-def check_choices(settings: Settings | Sampler, **choices: tuple) -> None:
-    """Raise ValueError where a field is set to none of its choices."""
-    for name, known in choices.items():
-        if getattr(settings, name) not in known:
-            raise ValueError(f"{name}={getattr(settings, name)!r}: choose {' or '.join(map(repr, known))}")
 
 
 @dataclass(frozen=True)
@@ -109,9 +102,7 @@ class Settings(FromParameters):
         lowest = {"log_every": 1, "batch": 1, "enlarge": 1, "previews": 0, "ema": 0}
         lowest |= {name: 1 for name in vars(self) if name.endswith("_width")}
         lowest |= {name: 0 for name in ("autoencoder_steps", "warmup_steps", "joint_steps", "pool")}
-        for name, least in lowest.items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name}={getattr(self, name)}: at least {least}")
+        check_least(self, **lowest)
         if not self.ema < 1 or not self.clip > 0:
             raise ValueError(f"ema={self.ema}, clip={self.clip}: needs ema below 1 and clip above 0")
         if not self.unet_multipliers or min(self.unet_multipliers) < 1:
