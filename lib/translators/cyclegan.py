@@ -73,10 +73,9 @@ class Settings(FromParameters):
 
     def __post_init__(self):
         check_choices(self, upsampling=("resize", "transposed"))
-        check_least(
-            self, steps=1, batch=1, enlarge=1, width=1, discriminator_width=1, discriminator_layers=1, log_every=1
-        )
-        check_least(self, learning_rate=0, cycle=0, identity=0, noise=0, pool=0, ema=0, blocks=0, previews=0)
+        check_least(self, steps=1, batch=1, enlarge=1, log_every=1, previews=0, pool=0, ema=0, learning_rate=0)
+        check_least(self, width=1, blocks=0, discriminator_width=1, discriminator_layers=1)
+        check_least(self, cycle=0, identity=0, noise=0)
         if self.ema >= 1:
             raise ValueError(f"ema={self.ema}: below 1, or the averaged generators never learn")
 
