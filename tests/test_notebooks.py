@@ -10,6 +10,7 @@ import nbformat
 import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from matplotlib.figure import Figure
 
 from lib.checks.verify import compare_runs
 from lib.data.cohort import Cohort
@@ -262,6 +263,7 @@ def test_a_second_run_does_nothing(run, capsys):
 def test_every_cell_may_be_run_again(run, tmp_path, monkeypatch):
     """Each code cell twice in a row, on a copy of the finished run: nothing breaks, and the results stay."""
     monkeypatch.setenv("LIB_PROGRESS", "none")
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **how: path.touch())  # saves a minute
     copy = tmp_path / "again"
     shutil.copytree(run, copy)
     records = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["notebooks"]
