@@ -165,9 +165,15 @@ def check_runs(runs: Path, *names: str) -> None:
 
 
 def check_finished(notebooks: list[Notebook], folder: Path, to_do: str) -> None:
-    """Refuse a run that is not finished, since then there is nothing to verify or to publish."""
+    """Refuse a run that is not finished, or whose notebooks do not belong together: nothing to verify or to publish."""
     records = read_manifest(folder).get("notebooks", {})
     for notebook in notebooks:
-        if (state := records.get(notebook.name, {}).get("state", "not run")) != "finished":
+        record = records.get(notebook.name, {})
+        if (state := record.get("state", "not run")) != "finished":
             why = f"({notebook.name} is {state})"
             raise Mistake(f"runs/{folder.name} is not finished {why}, so there is nothing to {to_do}")
+        for name, fingerprint in record.get("inputs", {}).get("before", {}).items():
+            if records[name]["fingerprint"] != fingerprint:
+                why = f"{notebook.name} follows from {name} as it was before it ran again"
+                again = f"run it with --from {notebook.name[:2]}"
+                raise Mistake(f"runs/{folder.name}: {why}, so there is nothing to {to_do}; {again} first")

@@ -9,7 +9,7 @@ from types import ModuleType
 import papermill
 import pytest
 from nbformat.v4 import new_code_cell
-from toy_study import again, command, manifest, snapshot, states, write
+from toy_study import FIRST, again, command, manifest, snapshot, states, write
 
 import run_all
 from lib.run import checkpoints
@@ -286,3 +286,11 @@ def test_only_a_finished_run_is_published(study, capsys, monkeypatch):
     assert again(study, "-p", "how", "error", "--only", "02", "--force") == 1
     assert command(study, "--publish", "a") == 2
     assert "runs/a is not finished (02_second is failed), so there is nothing to publish" in capsys.readouterr().err
+
+
+def test_a_run_whose_notebooks_do_not_belong_together_is_not_published(study, capsys):
+    write(study / "notebooks", "01_first", [*FIRST, new_code_cell("print('more')")])
+    assert again(study, "--only", "01") == 0
+    assert command(study, "--publish", "a") == 2
+    said = "02_second follows from 01_first as it was before it ran again, so there is nothing to publish; run it with"
+    assert said in capsys.readouterr().err
