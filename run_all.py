@@ -110,7 +110,7 @@ def command_line() -> argparse.ArgumentParser:
     add("--slurm-gpus", type=int, default=1, metavar="N", help="of each process of a job; 0: CPUs")
     add("--compare", nargs=2, metavar="RUN", help="write a page of two runs side by side; run nothing")
     add("--verify", metavar="RUN", help="repeat a finished run and compare: are all results the same?")
-    add("--publish", metavar="RUN", help="copy a finished run's figures and captions to figures/")
+    add("--publish", metavar="RUN", help="copy a finished run's figures, captions and answers to figures/")
     add("--list", action="store_true", help="show notebooks, parameters and what would be made anew; run nothing")
     return parser
 
@@ -158,7 +158,7 @@ def verify(name: str, notebooks: list[Notebook], runs: Path) -> int:
 
 
 def publish(name: str, notebooks: list[Notebook], runs: Path) -> int:
-    """Copy a finished run's figures and captions to figures/."""
+    """Copy a finished run's figures, captions and answers to figures/."""
     from lib.report.publish import publish
 
     check_runs(runs, name)
